@@ -1,6 +1,6 @@
 """Train the built-in model and store it exactly as Apple stores a FastVLM checkpoint.
 
-    python benchmarks/train_demo.py                    # 3,600 steps of 64 pictures; resumes
+    python benchmarks/train_demo.py                    # 3,300 steps of 64 pictures; resumes
     python benchmarks/train_demo.py --steps 20 --out /tmp/try
 
 Seeded; stops and resumes at any step (state in --work, written every 200 steps).
@@ -504,7 +504,7 @@ def accuracy_report(checkpoint: Path, tokenizer: Tokenizer, number: int = 500) -
 def main() -> None:
     repository = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=3300)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,272 @@
+"""Qwen2 with its KV cache as an ONNX graph: inputs_embeds -> logits of the last position.
+
+Attention is com.microsoft GroupQueryAttention, which rotates queries and keys itself and writes new
+keys and values into a buffer that the runtime owns.
+
+Source: Qwen2 (arXiv 2407.10671); transformers 4.48.3 modeling_qwen2.py.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import nn
+
+from fastvlm_onnx.export.checkpoint import FloatArray, LazyArray, Weights
+from fastvlm_onnx.export.config import DecoderConfig
+from fastvlm_onnx.export.layers import (
+    MICROSOFT,
+    Graph,
+    MatMul,
+    Op,
+    parameter,
+    stacked,
+    transposed,
+)
+from fastvlm_onnx.names import (
+    ATTENTION_MASK,
+    BATCH_SIZE,
+    DECODER,
+    INPUTS_EMBEDS,
+    LOGITS,
+    PAST_SEQUENCE_LENGTH,
+    SEQUENCE_LENGTH,
+    TOTAL_SEQUENCE_LENGTH,
+    past_names,
+    present_names,
+)
+
+EMBED_TOKENS_WEIGHT = "model.embed_tokens.weight"
+
+
+class RMSNorm(nn.Module):  # type: ignore[misc]
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+
+    def __init__(self, weights: Weights, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = parameter(weights.take("weight", width))
+        self.eps = eps
+
+    def forward(
+        self, op: Op, x: ir.Value, residual: ir.Value | None = None
+    ) -> tuple[ir.Value, ir.Value]:
+        """The norm of x, or of x + residual, and what was normalised."""
+        if residual is None:
+            # Standard operators, in the form that ONNX Runtime fuses into one.
+            mean = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
+            return op.Mul(op.Div(x, op.Sqrt(op.Add(mean, self.eps))), self.weight), x
+        unused = [ir.Value(name=""), ir.Value(name="")]
+        normalized, _, _, total = op.SkipSimplifiedLayerNormalization(
+            x,
+            residual,
+            self.weight,
+            epsilon=self.eps,
+            _domain=MICROSOFT,
+            _outputs=["normalized", *unused, "sum"],
+        )
+        return normalized, total
+
+
+class Attention(nn.Module):  # type: ignore[misc]
+    """Grouped-query attention over the cache; queries, keys and values from one product."""
+
+    def __init__(self, weights: Weights, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        kv_width = config.num_key_value_heads * config.head_dim
+        q_width = config.num_attention_heads * config.head_dim
+        widths = {"q_proj": q_width, "k_proj": kv_width, "v_proj": kv_width}
+        self.qkv_proj = MatMul(
+            transposed(
+                stacked(
+                    [
+                        weights.take(f"{name}.weight", width, config.hidden_size)
+                        for name, width in widths.items()
+                    ]
+                )
+            ),
+            stacked([weights.take(f"{name}.bias", width) for name, width in widths.items()]),
+        )
+        self.o_proj = MatMul(
+            transposed(weights.take("o_proj.weight", config.hidden_size, q_width))
+        )
+
+    def forward(
+        self, op: Op, x: ir.Value, past: tuple[ir.Value, ir.Value], cache: "CacheInputs", last: bool
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        mixed, key, value = op.GroupQueryAttention(
+            self.qkv_proj(op, x),
+            None,
+            None,
+            *past,
+            cache.seqlens_k,
+            cache.total_sequence_length,
+            cache.cos,
+            cache.sin,
+            num_heads=self.config.num_attention_heads,
+            kv_num_heads=self.config.num_key_value_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+            _domain=MICROSOFT,
+            _outputs=3,
+        )
+        if last:
+            mixed = last_position(op, mixed)
+        return self.o_proj(op, mixed), key, value
+
+
+class MLP(nn.Module):  # type: ignore[misc]
+    """down(silu(gate(x)) * up(x)), gate and up from one product."""
+
+    def __init__(self, weights: Weights, config: DecoderConfig) -> None:
+        super().__init__()
+        wide, narrow = config.intermediate_size, config.hidden_size
+        self.wide = wide
+        self.gate_up_proj = MatMul(
+            transposed(
+                stacked(
+                    [
+                        weights.take("gate_proj.weight", wide, narrow),
+                        weights.take("up_proj.weight", wide, narrow),
+                    ]
+                )
+            )
+        )
+        self.down_proj = MatMul(transposed(weights.take("down_proj.weight", narrow, wide)))
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        gate, up = op.Split(self.gate_up_proj(op, x), [self.wide] * 2, axis=-1, _outputs=2)
+        return self.down_proj(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), up))
+
+
+class DecoderLayer(nn.Module):  # type: ignore[misc]
+    def __init__(self, weights: Weights, config: DecoderConfig) -> None:
+        super().__init__()
+        eps, width = config.rms_norm_eps, config.hidden_size
+        self.input_layernorm = RMSNorm(weights / "input_layernorm", width, eps)
+        self.self_attn = Attention(weights / "self_attn", config)
+        self.post_attention_layernorm = RMSNorm(weights / "post_attention_layernorm", width, eps)
+        self.mlp = MLP(weights / "mlp", config)
+
+    def forward(
+        self,
+        op: Op,
+        residual: ir.Value,
+        update: ir.Value | None,
+        past: tuple[ir.Value, ir.Value],
+        cache: "CacheInputs",
+        last: bool,
+    ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
+        """Returns residual and update, not yet added so that the next norm can do it, key, value."""
+        if update is None:
+            normalized, residual = self.input_layernorm(op, residual)
+        else:
+            normalized, residual = self.input_layernorm(op, update, residual)
+        mixed, key, value = self.self_attn(op, normalized, past, cache, last)
+        if last:
+            # Only the last position's logits are wanted: the rest of this layer needs one row.
+            residual = last_position(op, residual)
+        normalized, residual = self.post_attention_layernorm(op, mixed, residual)
+        return residual, self.mlp(op, normalized), key, value
+
+
+def last_position(op: Op, x: ir.Value) -> ir.Value:
+    """[B, sequence_length, width] -> [B, 1, width]."""
+    return op.Slice(x, [-1], [np.iinfo(np.int64).max], [1])
+
+
+class CacheInputs:
+    """What GroupQueryAttention needs to know besides the cache: lengths, and rotary tables."""
+
+    def __init__(self, graph: Graph, config: DecoderConfig) -> None:
+        op = graph.op
+        mask = graph.input(
+            ATTENTION_MASK, ir.DataType.INT64, [BATCH_SIZE, TOTAL_SEQUENCE_LENGTH]
+        )
+        valid = op.ReduceSum(mask, [1], keepdims=0)
+        self.seqlens_k = op.Cast(op.Sub(valid, 1), to=ir.DataType.INT32)
+        total = op.Squeeze(op.Shape(mask, start=1, end=2), [0])
+        self.total_sequence_length = op.Cast(total, to=ir.DataType.INT32)
+        self.cos, self.sin = (
+            op.initializer(parameter(table).const_value, name)
+            for name, table in zip(("cos_cache", "sin_cache"), rotary_tables(config), strict=True)
+        )
+
+
+def rotary_tables(config: DecoderConfig) -> tuple[LazyArray, LazyArray]:
+    """cos and sin of position * rope_theta^(-2i / head_dim), float32 [context, head_dim / 2]."""
+    half = config.head_dim // 2
+
+    def angles() -> FloatArray:
+        # In float32 like transformers' Qwen2RotaryEmbedding, so that far positions agree too.
+        exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+        frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
+        positions = np.arange(config.max_position_embeddings, dtype=np.float32)
+        table: FloatArray = positions[:, None] * frequencies.astype(np.float32)[None]
+        return table
+
+    shape = (config.max_position_embeddings, half)
+    return LazyArray(shape, lambda: np.cos(angles())), LazyArray(shape, lambda: np.sin(angles()))
+
+
+def build_decoder(weights: Weights, config: DecoderConfig, producer_version: str) -> ir.Model:
+    """inputs_embeds and the cache -> logits [B, 1, vocab_size] of the last position, and the cache.
+
+    Args:
+        weights: the checkpoint at its root: `model.layers...`, `model.norm`, `lm_head`.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    model = weights / "model"
+    layers = nn.ModuleList(
+        [DecoderLayer(model / f"layers.{i}", config) for i in range(config.num_hidden_layers)]
+    )
+    layers._set_name("layers")
+    norm = RMSNorm(model / "norm", config.hidden_size, config.rms_norm_eps)
+    norm._set_name("norm")
+    lm_head = MatMul(transposed(lm_head_rows(weights, config)))
+    lm_head._set_name("lm_head")
+
+    graph = Graph(DECODER)
+    op = graph.op
+    residual = graph.input(
+        INPUTS_EMBEDS, ir.DataType.FLOAT, [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]
+    )
+    cache = CacheInputs(graph, config)
+    heads = [BATCH_SIZE, config.num_key_value_heads]
+    update = None
+    presents: list[ir.Value] = []
+    for i, layer in enumerate(layers):
+        shape = [*heads, PAST_SEQUENCE_LENGTH, config.head_dim]
+        key_name, value_name = past_names(i)
+        past = (
+            graph.input(key_name, ir.DataType.FLOAT, shape),
+            graph.input(value_name, ir.DataType.FLOAT, shape),
+        )
+        last = i == config.num_hidden_layers - 1
+        residual, update, *present = layer(op, residual, update, past, cache, last)
+        presents += present
+    hidden, _ = norm(op, update, residual)
+    graph.output(LOGITS, lm_head(op, hidden), [BATCH_SIZE, 1, config.vocab_size])
+    for i in range(config.num_hidden_layers):
+        for name, value in zip(present_names(i), presents[2 * i : 2 * i + 2], strict=True):
+            graph.output(name, value, [*heads, TOTAL_SEQUENCE_LENGTH, config.head_dim])
+    return graph.finish(producer_version)
+
+
+def lm_head_rows(weights: Weights, config: DecoderConfig) -> LazyArray:
+    """float32 [vocab_size, hidden_size], cut to the tokenizer's length as predict.py does."""
+    name = EMBED_TOKENS_WEIGHT if config.is_tied else "lm_head.weight"
+    return first_rows(weights, name, config)
+
+
+def embedding_rows(weights: Weights, config: DecoderConfig) -> LazyArray:
+    """float32 [vocab_size, hidden_size], the rows that the runtime gathers by token id."""
+    return first_rows(weights, EMBED_TOKENS_WEIGHT, config)
+
+
+def first_rows(weights: Weights, name: str, config: DecoderConfig) -> LazyArray:
+    """The rows of an embedding matrix that the tokenizer can reach."""
+    # The file may hold more rows than there are tokens (151,936 for 151,646 in the 0.5B).
+    rows = max(weights.rows_of(name), config.vocab_size)
+    matrix = weights.take(name, rows, config.hidden_size)
+    return matrix.then(lambda m: m[: config.vocab_size], config.vocab_size, config.hidden_size)

@@ -1,0 +1,283 @@
+"""export_package(): a checkpoint in, a folder of ONNX graphs out, top to bottom."""
+
+import errno
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.external_data import convert_tensors_to_external
+
+import fastvlm_onnx
+from fastvlm_onnx.errors import InputError, PackageError
+from fastvlm_onnx.export.card import license_text, write_card
+from fastvlm_onnx.export.checkpoint import (
+    PROJECTOR_PREFIX,
+    VISION_PREFIX,
+    Checkpoint,
+    LazyArray,
+    Weights,
+    check_image_size,
+    open_checkpoint,
+)
+from fastvlm_onnx.export.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.decoder import build_decoder, embedding_rows
+from fastvlm_onnx.export.projector import build_projector
+from fastvlm_onnx.export.unfinished import check_destination, unfinished_folder
+from fastvlm_onnx.export.vision_encoder import build_vision_encoder
+from fastvlm_onnx.names import (
+    CARD_FILE,
+    DECODER,
+    EMBED_TOKENS_FILE,
+    LICENSE_FILE,
+    PRECISIONS,
+    PROJECTOR,
+    TOKENIZER_FILE,
+    graph_file,
+    vision_encoder_file,
+    weights_file,
+)
+from fastvlm_onnx.package import (
+    FORMAT_VERSION,
+    DecoderFormat,
+    ImageFormat,
+    Manifest,
+    PromptFormat,
+    Source,
+    Variant,
+    describe_file,
+)
+
+# Smaller tensors stay inside the graph: some loaders refuse tiny external ones.
+INLINE_BYTES: Final = 1024
+# Page-aligned tensors can be mapped into memory instead of read.
+ALIGNMENT_BYTES: Final = 4096
+
+# The qwen_2 conversation of predict.py, cut where the image and the user's words go.
+PROMPT: Final = PromptFormat(
+    before_image="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+    before_prompt="\n",
+    after_prompt="<|im_end|>\n<|im_start|>assistant\n",
+)
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage's name, bytes written so far, and bytes in all."""
+
+
+def no_progress(stage: str, written_bytes: int, total_bytes: int) -> None:
+    """The default: nobody is told."""
+
+
+def export_package(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    image_sizes: Sequence[int] | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Manifest:
+    """Export a checkpoint as one folder that needs no PyTorch to run.
+
+    Args:
+        source: a checkpoint folder, or `demo` for the built-in one.
+        destination: the folder to make; nothing is there until all of it is.
+        precisions: variants to write, of `names.PRECISIONS`.
+        image_sizes: sides of the square input in pixels, the first being the default; the
+            checkpoint's own when None.
+        overwrite: replace a package that is already there, once the new one is whole.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read; nothing was written.
+        UnsupportedError: its configuration, or an image size, is not built.
+        InputError: an unknown precision.
+        PackageError: the destination exists or cannot be written.
+    """
+    destination = Path(destination).absolute()
+
+    # 1. Everything that can be refused is refused before a byte is written.
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}."
+            )
+    check_destination(destination, overwrite)
+    checkpoint = open_checkpoint(source)
+    sizes = tuple(dict.fromkeys(image_sizes or (checkpoint.config.vision.image_size,)))
+    for size in sizes:
+        check_image_size(size)
+
+    # 2. Declare the graphs; every tensor of the checkpoint is accounted for.
+    graphs = _declare_graphs(checkpoint, sizes)
+
+    # 3. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
+    writer = _Writer(graphs, progress)
+    _check_disk_space(destination, writer.total_bytes)
+    with unfinished_folder(destination) as folder:
+        try:
+            writer.write(folder)
+            (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
+            (folder / LICENSE_FILE).write_text(license_text(checkpoint), encoding="utf-8")
+            manifest = _describe(checkpoint, sizes)
+            write_card(folder / CARD_FILE, manifest)
+
+            # 4. The manifest last, then the folder takes its name.
+            progress("checksums", writer.total_bytes, writer.total_bytes)
+            names = sorted(path.name for path in folder.iterdir())
+            manifest = replace(
+                manifest, files={name: describe_file(folder / name) for name in names}
+            )
+            manifest.write(folder)
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise PackageError(
+                f"{destination}: could not be written ({reason}); nothing was left behind. "
+                f"The package needs {writer.total_bytes / 1e6:,.0f} MB."
+            ) from None
+    return manifest
+
+
+# --- declaring ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """Models by file name, and the token embeddings, which are no graph."""
+
+    models: Mapping[str, ir.Model]
+    embed_tokens: LazyArray
+
+
+def _declare_graphs(checkpoint: Checkpoint, sizes: Sequence[int]) -> _Graphs:
+    config, version = checkpoint.config, fastvlm_onnx.__version__
+    weights = Weights(checkpoint.tensors)
+    vision = weights / VISION_PREFIX.rstrip(".")
+    models = {
+        vision_encoder_file(size, "fp32"): build_vision_encoder(
+            vision, config.vision, size, version
+        )
+        for size in sizes
+    }
+    projector = weights / PROJECTOR_PREFIX.rstrip(".")
+    models[graph_file(PROJECTOR, "fp32")] = build_projector(projector, config, version)
+    models[graph_file(DECODER, "fp32")] = build_decoder(weights, config.decoder, version)
+    embed_tokens = embedding_rows(weights, config.decoder)
+    weights.check_all_taken()
+    return _Graphs(models, embed_tokens)
+
+
+def _describe(checkpoint: Checkpoint, sizes: Sequence[int]) -> Manifest:
+    decoder = checkpoint.config.decoder
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        source=Source(
+            name=checkpoint.name,
+            model_type="llava_qwen2",
+            exporter=f"fastvlm-onnx {fastvlm_onnx.__version__}",
+            parameters=sum(
+                int(np.prod(tensor.shape, dtype=np.int64)) for tensor in checkpoint.tensors.values()
+            ),
+        ),
+        image=ImageFormat(
+            default_size=sizes[0],
+            patch_size=VISION_PATCH_SIZE,
+            padding="pad",
+            resample="bicubic",
+            rescale="1/255",
+        ),
+        prompt=PROMPT,
+        decoder=DecoderFormat(
+            hidden_size=decoder.hidden_size,
+            num_hidden_layers=decoder.num_hidden_layers,
+            num_key_value_heads=decoder.num_key_value_heads,
+            head_dim=decoder.head_dim,
+            vocab_size=decoder.vocab_size,
+            context_length=decoder.max_position_embeddings,
+            eos_token_ids=list(decoder.eos_token_ids),
+        ),
+        variants={
+            "fp32": Variant(
+                vision_encoder={str(size): vision_encoder_file(size, "fp32") for size in sizes},
+                projector=graph_file(PROJECTOR, "fp32"),
+                decoder=graph_file(DECODER, "fp32"),
+                embed_tokens=EMBED_TOKENS_FILE,
+            )
+        },
+        files={},
+    )
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Writes graphs, weights and embeddings, and reports progress in bytes."""
+
+    def __init__(self, graphs: _Graphs, progress: Progress) -> None:
+        self.graphs, self.progress = graphs, progress
+        self.written_bytes = 0
+        weights = {
+            (weights_file(name), tensor.name): tensor.nbytes
+            for name, model in graphs.models.items()
+            for tensor in _external_tensors(model).values()
+        }
+        self.total_bytes = sum(weights.values()) + graphs.embed_tokens.size_bytes
+
+    def write(self, folder: Path) -> None:
+        written: dict[str, dict[str, ir.ExternalTensor]] = {}
+        for name, model in self.graphs.models.items():
+            stage = name.split(".")[0].replace("_", " ")
+            data_file = weights_file(name)
+            # Graphs of several image sizes hold the same weights: written once, named by all.
+            if data_file not in written:
+                written[data_file] = self._write_weights(model, folder, data_file, stage)
+            for value in model.graph.initializers.values():
+                if value.name in written[data_file]:
+                    value.const_value = written[data_file][value.name]
+            ir.save(model, folder / name)
+        self._write_embed_tokens(folder / EMBED_TOKENS_FILE)
+
+    def _write_weights(
+        self, model: ir.Model, folder: Path, data_file: str, stage: str
+    ) -> dict[str, ir.ExternalTensor]:
+        tensors = _external_tensors(model)
+
+        def count(tensor: ir.TensorProtocol, _: object) -> None:
+            self.progress(stage, self.written_bytes, self.total_bytes)
+            self.written_bytes += tensor.nbytes
+
+        external = convert_tensors_to_external(
+            list(tensors.values()), folder, data_file, callback=count, alignment=ALIGNMENT_BYTES
+        )
+        return dict(zip(tensors, external, strict=True))
+
+    def _write_embed_tokens(self, path: Path) -> None:
+        """float16 when that is exact, as it mostly is from bfloat16; else float32."""
+        self.progress(EMBED_TOKENS_FILE, self.written_bytes, self.total_bytes)
+        rows = self.graphs.embed_tokens.read()
+        with np.errstate(over="ignore"):
+            half = rows.astype(np.float16)
+        np.save(path, half if np.array_equal(half.astype(np.float32), rows) else rows)
+        self.written_bytes += self.graphs.embed_tokens.size_bytes
+        self.progress(EMBED_TOKENS_FILE, self.written_bytes, self.total_bytes)
+
+
+def _external_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    return {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES
+    }
+
+
+def _check_disk_space(destination: Path, needed_bytes: int) -> None:
+    existing = next(p for p in destination.parents if p.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise PackageError(
+            f"{existing}: {free_bytes / 1e6:,.0f} MB are free, and the package needs "
+            f"{needed_bytes / 1e6:,.0f} MB; make room, or give another folder with -o."
+        )

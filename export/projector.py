@@ -1,0 +1,40 @@
+"""The projector as an ONNX graph: image_hidden_states -> image_features (mlp2x_gelu)."""
+
+import onnx_ir as ir
+
+from fastvlm_onnx.export.checkpoint import Weights
+from fastvlm_onnx.export.config import FastVLMConfig
+from fastvlm_onnx.export.layers import Graph, MatMul, transposed
+from fastvlm_onnx.names import (
+    BATCH_SIZE,
+    IMAGE_FEATURES,
+    IMAGE_HIDDEN_STATES,
+    NUM_IMAGE_TOKENS,
+    PROJECTOR,
+)
+
+
+def build_projector(weights: Weights, config: FastVLMConfig, producer_version: str) -> ir.Model:
+    """Linear, exact GELU, Linear: float32 [B, N, vision hidden] -> [B, N, decoder hidden].
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    in_size, out_size = config.vision.hidden_size, config.decoder.hidden_size
+
+    def linear(name: str, width: int) -> MatMul:
+        scope = weights / name
+        layer = MatMul(
+            transposed(scope.take("weight", out_size, width)), scope.take("bias", out_size)
+        )
+        layer._set_name(f"mm_projector.{name}")
+        return layer
+
+    graph = Graph(PROJECTOR)
+    x = graph.input(
+        IMAGE_HIDDEN_STATES, ir.DataType.FLOAT, [BATCH_SIZE, NUM_IMAGE_TOKENS, in_size]
+    )
+    hidden = graph.op.Gelu(linear("0", in_size)(graph.op, x))
+    features = linear("2", out_size)(graph.op, hidden)
+    graph.output(IMAGE_FEATURES, features, [BATCH_SIZE, NUM_IMAGE_TOKENS, out_size])
+    return graph.finish(producer_version)

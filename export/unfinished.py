@@ -1,0 +1,88 @@
+"""A folder that appears whole or not at all."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastvlm_onnx.errors import PackageError
+from fastvlm_onnx.names import MANIFEST_FILE
+
+
+def check_destination(folder: Path, overwrite: bool) -> None:
+    """Raise PackageError if `folder` exists and may not be replaced.
+
+    Only an exported package or an empty folder is ever replaced: `-o .` must not cost a project.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.is_dir() and (folder / MANIFEST_FILE).is_file():
+        if not overwrite:
+            raise PackageError(
+                f"{folder}: already holds a package; give --overwrite to replace it, "
+                "or another folder with -o."
+            )
+    elif folder.exists() or folder.is_symlink():
+        raise PackageError(
+            f"{folder}: exists and is no package, so it is not replaced; "
+            "give a new folder with -o."
+        )
+
+
+@contextmanager
+def unfinished_folder(destination: Path) -> Iterator[Path]:
+    """A hidden folder beside `destination` that becomes it on success and vanishes on failure.
+
+    Raises:
+        PackageError: the parent cannot be written.
+    """
+    parent, name = destination.parent, destination.name
+    unfinished = parent / f".{name}.unfinished-{os.getpid()}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent, name)
+        unfinished.mkdir()
+    except OSError as error:
+        raise PackageError(
+            f"{parent}: cannot be written ({error.strerror}); give another folder with -o."
+        ) from None
+    try:
+        yield unfinished
+        _put_in_place(unfinished, destination)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put_in_place(unfinished: Path, destination: Path) -> None:
+    if not destination.exists():
+        unfinished.rename(destination)
+        return
+    # The old package stays whole under a hidden name until the new one is in its place.
+    old = unfinished.with_name(unfinished.name.replace(".unfinished-", ".replaced-"))
+    destination.rename(old)
+    try:
+        unfinished.rename(destination)
+    except BaseException:
+        old.rename(destination)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path, name: str) -> None:
+    """Clear what an export into the same folder left when it was killed."""
+    for path in parent.glob(f".{name}.unfinished-*"):
+        match = re.fullmatch(r".*\.unfinished-(\d+)", path.name)
+        if match and not _is_running(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

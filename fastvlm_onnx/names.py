@@ -1,0 +1,68 @@
+"""Names that both sides, and other runtimes, rely on: tensors, axes, files, precisions.
+
+Changing one here changes the format.
+"""
+
+from typing import Final
+
+# --- graphs and their tensors ------------------------------------------------------------------
+
+VISION_ENCODER: Final = "vision_encoder"
+PROJECTOR: Final = "projector"
+DECODER: Final = "decoder"
+EMBED_TOKENS: Final = "embed_tokens"
+
+PIXEL_VALUES: Final = "pixel_values"
+IMAGE_HIDDEN_STATES: Final = "image_hidden_states"
+IMAGE_FEATURES: Final = "image_features"
+INPUTS_EMBEDS: Final = "inputs_embeds"
+ATTENTION_MASK: Final = "attention_mask"
+LOGITS: Final = "logits"
+
+
+def past_names(layer: int) -> tuple[str, str]:
+    """Decoder inputs that hold layer `layer`'s keys and values."""
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    """Decoder outputs that hold layer `layer`'s keys and values."""
+    return f"present.{layer}.key", f"present.{layer}.value"
+
+
+# --- symbolic axes: every one that is not a number ---------------------------------------------
+
+BATCH_SIZE: Final = "batch_size"
+SEQUENCE_LENGTH: Final = "sequence_length"
+PAST_SEQUENCE_LENGTH: Final = "past_sequence_length"
+TOTAL_SEQUENCE_LENGTH: Final = "total_sequence_length"
+NUM_IMAGE_TOKENS: Final = "num_image_tokens"
+
+# --- files of a package ------------------------------------------------------------------------
+
+MANIFEST_FILE: Final = "fastvlm.json"
+TOKENIZER_FILE: Final = "tokenizer.json"
+EMBED_TOKENS_FILE: Final = "embed_tokens.npy"
+LICENSE_FILE: Final = "LICENSE_MODEL"
+CARD_FILE: Final = "README.md"
+
+PRECISIONS: Final = ("fp32",)
+IMAGE_TOKEN: Final = "<image>"
+
+
+def vision_encoder_file(image_size: int, precision: str) -> str:
+    return f"vision_encoder.{image_size}.{precision}.onnx"
+
+
+def graph_file(graph: str, precision: str) -> str:
+    """File name of the projector or the decoder."""
+    return f"{graph}.{precision}.onnx"
+
+
+def weights_file(graph_file_name: str) -> str:
+    """The weights beside a graph; a vision encoder's image sizes share one file.
+
+    `vision_encoder.1024.fp32.onnx` -> `vision_encoder.fp32.onnx.data`.
+    """
+    graph, *size, precision, suffix = graph_file_name.split(".")
+    return ".".join((graph, precision, suffix, "data"))

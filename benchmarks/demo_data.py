@@ -263,7 +263,9 @@ def describe(sample: Sample) -> str:
 
 def count(sample: Sample) -> str:
     number = len(sample.shapes)
-    return f"There {'is' if number == 1 else 'are'} {NUMBER_WORDS[number]} shape{'s'[number == 1 :]}."
+    return (
+        f"There {'is' if number == 1 else 'are'} {NUMBER_WORDS[number]} shape{'s'[number == 1 :]}."
+    )
 
 
 def ask(sample: Sample, rng: random.Random) -> list[Question]:

@@ -167,9 +167,7 @@ def pack(tokenizer: Tokenizer, sample: data.Sample, step: int, i: int) -> tuple[
     end = len(prefix)
     questions = data.ask(sample, random.Random(step * 1_000_003 + i))
     for segment, question in enumerate(questions, 1):
-        asked = encode(
-            tokenizer, f"\n{question.prompt}<|im_end|>\n<|im_start|>assistant\n"
-        )
+        asked = encode(tokenizer, f"\n{question.prompt}<|im_end|>\n<|im_start|>assistant\n")
         assert asked[:1] == newline
         asked = asked[1:]
         answer = encode(tokenizer, f"{question.answer}<|im_end|>")
@@ -274,7 +272,10 @@ class TokenHead(nn.Module):
     def loss(self, image_features: Tensor, shapes: Tensor, characters: Tensor) -> Tensor:
         """float32 [7]: shape, colour, place; then character and place of the left, right half."""
         parts = self.linear(image_features).flatten(0, 1).split(self.sizes, dim=-1)
-        targets = [*shapes.flatten(0, 1).unbind(-1), *characters.flatten(2).flatten(0, 1).unbind(-1)]
+        targets = [
+            *shapes.flatten(0, 1).unbind(-1),
+            *characters.flatten(2).flatten(0, 1).unbind(-1),
+        ]
         losses = []
         for logits, target in zip(parts, targets, strict=True):
             # Most tokens hold nothing; unweighted, "nothing" is all that would be learned.

@@ -1,1 +1,1 @@
-"""x"""
+"""Turn a FastVLM checkpoint into a folder of ONNX graphs, without PyTorch."""

@@ -85,9 +85,7 @@ class Attention(nn.Module):  # type: ignore[misc]
             ),
             stacked([weights.take(f"{name}.bias", width) for name, width in widths.items()]),
         )
-        self.o_proj = MatMul(
-            transposed(weights.take("o_proj.weight", config.hidden_size, q_width))
-        )
+        self.o_proj = MatMul(transposed(weights.take("o_proj.weight", config.hidden_size, q_width)))
 
     def forward(
         self, op: Op, x: ir.Value, past: tuple[ir.Value, ir.Value], cache: "CacheInputs", last: bool
@@ -178,9 +176,7 @@ class CacheInputs:
 
     def __init__(self, graph: Graph, config: DecoderConfig) -> None:
         op = graph.op
-        mask = graph.input(
-            ATTENTION_MASK, ir.DataType.INT64, [BATCH_SIZE, TOTAL_SEQUENCE_LENGTH]
-        )
+        mask = graph.input(ATTENTION_MASK, ir.DataType.INT64, [BATCH_SIZE, TOTAL_SEQUENCE_LENGTH])
         valid = op.ReduceSum(mask, [1], keepdims=0)
         self.seqlens_k = op.Cast(op.Sub(valid, 1), to=ir.DataType.INT32)
         total = op.Squeeze(op.Shape(mask, start=1, end=2), [0])

@@ -220,9 +220,9 @@ class _Writer:
         self.graphs, self.progress = graphs, progress
         self.written_bytes = 0
         weights = {
-            (weights_file(name), tensor.name): tensor.nbytes
+            (weights_file(name), tensor_name): tensor.nbytes
             for name, model in graphs.models.items()
-            for tensor in _external_tensors(model).values()
+            for tensor_name, tensor in _external_tensors(model).items()
         }
         self.total_bytes = sum(weights.values()) + graphs.embed_tokens.size_bytes
 

@@ -31,9 +31,7 @@ def build_projector(weights: Weights, config: FastVLMConfig, producer_version: s
         return layer
 
     graph = Graph(PROJECTOR)
-    x = graph.input(
-        IMAGE_HIDDEN_STATES, ir.DataType.FLOAT, [BATCH_SIZE, NUM_IMAGE_TOKENS, in_size]
-    )
+    x = graph.input(IMAGE_HIDDEN_STATES, ir.DataType.FLOAT, [BATCH_SIZE, NUM_IMAGE_TOKENS, in_size])
     hidden = graph.op.Gelu(linear("0", in_size)(graph.op, x))
     features = linear("2", out_size)(graph.op, hidden)
     graph.output(IMAGE_FEATURES, features, [BATCH_SIZE, NUM_IMAGE_TOKENS, out_size])

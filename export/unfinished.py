@@ -26,8 +26,7 @@ def check_destination(folder: Path, overwrite: bool) -> None:
             )
     elif folder.exists() or folder.is_symlink():
         raise PackageError(
-            f"{folder}: exists and is no package, so it is not replaced; "
-            "give a new folder with -o."
+            f"{folder}: exists and is no package, so it is not replaced; give a new folder with -o."
         )
 
 

@@ -262,5 +262,7 @@ def build_vision_encoder(
     )
     hidden_states = FastViTHD(weights, config, image_size)(graph.op, pixel_values)
     num_image_tokens = (image_size // 64) ** 2
-    graph.output(IMAGE_HIDDEN_STATES, hidden_states, [BATCH_SIZE, num_image_tokens, config.hidden_size])
+    graph.output(
+        IMAGE_HIDDEN_STATES, hidden_states, [BATCH_SIZE, num_image_tokens, config.hidden_size]
+    )
     return graph.finish(producer_version)

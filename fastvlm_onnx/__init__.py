@@ -1,2 +1,61 @@
-"""Run Apple's FastVLM outside PyTorch."""
+"""Run Apple's FastVLM with numpy and ONNX Runtime, without PyTorch.
+
+    import fastvlm_onnx
+    model = fastvlm_onnx.load("demo-onnx")
+    print(model.generate("photo.jpg", "Describe the image.").text)
+
+Importing this package imports neither numpy nor onnxruntime; the first use of `load` does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fastvlm_onnx.errors import (
+    CheckpointError,
+    FastVLMError,
+    InputError,
+    PackageError,
+    PromptTooLongError,
+    ProviderError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from fastvlm_onnx.runtime.generation import Generation, Piece, Timings
+    from fastvlm_onnx.runtime.model import FastVLM, load
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "FastVLM",
+    "FastVLMError",
+    "Generation",
+    "InputError",
+    "PackageError",
+    "Piece",
+    "PromptTooLongError",
+    "ProviderError",
+    "Timings",
+    "UnsupportedError",
+    "__version__",
+    "load",
+]
+
+_LAZY = {
+    "FastVLM": "fastvlm_onnx.runtime.model",
+    "load": "fastvlm_onnx.runtime.model",
+    "Generation": "fastvlm_onnx.runtime.generation",
+    "Piece": "fastvlm_onnx.runtime.generation",
+    "Timings": "fastvlm_onnx.runtime.generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

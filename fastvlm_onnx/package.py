@@ -172,7 +172,12 @@ def check_files(folder: Path, names: list[str], manifest: Manifest) -> None:
                 "the file was cut or replaced: copy or export the package again."
             )
     for name in names:
-        found = sha256_of(folder / name)
+        try:
+            found = sha256_of(folder / name)
+        except OSError as error:
+            raise PackageError(
+                f"{folder / name}: cannot be read ({error.strerror}); check its permissions."
+            ) from None
         if found != manifest.files[name].sha256:
             raise PackageError(
                 f"{folder / name}: sha256 is {found[:12]}…, expected "
@@ -216,16 +221,23 @@ def _parse(value: Any, expected: Any, where: str, path: Path) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise _misfit(path, where, value, "an object")
-        return {k: _parse(v, get_args(expected)[1], _join(where, k), path) for k, v in value.items()}
+        return {
+            k: _parse(v, get_args(expected)[1], _join(where, k), path) for k, v in value.items()
+        }
     if origin is list:
         if not isinstance(value, list):
             raise _misfit(path, where, value, "a list")
-        return [_parse(v, get_args(expected)[0], _join(where, str(i)), path) for i, v in enumerate(value)]
+        return [
+            _parse(v, get_args(expected)[0], _join(where, str(i)), path)
+            for i, v in enumerate(value)
+        ]
     if expected is Any:
         return value
     assert not isinstance(expected, UnionType), "the manifest has no optional fields"
     if type(value) is not expected or (expected is int and value < 0):
-        raise _misfit(path, where, value, {"int": "a number >= 0", "str": "a text"}[expected.__name__])
+        raise _misfit(
+            path, where, value, {"int": "a number >= 0", "str": "a text"}[expected.__name__]
+        )
     return value
 
 
@@ -243,7 +255,9 @@ def _misfit(path: Path, where: str, value: Any, expected: str) -> PackageError:
 def _check_references(manifest: Manifest, path: Path) -> None:
     for name in manifest.files:
         if _leaves_folder(name):
-            raise PackageError(f"{path}: files.{name} leaves the package's folder; do not trust it.")
+            raise PackageError(
+                f"{path}: files.{name} leaves the package's folder; do not trust it."
+            )
     if not manifest.variants:
         raise PackageError(f"{path}: variants is empty; export the package again.")
     for precision, variant in manifest.variants.items():
@@ -267,4 +281,10 @@ def _check_references(manifest: Manifest, path: Path) -> None:
 
 def _leaves_folder(name: str) -> bool:
     pure = PurePosixPath(name)
-    return pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or len(pure.parts) != 1
+    return (
+        pure.is_absolute()
+        or ".." in pure.parts
+        or "\\" in name
+        or ":" in name
+        or len(pure.parts) != 1
+    )

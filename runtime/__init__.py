@@ -1,1 +1,1 @@
-"""x"""
+"""Answer questions about pictures from an exported folder, with numpy and ONNX Runtime alone."""

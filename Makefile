@@ -1,0 +1,71 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv and leave nothing else.
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TEST_PACKAGE = $(CURDIR)/.venv-cpu/demo-package
+
+.PHONY: demo test test-runtime test-slow check format train clean
+
+# --- the main job: export the built-in model and ask it questions; no PyTorch -------------------
+
+demo: .venv/installed-demo
+	.venv/bin/fastvlm-onnx export demo -o demo-onnx --overwrite
+	.venv/bin/fastvlm-onnx demo --model demo-onnx
+
+# --- tests ---------------------------------------------------------------------------------------
+
+test: .venv/installed-all test-runtime
+	.venv/bin/python -m pytest
+
+# The runtime's tests where numpy, onnxruntime, tokenizers, pillow and click are all there is.
+test-runtime: .venv/installed-all .venv-cpu/installed
+	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
+	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-cpu/bin/python -m pytest tests/runtime
+
+test-slow: .venv/installed-all
+	.venv/bin/python -m pytest -m slow
+
+# --- lint and types ------------------------------------------------------------------------------
+
+check: .venv/installed-all .types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/installed-all
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# mypy cannot map folders as setuptools does: it reads the package through links.
+.types:
+	mkdir -p .types/fastvlm_onnx
+	cd .types/fastvlm_onnx && ln -sf ../../fastvlm_onnx/* . && ln -sfn ../../export export \
+		&& ln -sfn ../../runtime runtime
+.PHONY: .types
+
+# --- environments --------------------------------------------------------------------------------
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed-demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[cpu,export]"
+	touch $@
+
+.venv/installed-all: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[cpu,export,verify,dev]"
+	touch $@ .venv/installed-demo
+
+.venv-cpu/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-cpu
+	.venv-cpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e ".[cpu]" pytest
+	touch $@
+
+# --- the built-in model, from nothing (about an hour and a half on two cores) --------------------
+
+train: .venv/installed-all
+	.venv/bin/python benchmarks/train_demo.py
+
+clean:
+	rm -rf .venv .venv-cpu .types .training demo-onnx build dist *.egg-info

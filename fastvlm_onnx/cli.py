@@ -1,0 +1,229 @@
+"""The commands. Each imports its side only when it runs, so `--help` costs nothing.
+
+Answers go to stdout and nothing else does. Exit codes: 0 done, 1 our fault, 2 the caller's,
+130 interrupted.
+"""
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+import fastvlm_onnx
+from fastvlm_onnx.errors import FastVLMError, InputError
+from fastvlm_onnx.locations import default_model, demo_package, remember_export
+
+
+def main() -> None:
+    """Entry point of `fastvlm-onnx`."""
+    # What Pillow warns of, a very large picture, is either read or refused in our own words.
+    warnings.simplefilter("ignore")
+    debug = "--debug" in sys.argv
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except FastVLMError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our stdout left; closing it again at exit must not complain.
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(fastvlm_onnx.__version__, message="%(version)s")
+@click.option("--debug", is_flag=True, help="Show a traceback with every error.")
+def cli(debug: bool) -> None:
+    """Apple's FastVLM in ONNX Runtime: export a checkpoint, ask about pictures."""
+
+
+# --- export ------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("checkpoint", default="demo")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--precision", default="fp32", show_default=True, help="Variants, with commas.")
+@click.option("--image-size", help="Pixels, with commas; the first is the default.")
+@click.option("--overwrite", is_flag=True, help="Replace a package that is there already.")
+def export(
+    checkpoint: str, output: Path | None, precision: str, image_size: str | None, overwrite: bool
+) -> None:
+    """Export CHECKPOINT, a folder or `demo` (the built-in model), to ONNX graphs."""
+    folder = output or Path(f"{Path(checkpoint).resolve().name}-onnx")
+    sizes = None if image_size is None else _numbers(image_size, "--image-size")
+    _export(checkpoint, folder, precision.split(","), sizes, overwrite)
+    remember_export(folder.absolute())
+    click.echo(f"wrote {folder}", err=True)
+
+
+def _export(
+    checkpoint: str, folder: Path, precisions: list[str], sizes: list[int] | None, overwrite: bool
+) -> None:
+    try:
+        from fastvlm_onnx.export.pipeline import export_package
+    except ImportError as error:
+        raise InputError(
+            f"exporting needs packages that are not installed ({error.name}); "
+            'run `pip install "fastvlm-onnx[export]"`.'
+        ) from None
+    with _progress_bar() as progress:
+        export_package(
+            checkpoint,
+            folder,
+            precisions=precisions,
+            image_sizes=sizes,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr with the stage's name and bytes written; silent when not on a terminal."""
+    state: dict[str, Any] = {"stage": ""}
+    with click.progressbar(
+        length=1,
+        label="export",
+        file=sys.stderr,
+        item_show_func=lambda _: state["stage"],
+        show_eta=False,
+    ) as bar:
+
+        def update(stage: str, written_bytes: int, total_bytes: int) -> None:
+            state["stage"] = f"{stage}, {written_bytes / 1e6:,.1f} of {total_bytes / 1e6:,.1f} MB"
+            bar.length = total_bytes
+            bar.update(written_bytes - bar.pos, current_item=stage)
+
+        yield update
+        state["stage"] = "done"
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} is {text!r}; expected numbers separated by commas.") from None
+
+
+# --- generate ----------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("image")
+@click.argument("prompt")
+@click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
+@click.option("--precision", help="A variant of the package; its first by default.")
+@click.option("--provider", default="auto", show_default=True, help="auto, cpu, cuda or coreml.")
+@click.option("--max-new-tokens", default=256, show_default=True)
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", default=50, show_default=True, help="0 is off.")
+@click.option("--top-p", default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Repeat a drawn answer.")
+@click.option("--image-size", type=int, help="One the package was exported for.")
+@click.option("--threads", type=int, help="Per graph; one per physical core by default.")
+@click.option("--stats", is_flag=True, help="Where the time went, on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")
+def generate(
+    image: str,
+    prompt: str,
+    model: Path | None,
+    precision: str | None,
+    provider: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    image_size: int | None,
+    threads: int | None,
+    stats: bool,
+    as_json: bool,
+) -> None:
+    """Ask PROMPT about IMAGE; the answer streams to stdout."""
+    loaded = fastvlm_onnx.load(
+        model or _default_model(),
+        precision=precision,
+        provider=provider,
+        image_size=image_size,
+        threads=threads,
+    )
+    pieces = loaded.stream(
+        image,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    generation = None
+    for piece in pieces:
+        if not as_json:
+            click.echo(piece.text, nl=False)
+            sys.stdout.flush()
+        generation = piece.generation
+    assert generation is not None
+    click.echo(json.dumps(asdict(generation), ensure_ascii=False) if as_json else "")
+    if stats:
+        timings = generation.timings
+        click.echo(
+            f"load {timings.load:.3f} s, preprocess {timings.preprocess:.3f} s, "
+            f"vision {timings.vision:.3f} s, prefill {timings.prefill:.3f} s "
+            f"({generation.prompt_tokens} tokens), first token {timings.first_token:.3f} s, "
+            f"decode {timings.decode:.3f} s ({len(generation.token_ids)} tokens, "
+            f"{timings.tokens_per_second:.1f} a second), finish_reason {generation.finish_reason}",
+            err=True,
+        )
+
+
+def _default_model() -> Path:
+    chosen = default_model()
+    folder = chosen.folder or demo_package(fastvlm_onnx.__version__)
+    click.echo(f"model: {folder} ({chosen.reason})", err=True)
+    if chosen.folder is None:
+        _export_demo_once(folder)
+    return folder
+
+
+def _export_demo_once(folder: Path) -> None:
+    if not folder.is_dir():
+        _export("demo", folder, ["fp32"], None, overwrite=False)
+
+
+# --- demo --------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--model", type=click.Path(path_type=Path), help="Another exported folder.")
+def demo(model: Path | None) -> None:
+    """Ask the built-in model about its sample pictures."""
+    folder = model or demo_package(fastvlm_onnx.__version__)
+    if model is None:
+        _export_demo_once(folder)
+    loaded = fastvlm_onnx.load(folder)
+    samples = resources.files("fastvlm_onnx") / "demo" / "pictures"
+    questions = json.loads((samples / "questions.json").read_text("utf-8"))
+    for picture, prompts in questions.items():
+        click.echo(picture)
+        content = (samples / picture).read_bytes()
+        for prompt in prompts:
+            click.echo(f"  {prompt}  {loaded.generate(content, prompt).text}")

@@ -1,0 +1,282 @@
+"""FastVLM: a package opened for use, from picture and words to an answer."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvlm_onnx.errors import InputError, PromptTooLongError
+from fastvlm_onnx.names import (
+    DECODER,
+    IMAGE_FEATURES,
+    IMAGE_HIDDEN_STATES,
+    PIXEL_VALUES,
+    PROJECTOR,
+    TOKENIZER_FILE,
+    VISION_ENCODER,
+)
+from fastvlm_onnx.package import Manifest, check_files, read_manifest
+from fastvlm_onnx.runtime.decoding import decode, prefill
+from fastvlm_onnx.runtime.embedding import TokenEmbedding
+from fastvlm_onnx.runtime.generation import Generation, Piece, Timings
+from fastvlm_onnx.runtime.image import Picture, preprocess, read_picture
+from fastvlm_onnx.runtime.prompt import PromptIds, tokenize_prompt
+from fastvlm_onnx.runtime.providers import resolve_provider
+from fastvlm_onnx.runtime.sampling import Sampler, Sampling
+from fastvlm_onnx.runtime.session import DecoderSession, open_session
+from fastvlm_onnx.runtime.tokenizer import StrippedStream, TextStream, TextTokenizer
+
+FloatArray = NDArray[np.float32]
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    precision: str | None = None,
+    provider: str = "auto",
+    image_size: int | None = None,
+    threads: int | None = None,
+) -> "FastVLM":
+    """Open an exported package.
+
+    Args:
+        precision: a variant of the package; its first when None.
+        provider: auto, cpu, cuda or coreml.
+        image_size: side of the square input in pixels, one the package was exported for; its
+            default when None.
+        threads: per graph; one per physical core when None.
+
+    Raises:
+        PackageError: the folder is no package, or a file of it is missing, cut or altered.
+        InputError: the package lacks this precision or image size.
+        ProviderError: ONNX Runtime, or the provider, is not installed.
+    """
+    begin = time.perf_counter()
+    path = Path(folder)
+    manifest = read_manifest(path)
+    precision = _choose_precision(manifest, precision, path)
+    image_size = _choose_image_size(manifest, precision, image_size, path)
+    provider_name = resolve_provider(provider)
+    check_files(path, manifest.files_of(precision, image_size), manifest)
+    return FastVLM(path, manifest, precision, image_size, provider_name, threads, begin)
+
+
+class FastVLM:
+    """A model ready to answer; made by `load`. Answers one question at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        precision: str,
+        image_size: int,
+        provider: str,
+        threads: int | None,
+        load_began: float,
+    ) -> None:
+        variant = manifest.variants[precision]
+        self.manifest, self.precision, self.image_size = manifest, precision, image_size
+        self._folder = folder
+        self._tokenizer = TextTokenizer(folder / TOKENIZER_FILE)
+        self._embed_tokens = TokenEmbedding(folder / variant.embed_tokens, manifest.decoder)
+        graphs = {
+            VISION_ENCODER: variant.vision_encoder[str(image_size)],
+            PROJECTOR: variant.projector,
+            DECODER: variant.decoder,
+        }
+        sessions = {
+            graph: open_session(folder / file, provider, threads) for graph, file in graphs.items()
+        }
+        self.providers = {graph: s.get_providers()[0] for graph, s in sessions.items()}
+        self._vision_encoder, self._projector = sessions[VISION_ENCODER], sessions[PROJECTOR]
+        self._decoder = DecoderSession(sessions[DECODER], manifest.decoder)
+        self._load_seconds = time.perf_counter() - load_began
+
+    def encode_image(self, pixel_values: FloatArray) -> FloatArray:
+        """pixel_values float32 [B, 3, S, S] -> image_features [B, num_image_tokens, hidden_size]."""
+        hidden_states = self._vision_encoder.run(
+            [IMAGE_HIDDEN_STATES], {PIXEL_VALUES: pixel_values}
+        )
+        features: FloatArray = self._projector.run(
+            [IMAGE_FEATURES], {IMAGE_HIDDEN_STATES: hidden_states[0]}
+        )[0]
+        return features
+
+    def generate(
+        self,
+        picture: Picture,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Generation:
+        """Answer a question about a picture.
+
+        Args:
+            picture: a path, bytes, a binary file, a Pillow image, or uint8 [H, W, 3].
+            max_new_tokens: the answer ends there at the latest, or where the context is full.
+            temperature: 0 is greedy and always gives the same answer; see `Sampling`.
+
+        Raises:
+            InputError: the picture, the prompt or a number cannot be used.
+            PromptTooLongError: the prompt does not fit in the context.
+        """
+        pieces = self.stream(
+            picture,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+        *_, last = pieces
+        assert last.generation is not None
+        return last.generation
+
+    def stream(
+        self,
+        picture: Picture,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[Piece]:
+        """`generate`, piece by piece: the pieces' texts joined are the answer's text.
+
+        What can be refused is refused at the call, before the first piece is asked for.
+        """
+        began = time.perf_counter()
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
+        prompt_ids = tokenize_prompt(self._tokenizer, self.manifest.prompt, prompt)
+        max_new_tokens = min(max_new_tokens, self._room_after(prompt_ids))
+        pixel_values = preprocess(read_picture(picture), self.image_size)
+        return self._answer(pixel_values, prompt_ids, Sampler(sampling), max_new_tokens, began)
+
+    def _answer(
+        self,
+        pixel_values: FloatArray,
+        prompt_ids: PromptIds,
+        sample: Sampler,
+        max_new_tokens: int,
+        began: float,
+    ) -> Iterator[Piece]:
+        preprocessed = time.perf_counter()
+
+        # 1. The picture becomes rows of the decoder's input.
+        image_features = self.encode_image(pixel_values)
+        encoded = time.perf_counter()
+        inputs_embeds = np.concatenate(
+            [
+                self._embed_tokens(prompt_ids.before_image),
+                image_features[0],
+                self._embed_tokens(prompt_ids.after_image),
+            ]
+        )[None]
+
+        # 2. Prefill: the whole prompt at once.
+        prompt_tokens = inputs_embeds.shape[1]
+        cache = self._decoder.new_cache(prompt_tokens + max_new_tokens)
+        logits = prefill(self._decoder, inputs_embeds, cache)
+        prefilled = first_token = time.perf_counter()
+
+        # 3. Decode: one token at a time, its text as soon as it is whole.
+        tokens = decode(
+            self._decoder,
+            self._embed_tokens,
+            sample,
+            logits,
+            cache,
+            max_new_tokens,
+            self.manifest.decoder.eos_token_ids,
+        )
+        text_stream, stripped = TextStream(self._tokenizer), StrippedStream()
+        token_ids: list[int] = []
+        texts: list[str] = []
+        while True:
+            try:
+                token_id = next(tokens)
+            except StopIteration as end:
+                finish_reason = end.value
+                break
+            if not token_ids:
+                first_token = time.perf_counter()
+            token_ids.append(token_id)
+            if text := stripped.add(text_stream.add([token_id])):
+                texts.append(text)
+                yield Piece(text)
+        text = stripped.add(text_stream.finish())
+        texts.append(text)
+        ended = time.perf_counter()
+
+        # 4. The last piece carries the whole answer.
+        decode_seconds = ended - first_token
+        runs = len(token_ids) - (finish_reason == "length")  # decoder runs after the prefill
+        yield Piece(
+            text,
+            Generation(
+                text="".join(texts),
+                token_ids=token_ids,
+                finish_reason=finish_reason,
+                prompt_tokens=prompt_tokens,
+                timings=Timings(
+                    load=self._load_seconds,
+                    preprocess=preprocessed - began,
+                    vision=encoded - preprocessed,
+                    prefill=prefilled - encoded,
+                    first_token=first_token - began,
+                    decode=decode_seconds,
+                    tokens_per_second=runs / decode_seconds if runs > 0 else 0.0,
+                ),
+                model=self.manifest.source.name,
+                precision=self.precision,
+                providers=self.providers,
+            ),
+        )
+
+    def _room_after(self, prompt_ids: PromptIds) -> int:
+        """Positions of the context that a prompt and its image leave for the answer."""
+        image_tokens = (self.image_size // self.manifest.image.patch_size) ** 2
+        context = self.manifest.decoder.context_length
+        room = context - len(prompt_ids) - image_tokens
+        if room < 1:
+            raise PromptTooLongError(
+                f"the prompt has {len(prompt_ids)} tokens and the image {image_tokens}, and the "
+                f"context holds {context}; shorten the prompt by at least {1 - room} tokens."
+            )
+        return room
+
+
+def _choose_precision(manifest: Manifest, precision: str | None, folder: Path) -> str:
+    if precision is None:
+        return next(iter(manifest.variants))
+    if precision not in manifest.variants:
+        raise InputError(
+            f"{folder}: has no {precision} variant, only {', '.join(manifest.variants)}; "
+            f"export it with `fastvlm-onnx export CHECKPOINT -o DIR --precision {precision}`."
+        )
+    return precision
+
+
+def _choose_image_size(
+    manifest: Manifest, precision: str, image_size: int | None, folder: Path
+) -> int:
+    sizes = manifest.variants[precision].vision_encoder
+    chosen = manifest.image.default_size if image_size is None else image_size
+    if str(chosen) not in sizes:
+        raise InputError(
+            f"{folder}: was not exported for {chosen} pixels, only for {', '.join(sizes)}; "
+            f"export it with `fastvlm-onnx export CHECKPOINT -o DIR --image-size {chosen}`."
+        )
+    return chosen

@@ -1,0 +1,112 @@
+"""Text <-> token ids, and text that grows token by token.
+
+What a user types is text: special tokens in it stay characters. Only a template's are tokens.
+"""
+
+import codecs
+import re
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from fastvlm_onnx.errors import PackageError
+
+
+class TextTokenizer:
+    """A package's tokenizer.json."""
+
+    def __init__(self, path: Path) -> None:
+        """Load it.
+
+        Raises:
+            PackageError: the file is no tokenizer.
+        """
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise PackageError(
+                f"{path}: not a tokenizer ({error}); export the package again."
+            ) from None
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {token.content: i for i, token in added.items() if token.special}
+        self._special_ids = frozenset(self._special.values())
+        self._splitter = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
+        # Encode `<|im_end|>` in a text as the characters it is made of.
+        self._tokenizer.encode_special_tokens = True
+        self._byte_of = _byte_alphabet()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; what looks like a special token is text like any other."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of a template, in which special tokens are tokens."""
+        ids: list[int] = []
+        end = 0
+        for match in self._splitter.finditer(text):
+            ids += self.encode(text[end : match.start()]) if match.start() > end else []
+            ids.append(self._special[match[0]])
+            end = match.end()
+        return ids + (self.encode(text[end:]) if end < len(text) else [])
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of ids, special tokens left out, broken characters as U+FFFD."""
+        stream = TextStream(self)
+        return stream.add(token_ids) + stream.finish()
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes a token stands for; none for a special one."""
+        if token_id in self._special_ids:
+            return b""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        # An added token that is not special is text, not written in the byte alphabet.
+        if any(character not in self._byte_of for character in token):
+            return str(token).encode()
+        return bytes(self._byte_of[character] for character in token)
+
+
+class TextStream:
+    """Text from tokens as they come: a character split over tokens waits for its last byte."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_ids: list[int]) -> str:
+        """The characters that these tokens complete."""
+        return self._decoder.decode(b"".join(map(self._tokenizer.bytes_of, token_ids)))
+
+    def finish(self) -> str:
+        """What is left when no more tokens come: U+FFFD if a character was never completed."""
+        return self._decoder.decode(b"", final=True)
+
+
+class StrippedStream:
+    """Pieces of a text without the white space at its two ends, whatever their boundaries."""
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._held = ""
+
+    def add(self, text: str) -> str:
+        if not self._begun:
+            text = text.lstrip()
+            self._begun = bool(text)
+        text = self._held + text
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        return shown
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE's printable stand-in for each byte.
+
+    Source: GPT-2's encoder; bytes that print stand for themselves, the rest follow from U+0100 on.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -8,8 +8,8 @@ Seeded; stops and resumes at any step (state in --work, written every 200 steps)
 What made it learn. The language-model loss alone learns to count and little else, so a second head
 reads every image token during training: which coloured shape has its centre there, which characters
 (at most two, in the left and the right half), and their place in reading order. It is thrown away
-afterwards. Convolutions that the checkpoint stores bare are trained with a BatchNorm behind them and
-folded at the end, as the published models were. Each picture is encoded once and asked all its
+afterwards. Convolutions that the checkpoint stores bare are trained with a BatchNorm behind them
+and folded at the end, as the published models were. Each picture is encoded once and asked all its
 questions in one sequence, a block mask keeping them apart.
 """
 
@@ -370,10 +370,10 @@ def train(args: argparse.Namespace) -> None:
         token_sums += token_loss.detach()
         if (step + 1) % 50 == 0:
             seconds = seconds_before + time.perf_counter() - begin
+            tokens = " ".join(f"{v / 50:.3f}" for v in token_sums)
             say(
                 f"step {step + 1:5d}  pictures {(step + 1) * args.batch_size:7d}  "
-                f"text {text_sum / 50:.4f}  tokens {' '.join(f'{v / 50:.3f}' for v in token_sums)}  "
-                f"{seconds / 60:5.1f} min"
+                f"text {text_sum / 50:.4f}  tokens {tokens}  {seconds / 60:5.1f} min"
             )
             text_sum, token_sums = 0.0, torch.zeros(len(head.sizes))
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
@@ -495,7 +495,8 @@ def accuracy_report(checkpoint: Path, tokenizer: Tokenizer, number: int = 500) -
                 expected, found = (data.attributes(text) for text in (question.answer, answer))
                 asked += max(len(expected), len(found))
                 right += sum(a == b for a, b in zip(expected, found, strict=False))
-        line = f"held out {kind:9s} {whole:4d} of {number} answers exact ({100 * whole / number:.1f} %)"
+        percent = 100 * whole / number
+        line = f"held out {kind:9s} {whole:4d} of {number} answers exact ({percent:.1f} %)"
         if kind == "describe":
             line += f", {right} of {asked} colours and shapes right ({100 * right / asked:.1f} %)"
         lines.append(line)

@@ -209,14 +209,13 @@ def _check_fields(fields: Mapping[str, Any], path: Path) -> None:
 def _open_tensors(folder: Path) -> dict[str, LazyArray]:
     """Every tensor of `model.safetensors`, or of the shards that its index names."""
     index_file = folder / "model.safetensors.index.json"
+    weight_map: dict[str, str] = {}
+    shards = ["model.safetensors"]
     if index_file.is_file():
-        weight_map = _read_json(index_file, "").get("weight_map")
-        if not isinstance(weight_map, dict):
+        weight_map = _read_json(index_file, "").get("weight_map") or {}
+        if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index_file}: weight_map is missing; download it again.")
         shards = sorted(set(map(str, weight_map.values())))
-    else:
-        weight_map = None
-        shards = ["model.safetensors"]
     tensors: dict[str, LazyArray] = {}
     for position, shard in enumerate(shards, 1):
         path = folder / shard
@@ -224,7 +223,7 @@ def _open_tensors(folder: Path) -> dict[str, LazyArray]:
             part = f" (shard {position} of {len(shards)})" if weight_map else ""
             raise CheckpointError(f"{path}: missing{part}; download or copy the checkpoint again.")
         tensors |= dict(_open_safetensors(path))
-    for name in weight_map or ():
+    for name in weight_map:
         if name not in tensors:
             raise CheckpointError(
                 f"tensor {name} is missing; {index_file.name} says it is in {weight_map[name]}: "

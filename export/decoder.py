@@ -153,7 +153,7 @@ class DecoderLayer(nn.Module):  # type: ignore[misc]
         cache: "CacheInputs",
         last: bool,
     ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
-        """Returns residual and update, not yet added so that the next norm can do it, key, value."""
+        """Returns residual and update, which the next norm adds; then key and value."""
         if update is None:
             normalized, residual = self.input_layernorm(op, residual)
         else:
@@ -228,7 +228,7 @@ def build_decoder(weights: Weights, config: DecoderConfig, producer_version: str
         INPUTS_EMBEDS, ir.DataType.FLOAT, [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]
     )
     cache = CacheInputs(graph, config)
-    heads = [BATCH_SIZE, config.num_key_value_heads]
+    heads: list[str | int] = [BATCH_SIZE, config.num_key_value_heads]
     update = None
     presents: list[ir.Value] = []
     for i, layer in enumerate(layers):

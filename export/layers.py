@@ -119,7 +119,7 @@ def transposed(array: LazyArray) -> LazyArray:
 
 
 def stacked(arrays: Sequence[LazyArray]) -> LazyArray:
-    """Arrays of equal width one below the other: several projections of one input as one product."""
+    """Arrays of equal width one below the other: projections of one input as one product."""
     rows = sum(array.shape[0] for array in arrays)
     return LazyArray(
         (rows, *arrays[0].shape[1:]), lambda: np.concatenate([array.read() for array in arrays])

@@ -83,7 +83,7 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)  # type: ignore[no-any-return]
+        return self.proj(x)
 
 
 class DepthwiseConv(nn.Module):
@@ -94,7 +94,7 @@ class DepthwiseConv(nn.Module):
         self.reparam_conv = nn.Conv2d(width, width, kernel, 1, kernel // 2, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.reparam_conv(x)  # type: ignore[no-any-return]
+        return self.reparam_conv(x)
 
 
 class ConvFFN(nn.Module):
@@ -109,7 +109,7 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Conv2d(ffn_width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(functional.gelu(self.fc1(self.conv(x))))  # type: ignore[no-any-return]
+        return self.fc2(functional.gelu(self.fc1(self.conv(x))))
 
 
 class RepMixerBlock(nn.Module):
@@ -158,7 +158,7 @@ class MHSA(nn.Module):
         )
         weights = ((q * VISION_HEAD_DIM**-0.5) @ k.transpose(-2, -1)).softmax(-1)
         mixed = (weights @ v).transpose(1, 2).reshape(batch, rows * columns, width)
-        return self.proj(mixed).transpose(1, 2).reshape(batch, width, rows, columns)  # type: ignore[no-any-return]
+        return self.proj(mixed).transpose(1, 2).reshape(batch, width, rows, columns)
 
 
 class AttentionBlock(nn.Module):
@@ -214,7 +214,7 @@ class FastViTHD(nn.Module):
         x = self.patch_embed(pixel_values)
         for layer in self.network:
             x = layer(x)
-        return self.conv_exp(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.conv_exp(x).flatten(2).transpose(1, 2)
 
 
 def build_projector(in_size: int, hidden_size: int) -> nn.Sequential:
@@ -294,10 +294,10 @@ class ReferenceFastVLM(nn.Module):
     @torch.inference_mode()
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """float32 [B, 3, S, S] -> image_features float32 [B, num_image_tokens, hidden_size]."""
-        return self.projector(self.vision_encoder(pixel_values))  # type: ignore[no-any-return]
+        return self.projector(self.vision_encoder(pixel_values))
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
-        return self.decoder.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
+        return self.decoder.get_input_embeddings()(input_ids)
 
     @torch.inference_mode()
     def logits(self, inputs_embeds: Tensor) -> Tensor:

@@ -251,7 +251,7 @@ class FastViTHD(nn.Module):  # type: ignore[misc]
 def build_vision_encoder(
     weights: Weights, config: VisionConfig, image_size: int, producer_version: str
 ) -> ir.Model:
-    """pixel_values float32 [B, 3, S, S] in 0..1 -> image_hidden_states [B, (S / 64)^2, hidden_size].
+    """pixel_values float32 [B, 3, S, S] in 0..1 -> image_hidden_states [B, (S/64)^2, hidden_size].
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.

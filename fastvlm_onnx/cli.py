@@ -44,7 +44,7 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our stdout left; closing it again at exit must not complain.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         sys.exit(1)
 
 
@@ -100,6 +100,7 @@ def _export(
 def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr with the stage's name and bytes written; silent when not on a terminal."""
     state: dict[str, Any] = {"stage": ""}
+    bar: Any
     with click.progressbar(
         length=1,
         label="export",

@@ -64,5 +64,5 @@ def weights_file(graph_file_name: str) -> str:
 
     `vision_encoder.1024.fp32.onnx` -> `vision_encoder.fp32.onnx.data`.
     """
-    graph, *size, precision, suffix = graph_file_name.split(".")
+    graph, *_, precision, suffix = graph_file_name.split(".")
     return ".".join((graph, precision, suffix, "data"))

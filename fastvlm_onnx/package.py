@@ -164,7 +164,8 @@ def check_files(folder: Path, names: list[str], manifest: Manifest) -> None:
             size = path.stat().st_size
         except FileNotFoundError:
             raise PackageError(
-                f"{path}: missing, expected {entry.bytes:,} bytes; copy or export the package again."
+                f"{path}: missing, expected {entry.bytes:,} bytes; "
+                "copy or export the package again."
             ) from None
         if size != entry.bytes:
             raise PackageError(

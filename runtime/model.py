@@ -96,7 +96,7 @@ class FastVLM:
         self._load_seconds = time.perf_counter() - load_began
 
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:
-        """pixel_values [B, 3, S, S] -> image_features [B, num_image_tokens, hidden_size], float32."""
+        """pixel_values [B, 3, S, S] -> image_features [B, num_image_tokens, hidden_size]."""
         hidden_states = self._vision_encoder.run(
             [IMAGE_HIDDEN_STATES], {PIXEL_VALUES: pixel_values}
         )

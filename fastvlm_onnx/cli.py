@@ -223,8 +223,8 @@ def demo(model: Path | None) -> None:
     loaded = fastvlm_onnx.load(folder)
     samples = resources.files("fastvlm_onnx") / "demo" / "pictures"
     questions = json.loads((samples / "questions.json").read_text("utf-8"))
-    for picture, prompts in questions.items():
+    for picture, answers in questions.items():
         click.echo(picture)
         content = (samples / picture).read_bytes()
-        for prompt in prompts:
+        for prompt in answers:
             click.echo(f"  {prompt}  {loaded.generate(content, prompt).text}")

@@ -1,0 +1,72 @@
+"""What both halves' tests share: one exported package of the built-in model, and its pictures."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fastvlm_onnx
+from fastvlm_onnx import FastVLM
+
+DEMO = Path(fastvlm_onnx.__file__).parent / "demo"
+PICTURES = DEMO / "pictures"
+
+
+@pytest.fixture(autouse=True)
+def user_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands remember the last export: never in the home of whoever runs the tests."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("FASTVLM_ONNX_HOME", str(folder))
+    monkeypatch.delenv("FASTVLM_ONNX_MODEL", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model, exported; made elsewhere where the export side is not installed."""
+    if made := os.environ.get("FASTVLM_ONNX_TEST_PACKAGE"):
+        return Path(made)
+    from fastvlm_onnx.export.pipeline import export_package
+
+    folder = tmp_path_factory.mktemp("exported") / "demo-onnx"
+    export_package("demo", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(package: Path) -> FastVLM:
+    return fastvlm_onnx.load(package)
+
+
+@pytest.fixture(scope="session")
+def questions() -> dict[str, dict[str, str]]:
+    """File name of each sample picture -> prompt -> the right answer."""
+    return json.loads((PICTURES / "questions.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def picture(questions: dict[str, dict[str, str]]) -> Path:
+    """A sample picture that is not square."""
+    return PICTURES / list(questions)[-1]
+
+
+@pytest.fixture
+def copied_package(package: Path, tmp_path: Path) -> Path:
+    """A package that a test may damage."""
+    folder = tmp_path / "copied-onnx"
+    folder.mkdir()
+    for file in package.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def edit_json() -> Callable[[Path, Callable[[dict], None]], None]:
+    def edit(path: Path, change: Callable[[dict], None]) -> None:
+        content = json.loads(path.read_text("utf-8"))
+        change(content)
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+    return edit

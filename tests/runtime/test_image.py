@@ -1,0 +1,133 @@
+"""Pictures: every form that is taken, the exact numbers, and what is refused."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvlm_onnx import InputError
+from fastvlm_onnx.runtime.image import MAX_PIXELS, preprocess, read_picture
+
+
+def pixels_of(picture) -> np.ndarray:
+    return preprocess(read_picture(picture), 256)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is and holds one byte of pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+class TestRefused:
+    def refusal(self, picture) -> str:
+        with pytest.raises(InputError) as caught:
+            read_picture(picture)
+        message = str(caught.value)
+        assert "\n" not in message
+        return message
+
+    def test_a_path_with_no_file(self, tmp_path: Path) -> None:
+        assert "absent.jpg: no such picture" in self.refusal(tmp_path / "absent.jpg")
+
+    def test_a_folder(self, tmp_path: Path) -> None:
+        assert str(tmp_path) in self.refusal(tmp_path)
+
+    def test_a_text_file_named_png(self, tmp_path: Path) -> None:
+        path = tmp_path / "note.png"
+        path.write_text("not pixels")
+        assert "note.png: not a picture" in self.refusal(path)
+
+    def test_an_empty_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "empty.png"
+        path.touch()
+        assert "empty.png: not a picture" in self.refusal(path)
+
+    @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+    def test_a_file_that_was_cut_off(self, form: str) -> None:
+        file = io.BytesIO()
+        noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+        Image.fromarray(noise).save(file, form)
+        content = file.getvalue()
+        self.refusal(content[: len(content) // 2])
+
+    def test_a_picture_of_a_billion_pixels(self) -> None:
+        assert f"{MAX_PIXELS:,}" in self.refusal(png_header(40_000, 25_000))
+
+    def test_a_picture_between_pillows_warning_and_its_limit_is_not_too_large(self) -> None:
+        # It is refused for being cut off, not for its size.
+        assert "cannot be decoded" in self.refusal(png_header(10_000, 10_000))
+
+    def test_a_picture_without_pixels(self) -> None:
+        assert "0 x 5" in self.refusal(Image.new("RGB", (0, 5)))
+
+    @pytest.mark.parametrize(
+        "array",
+        [
+            np.zeros((4, 4), np.uint8),
+            np.zeros((4, 4, 4), np.uint8),
+            np.zeros((4, 4, 3), np.float32),
+            np.zeros((0, 4, 3), np.uint8),
+        ],
+        ids=["grey", "four channels", "float", "empty"],
+    )
+    def test_an_array_of_another_kind(self, array: np.ndarray) -> None:
+        assert "uint8 [height, width, 3]" in self.refusal(array)
+
+
+def test_every_form_of_one_picture_gives_the_same_pixels(picture: Path) -> None:
+    with Image.open(picture) as opened:
+        image = opened.convert("RGB")
+    with picture.open("rb") as file:
+        forms = [str(picture), picture.read_bytes(), file, image, np.asarray(image)]
+        expected = pixels_of(picture)
+        for form in forms:
+            np.testing.assert_array_equal(pixels_of(form), expected)
+
+
+def test_pixel_values_are_bytes_over_255_rounded_once() -> None:
+    # 256 x 256 so that resizing changes nothing; each value of a byte occurs.
+    array = np.repeat(np.arange(256, dtype=np.uint8).reshape(256, 1), 256, axis=1)
+    pixel_values = pixels_of(np.stack([array] * 3, axis=-1))
+    assert pixel_values.shape == (1, 3, 256, 256)
+    assert pixel_values.dtype == np.float32
+    expected = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    np.testing.assert_array_equal(pixel_values[0, 1, :, 7], expected)
+
+
+@pytest.mark.parametrize("size", [(256, 129), (129, 256)])
+def test_borders_are_black_and_the_smaller_one_comes_first(size: tuple[int, int]) -> None:
+    pixel_values = pixels_of(Image.new("RGB", size, (255, 255, 255)))[0, 0]
+    across = pixel_values if size[0] > size[1] else pixel_values.T
+    # 127 rows to fill: 63 before the picture, 64 behind it.
+    assert not across[:63].any()
+    assert (across[63:192] == 1).all()
+    assert not across[192:].any()
+
+
+def test_the_whole_picture_is_kept() -> None:
+    array = np.zeros((300, 700, 3), np.uint8)
+    array[:, :10] = array[:, -10:] = 255
+    pixel_values = pixels_of(array)[0, 0]
+    assert pixel_values[128, 0] > 0.9
+    assert pixel_values[128, -1] > 0.9
+
+
+def test_transparent_pixels_show_the_colour_under_them() -> None:
+    clear_red = Image.new("RGBA", (256, 256), (255, 0, 0, 0))
+    assert (pixels_of(clear_red)[0, 0] == 1).all()

@@ -1,0 +1,61 @@
+"""What importing costs, seen from a fresh interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+
+EXPORT_SIDE = {"onnx", "onnxscript", "onnx_ir", "torch", "transformers", "safetensors"}
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level names, and ours in full, that are loaded once `statement` has run."""
+    code = f"{statement}\nimport sys; print('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = set(run.stdout.split())
+    return names | {name.split(".")[0] for name in names}
+
+
+def test_importing_the_package_loads_neither_numpy_nor_onnxruntime() -> None:
+    loaded = modules_after("import fastvlm_onnx")
+    assert not loaded & {"numpy", "onnxruntime", "tokenizers", "PIL", "click"}
+
+
+def test_the_runtime_loads_nothing_of_the_export_side() -> None:
+    loaded = modules_after("import fastvlm_onnx.runtime.model, onnxruntime")
+    assert "onnxruntime" in loaded
+    assert not loaded & EXPORT_SIDE
+    assert not any(name.startswith("fastvlm_onnx.export") for name in loaded)
+
+
+def test_the_commands_load_neither_side_before_one_runs() -> None:
+    loaded = modules_after("import fastvlm_onnx.cli")
+    assert not loaded & {"numpy", "onnxruntime", *EXPORT_SIDE}
+
+
+@pytest.mark.parametrize("name", ["load", "FastVLM", "Generation", "Piece", "Timings"])
+def test_a_public_name_is_there_when_asked_for(name: str) -> None:
+    assert "numpy" in modules_after(f"import fastvlm_onnx; fastvlm_onnx.{name}")
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import fastvlm_onnx
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fastvlm_onnx.nothing
+    assert set(dir(fastvlm_onnx)) == set(fastvlm_onnx.__all__)
+
+
+def test_without_onnxruntime_the_error_names_the_command() -> None:
+    code = """
+import sys
+sys.modules["onnxruntime"] = None  # importing it now fails, as where it is not installed
+from fastvlm_onnx import ProviderError
+from fastvlm_onnx.runtime.providers import import_onnxruntime
+try:
+    import_onnxruntime()
+except ProviderError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 'pip install "fastvlm-onnx[cpu]"' in run.stdout

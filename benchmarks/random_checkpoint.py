@@ -156,7 +156,7 @@ def _draw(name: str, shape: Shape, rng: np.random.Generator) -> NDArray[Any]:
     # embed_tokens and lm_head: rows of length 1, so random logits stay within a few units.
     fan_in = shape[-1] if len(shape) == 2 else int(np.prod(shape[1:]))
     # A residual folded into a depthwise convolution (RepMixer, RepCPE): identity plus little.
-    if len(shape) == 4 and "token_mixer.reparam_conv" in name or _is_position_encoding(name):
+    if (len(shape) == 4 and "token_mixer.reparam_conv" in name) or _is_position_encoding(name):
         noise *= np.float32(0.1 / fan_in**0.5)
         middle = shape[-1] // 2
         noise[:, 0, middle, middle] += 1

@@ -55,6 +55,7 @@ from fastvlm_onnx.package import (
 INLINE_BYTES: Final = 1024
 # Page-aligned tensors can be mapped into memory instead of read.
 ALIGNMENT_BYTES: Final = 4096
+MEGABYTE: Final = 1_000_000
 
 # The qwen_2 conversation of predict.py, cut where the image and the user's words go.
 PROMPT: Final = PromptFormat(
@@ -132,7 +133,9 @@ def export_package(
             )
             manifest.write(folder)
         except OSError as error:
-            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            # numpy reports a short write without an errno.
+            is_full = error.errno == errno.ENOSPC or shutil.disk_usage(folder).free < MEGABYTE
+            reason = "the disk is full" if is_full else str(error)
             raise PackageError(
                 f"{destination}: could not be written ({reason}); nothing was left behind. "
                 f"The package needs {writer.total_bytes / 1e6:,.0f} MB."

@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -28,11 +28,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     debug = "--debug" in sys.argv
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="fastvlm-onnx", standalone_mode=False)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()} {_where_to_read(error)}", err=True)
         sys.exit(2)
     except FastVLMError as error:
         if debug:
@@ -46,6 +49,11 @@ def main() -> None:
         # The reader of our stdout left; closing it again at exit must not complain.
         sys.stdout = None
         sys.exit(1)
+
+
+def _where_to_read(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"See `{context.command_path if context else 'fastvlm-onnx'} --help`."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -98,24 +106,28 @@ def _export(
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr with the stage's name and bytes written; silent when not on a terminal."""
-    state: dict[str, Any] = {"stage": ""}
-    bar: Any
-    with click.progressbar(
-        length=1,
-        label="export",
-        file=sys.stderr,
-        item_show_func=lambda _: state["stage"],
-        show_eta=False,
-    ) as bar:
+    """A bar with the stage's name and bytes written, on stderr if that is a terminal."""
+    shown = ""
+    bar: Any = None
+    with ExitStack() as stack:
 
         def update(stage: str, written_bytes: int, total_bytes: int) -> None:
-            state["stage"] = f"{stage}, {written_bytes / 1e6:,.1f} of {total_bytes / 1e6:,.1f} MB"
-            bar.length = total_bytes
+            nonlocal shown, bar
+            shown = f"{stage}, {written_bytes / 1e6:,.1f} of {total_bytes / 1e6:,.1f} MB"
+            # Not before there is something to show: a refused export prints one line.
+            bar = bar or stack.enter_context(
+                click.progressbar(
+                    length=total_bytes,
+                    label="export",
+                    file=sys.stderr,
+                    item_show_func=lambda _: shown,
+                    show_eta=False,
+                    hidden=not sys.stderr.isatty(),
+                )
+            )
             bar.update(written_bytes - bar.pos, current_item=stage)
 
         yield update
-        state["stage"] = "done"
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -38,7 +38,7 @@ CHANGES = {
     "format_version is 2": lambda m: m.update(format_version=2),
     "format_version is None": lambda m: m.pop("format_version"),
     "decoder.head_dim is missing": lambda m: m["decoder"].pop("head_dim"),
-    "decoder.head_dim is \"32\", expected a number": lambda m: m["decoder"].update(head_dim="32"),
+    'decoder.head_dim is "32", expected a number': lambda m: m["decoder"].update(head_dim="32"),
     "decoder.head_dim is true, expected a number": lambda m: m["decoder"].update(head_dim=True),
     "decoder.head_dim is -1, expected a number >= 0": lambda m: m["decoder"].update(head_dim=-1),
     "decoder.eos_token_ids is 3, expected a list": lambda m: m["decoder"].update(eos_token_ids=3),
@@ -120,9 +120,7 @@ def test_an_unreadable_graph_is_named(copied_package: Path, edit_json: Edit) -> 
     entry = describe_file(path)
     edit_json(
         copied_package / "fastvlm.json",
-        lambda m: m["files"].update(
-            {path.name: {"bytes": entry.bytes, "sha256": entry.sha256}}
-        ),
+        lambda m: m["files"].update({path.name: {"bytes": entry.bytes, "sha256": entry.sha256}}),
     )
     assert "decoder.fp32.onnx: ONNX Runtime" in refusal(copied_package)
 

@@ -1,0 +1,67 @@
+"""Checkpoints to export: the built-in one, and random ones stored as Apple stores them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_checkpoint import DEMO_CHECKPOINT, LanguageSize, write_random_checkpoint
+from safetensors.numpy import load_file, save_file
+
+from fastvlm_onnx.export.checkpoint import VISION_PREFIX, open_checkpoint
+
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def small_language() -> LanguageSize:
+    """Three heads to a group, more rows than tokens, lm_head tied."""
+    return LanguageSize(
+        hidden_size=96,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        vocab_size=512,
+        tokens=429,
+        is_tied=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_vision() -> dict[str, tuple[int, ...]]:
+    """Shapes of the miniature vision encoder: the whole architecture at little cost."""
+    tensors = open_checkpoint("demo").tensors
+    return {
+        name.removeprefix(VISION_PREFIX): tensor.shape
+        for name, tensor in tensors.items()
+        if name.startswith(VISION_PREFIX)
+    }
+
+
+@pytest.fixture
+def checkpoint(
+    tmp_path: Path, demo_vision: dict[str, tuple[int, ...]], small_language: LanguageSize
+) -> Path:
+    """A small random checkpoint that a test may damage."""
+    folder = tmp_path / "checkpoint"
+    write_random_checkpoint(folder, small_language, vision=demo_vision, image_size=128)
+    return folder
+
+
+@pytest.fixture
+def edit_tensors(checkpoint: Path) -> Callable[[Callable[[Tensors], object]], None]:
+    """Rewrite the checkpoint's weights after a change."""
+
+    def edit(change: Callable[[Tensors], object]) -> None:
+        path = checkpoint / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Path:
+    return DEMO_CHECKPOINT

@@ -1,0 +1,105 @@
+"""The house holds its own rules: imports run one way, and a wheel holds every file."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FACE, EXPORT, RUNTIME = "fastvlm_onnx", "export", "runtime"
+BANNED_NAMES = {"utils", "common", "helpers", "base", "core", "manager"}
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, in full."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def roots(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
+
+
+@pytest.mark.parametrize("path", sources(RUNTIME), ids=lambda path: path.name)
+def test_the_runtime_imports_nothing_of_the_export_side(path: Path) -> None:
+    banned = {"onnx", "onnxscript", "onnx_ir", "torch", "transformers", "safetensors"}
+    assert not roots(path) & banned
+    assert not any(name.startswith("fastvlm_onnx.export") for name in imported(path))
+    assert "fastvlm_onnx.cli" not in imported(path)
+
+
+@pytest.mark.parametrize("path", sources(EXPORT), ids=lambda path: path.name)
+def test_the_export_side_imports_torch_only_to_compare(path: Path) -> None:
+    if path.name not in ("reference.py", "verify.py"):
+        assert not roots(path) & {"torch", "transformers"}
+    if path.name != "verify.py":
+        assert not any(name.startswith("fastvlm_onnx.runtime") for name in imported(path))
+        assert "onnxruntime" not in roots(path)
+
+
+@pytest.mark.parametrize("name", ["package.py", "names.py", "errors.py"])
+def test_what_both_sides_share_knows_neither(name: str) -> None:
+    sides = ("fastvlm_onnx.export", "fastvlm_onnx.runtime", "fastvlm_onnx.cli")
+    assert not any(module.startswith(sides) for module in imported(ROOT / FACE / name))
+    assert roots(ROOT / FACE / name) <= set(sys.stdlib_module_names) | {"fastvlm_onnx"}
+
+
+def test_no_file_is_a_drawer() -> None:
+    names = {path.stem for folder in (FACE, EXPORT, RUNTIME) for path in sources(folder)}
+    assert not names & BANNED_NAMES
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names in the wheel, built from a copy so that the checkout stays as it is."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    for folder in (FACE, EXPORT, RUNTIME):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                copy = source / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+    out = source / "wheels"
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), "."]
+    done = subprocess.run(build, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.iterdir()
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_holds_every_source_file(wheel: set[str]) -> None:
+    for folder, prefix in {FACE: "", EXPORT: "fastvlm_onnx/", RUNTIME: "fastvlm_onnx/"}.items():
+        for path in sources(folder):
+            assert f"{prefix}{path.relative_to(ROOT)}" in wheel
+
+
+def test_the_wheel_holds_the_built_in_model_and_its_pictures(wheel: set[str]) -> None:
+    for path in (ROOT / FACE / "demo").rglob("*"):
+        if path.is_file():
+            assert str(path.relative_to(ROOT)) in wheel
+    assert "fastvlm_onnx/py.typed" in wheel
+
+
+def test_the_wheel_holds_nothing_else(wheel: set[str]) -> None:
+    assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == {FACE}
+
+
+def test_the_built_in_model_is_small() -> None:
+    files = [path for path in (ROOT / FACE / "demo").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8_000_000

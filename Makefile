@@ -2,9 +2,9 @@
 
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-TEST_PACKAGE = $(CURDIR)/.venv-cpu/demo-package
+TEST_PACKAGE = $(CURDIR)/.venv/demo-package
 
-.PHONY: demo test test-runtime test-slow check format train clean
+.PHONY: demo test test-runtime test-oldest test-slow check format train clean
 
 # --- the main job: export the built-in model and ask it questions; no PyTorch -------------------
 
@@ -21,6 +21,11 @@ test: .venv/installed-all test-runtime
 test-runtime: .venv/installed-all .venv-cpu/installed
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-cpu/bin/python -m pytest tests/runtime
+
+# The same with the oldest versions that pyproject.toml allows.
+test-oldest: .venv/installed-all .venv-oldest/installed
+	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
+	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-oldest/bin/python -m pytest tests/runtime
 
 test-slow: .venv/installed-all
 	.venv/bin/python -m pytest -m slow
@@ -62,10 +67,16 @@ format: .venv/installed-all
 		-e ".[cpu]" pytest
 	touch $@
 
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-oldest.txt -e ".[cpu]" pytest
+	touch $@
+
 # --- the built-in model, from nothing (about an hour and a half on two cores) --------------------
 
 train: .venv/installed-all
 	.venv/bin/python benchmarks/train_demo.py
 
 clean:
-	rm -rf .venv .venv-cpu .types .training demo-onnx build dist *.egg-info
+	rm -rf .venv .venv-cpu .venv-oldest .types .training demo-onnx build dist *.egg-info

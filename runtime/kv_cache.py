@@ -31,6 +31,8 @@ class KVCache:
         shape = (1, decoder.num_key_value_heads, capacity, decoder.head_dim)
         for layer in range(decoder.num_hidden_layers):
             for past, present in zip(past_names(layer), present_names(layer), strict=True):
-                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                # ONNX Runtime's own memory, which the binding keeps alive; it would not keep an
+                # array's. What is not yet filled is never read.
+                buffer = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
                 self.binding.bind_ortvalue_input(past, buffer)
                 self.binding.bind_ortvalue_output(present, buffer)

@@ -10,7 +10,7 @@ PROVIDERS: Final = {
     "cuda": "CUDAExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
 }
-OLDEST_ONNXRUNTIME: Final = (1, 20)
+OLDEST_ONNXRUNTIME: Final = (1, 18)
 
 
 def import_onnxruntime() -> ModuleType:

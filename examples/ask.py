@@ -1,0 +1,23 @@
+"""Ask about a picture from Python, the answer printed as it comes.
+
+    python examples/ask.py PACKAGE PICTURE "QUESTION"
+"""
+
+import sys
+
+import fastvlm_onnx
+
+
+def main() -> None:
+    package, picture, question = sys.argv[1:]
+    model = fastvlm_onnx.load(package)
+    for piece in model.stream(picture, question):
+        print(piece.text, end="", flush=True)
+        if piece.generation is not None:  # the last one
+            timings = piece.generation.timings
+            print()
+            print(f"first token after {timings.first_token:.3f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Ask about a picture from Python, the answer printed as it comes.
 
-    python examples/ask.py PACKAGE PICTURE "QUESTION"
+Run it as: python examples/ask.py PACKAGE PICTURE QUESTION
 """
 
 import sys

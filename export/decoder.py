@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from fastvlm_onnx.export.checkpoint import FloatArray, LazyArray, Weights
 from fastvlm_onnx.export.config import DecoderConfig
 from fastvlm_onnx.export.layers import (
     MICROSOFT,
@@ -18,9 +17,9 @@ from fastvlm_onnx.export.layers import (
     MatMul,
     Op,
     parameter,
-    stacked,
-    transposed,
 )
+from fastvlm_onnx.export.read_config import EMBED_TOKENS, LM_HEAD
+from fastvlm_onnx.export.tensors import FloatArray, LazyArray, Weights, stacked, transposed
 from fastvlm_onnx.names import (
     ATTENTION_MASK,
     BATCH_SIZE,
@@ -33,8 +32,6 @@ from fastvlm_onnx.names import (
     past_names,
     present_names,
 )
-
-EMBED_TOKENS_WEIGHT = "model.embed_tokens.weight"
 
 
 class RMSNorm(nn.Module):  # type: ignore[misc]
@@ -166,6 +163,22 @@ class DecoderLayer(nn.Module):  # type: ignore[misc]
         return residual, self.mlp(op, normalized), key, value
 
 
+class LMHead(nn.Module):  # type: ignore[misc]
+    """x @ weight.T for one row of each sequence: [B, 1, hidden_size] -> [B, 1, vocab_size].
+
+    The matrix stays as the checkpoint holds it, so it can be written some rows at a time.
+    """
+
+    def __init__(self, weight: LazyArray) -> None:
+        super().__init__()
+        self.weight = parameter(weight)
+        self.hidden_size = weight.shape[1]
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        rows = op.Reshape(x, [-1, self.hidden_size])
+        return op.Unsqueeze(op.Gemm(rows, self.weight, transB=1), [1])
+
+
 def last_position(op: Op, x: ir.Value) -> ir.Value:
     """[B, sequence_length, width] -> [B, 1, width]."""
     return op.Slice(x, [-1], [np.iinfo(np.int64).max], [1])
@@ -219,7 +232,7 @@ def build_decoder(weights: Weights, config: DecoderConfig, producer_version: str
     layers._set_name("layers")
     norm = RMSNorm(model / "norm", config.hidden_size, config.rms_norm_eps)
     norm._set_name("norm")
-    lm_head = MatMul(transposed(lm_head_rows(weights, config)))
+    lm_head = LMHead(lm_head_rows(weights, config))
     lm_head._set_name("lm_head")
 
     graph = Graph(DECODER)
@@ -251,18 +264,16 @@ def build_decoder(weights: Weights, config: DecoderConfig, producer_version: str
 
 def lm_head_rows(weights: Weights, config: DecoderConfig) -> LazyArray:
     """float32 [vocab_size, hidden_size], cut to the tokenizer's length as predict.py does."""
-    name = EMBED_TOKENS_WEIGHT if config.is_tied else "lm_head.weight"
-    return first_rows(weights, name, config)
+    return first_rows(weights, EMBED_TOKENS if config.is_tied else LM_HEAD, config)
 
 
 def embedding_rows(weights: Weights, config: DecoderConfig) -> LazyArray:
     """float32 [vocab_size, hidden_size], the rows that the runtime gathers by token id."""
-    return first_rows(weights, EMBED_TOKENS_WEIGHT, config)
+    return first_rows(weights, EMBED_TOKENS, config)
 
 
 def first_rows(weights: Weights, name: str, config: DecoderConfig) -> LazyArray:
     """The rows of an embedding matrix that the tokenizer can reach."""
     # The file may hold more rows than there are tokens (151,936 for 151,646 in the 0.5B).
     rows = max(weights.rows_of(name), config.vocab_size)
-    matrix = weights.take(name, rows, config.hidden_size)
-    return matrix.then(lambda m: m[: config.vocab_size], config.vocab_size, config.hidden_size)
+    return weights.take(name, rows, config.hidden_size).first_rows(config.vocab_size)

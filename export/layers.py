@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
-from fastvlm_onnx.export.checkpoint import FloatArray, LazyArray, Weights
+from fastvlm_onnx.export.stored import StoredTensor
+from fastvlm_onnx.export.tensors import FloatArray, LazyArray, Weights
 
 OPSET_IMPORTS = {"": 21, "com.microsoft": 1}
 MICROSOFT = "com.microsoft"
@@ -24,14 +25,7 @@ Shape = Sequence[int | str]
 
 def parameter(array: LazyArray) -> nn.Parameter:
     """An initializer whose values are computed when the graph is written."""
-    return nn.Parameter(
-        array.shape,
-        data=ir.LazyTensor(
-            lambda: ir.tensor(np.ascontiguousarray(array.read())),
-            dtype=ir.DataType.FLOAT,
-            shape=ir.Shape(array.shape),
-        ),
-    )
+    return nn.Parameter(array.shape, data=StoredTensor(array))
 
 
 class Conv2d(nn.Module):  # type: ignore[misc]
@@ -94,12 +88,6 @@ def fold_batch_norm(weights: Weights, width: int, kernel: int) -> Conv2d:
     )
 
 
-def scaled_rows(array: LazyArray, scale: LazyArray) -> LazyArray:
-    """`array` with its first axis multiplied by a layer_scale of shape (C, 1, 1)."""
-    ones = (1,) * (len(array.shape) - 1)
-    return array.then(lambda a: a * scale.read().reshape(-1, *ones), *array.shape)
-
-
 class MatMul(nn.Module):  # type: ignore[misc]
     """x @ weight (+ bias) over the last axis; `weight` is [in, out], the transpose of torch's."""
 
@@ -111,19 +99,6 @@ class MatMul(nn.Module):  # type: ignore[misc]
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         product = op.MatMul(x, self.weight)
         return product if self.bias is None else op.Add(product, self.bias)
-
-
-def transposed(array: LazyArray) -> LazyArray:
-    """torch's Linear weight [out, in] as MatMul's [in, out]."""
-    return array.then(lambda a: a.T, *reversed(array.shape))
-
-
-def stacked(arrays: Sequence[LazyArray]) -> LazyArray:
-    """Arrays of equal width one below the other: projections of one input as one product."""
-    rows = sum(array.shape[0] for array in arrays)
-    return LazyArray(
-        (rows, *arrays[0].shape[1:]), lambda: np.concatenate([array.read() for array in arrays])
-    )
 
 
 class Graph:

@@ -4,28 +4,24 @@ import errno
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.external_data import convert_tensors_to_external
 
 import fastvlm_onnx
 from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.card import license_text, write_card
-from fastvlm_onnx.export.checkpoint import (
-    PROJECTOR_PREFIX,
-    VISION_PREFIX,
-    Checkpoint,
-    LazyArray,
-    Weights,
-    check_image_size,
-    open_checkpoint,
-)
+from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_onnx.export.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.decoder import build_decoder, embedding_rows
+from fastvlm_onnx.export.layouts import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.projector import build_projector
+from fastvlm_onnx.export.read_config import check_image_size
+from fastvlm_onnx.export.stored import write_npy, write_tensors
+from fastvlm_onnx.export.tensors import LazyArray, Weights
 from fastvlm_onnx.export.unfinished import check_destination, unfinished_folder
 from fastvlm_onnx.export.vision_encoder import build_vision_encoder
 from fastvlm_onnx.names import (
@@ -45,7 +41,6 @@ from fastvlm_onnx.package import (
     DecoderFormat,
     ImageFormat,
     Manifest,
-    PromptFormat,
     Source,
     Variant,
     describe_file,
@@ -53,16 +48,7 @@ from fastvlm_onnx.package import (
 
 # Smaller tensors stay inside the graph: some loaders refuse tiny external ones.
 INLINE_BYTES: Final = 1024
-# Page-aligned tensors can be mapped into memory instead of read.
-ALIGNMENT_BYTES: Final = 4096
 MEGABYTE: Final = 1_000_000
-
-# The qwen_2 conversation of predict.py, cut where the image and the user's words go.
-PROMPT: Final = PromptFormat(
-    before_image="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-    before_prompt="\n",
-    after_prompt="<|im_end|>\n<|im_start|>assistant\n",
-)
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, bytes written so far, and bytes in all."""
@@ -191,7 +177,7 @@ def _describe(checkpoint: Checkpoint, sizes: Sequence[int]) -> Manifest:
             resample="bicubic",
             rescale="1/255",
         ),
-        prompt=PROMPT,
+        prompt=checkpoint.prompt,
         decoder=DecoderFormat(
             hidden_size=decoder.hidden_size,
             num_hidden_layers=decoder.num_hidden_layers,
@@ -236,36 +222,23 @@ class _Writer:
             data_file = weights_file(name)
             # Graphs of several image sizes hold the same weights: written once, named by all.
             if data_file not in written:
-                written[data_file] = self._write_weights(model, folder, data_file, stage)
+                written[data_file] = write_tensors(
+                    _external_tensors(model), folder, data_file, partial(self._count, stage)
+                )
             for value in model.graph.initializers.values():
                 if value.name in written[data_file]:
                     value.const_value = written[data_file][value.name]
             ir.save(model, folder / name)
-        self._write_embed_tokens(folder / EMBED_TOKENS_FILE)
+        # float16 when that is exact, as it mostly is from bfloat16.
+        path, rows = folder / EMBED_TOKENS_FILE, self.graphs.embed_tokens
+        before = self.written_bytes
+        if not write_npy(path, rows, np.float16, partial(self._count, EMBED_TOKENS_FILE)):
+            self.written_bytes = before
+            write_npy(path, rows, np.float32, partial(self._count, EMBED_TOKENS_FILE))
 
-    def _write_weights(
-        self, model: ir.Model, folder: Path, data_file: str, stage: str
-    ) -> dict[str, ir.ExternalTensor]:
-        tensors = _external_tensors(model)
-
-        def count(tensor: ir.TensorProtocol, _: object) -> None:
-            self.progress(stage, self.written_bytes, self.total_bytes)
-            self.written_bytes += tensor.nbytes
-
-        external = convert_tensors_to_external(
-            list(tensors.values()), folder, data_file, callback=count, alignment=ALIGNMENT_BYTES
-        )
-        return dict(zip(tensors, external, strict=True))
-
-    def _write_embed_tokens(self, path: Path) -> None:
-        """float16 when that is exact, as it mostly is from bfloat16; else float32."""
-        self.progress(EMBED_TOKENS_FILE, self.written_bytes, self.total_bytes)
-        rows = self.graphs.embed_tokens.read()
-        with np.errstate(over="ignore"):
-            half = rows.astype(np.float16)
-        np.save(path, half if np.array_equal(half.astype(np.float32), rows) else rows)
-        self.written_bytes += self.graphs.embed_tokens.size_bytes
-        self.progress(EMBED_TOKENS_FILE, self.written_bytes, self.total_bytes)
+    def _count(self, stage: str, size_bytes: int) -> None:
+        self.written_bytes += size_bytes
+        self.progress(stage, self.written_bytes, self.total_bytes)
 
 
 def _external_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:

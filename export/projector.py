@@ -2,9 +2,9 @@
 
 import onnx_ir as ir
 
-from fastvlm_onnx.export.checkpoint import Weights
 from fastvlm_onnx.export.config import FastVLMConfig
-from fastvlm_onnx.export.layers import Graph, MatMul, transposed
+from fastvlm_onnx.export.layers import Graph, MatMul
+from fastvlm_onnx.export.tensors import Weights, transposed
 from fastvlm_onnx.names import (
     BATCH_SIZE,
     IMAGE_FEATURES,

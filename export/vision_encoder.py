@@ -9,7 +9,6 @@ Source: arXiv 2412.13303 and apple/ml-fastvlm @592b4ad (mci.py), reparameterised
 import onnx_ir as ir
 from onnxscript import nn
 
-from fastvlm_onnx.export.checkpoint import LazyArray, Weights
 from fastvlm_onnx.export.config import VISION_HEAD_DIM, VisionConfig
 from fastvlm_onnx.export.layers import (
     LAYER_NORM_EPS,
@@ -20,9 +19,8 @@ from fastvlm_onnx.export.layers import (
     fold_batch_norm,
     parameter,
     read_conv,
-    scaled_rows,
-    transposed,
 )
+from fastvlm_onnx.export.tensors import LazyArray, Weights, scaled_rows, transposed
 from fastvlm_onnx.names import BATCH_SIZE, IMAGE_HIDDEN_STATES, PIXEL_VALUES, VISION_ENCODER
 
 

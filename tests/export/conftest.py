@@ -8,7 +8,8 @@ import pytest
 from random_checkpoint import DEMO_CHECKPOINT, LanguageSize, write_random_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from fastvlm_onnx.export.checkpoint import VISION_PREFIX, open_checkpoint
+from fastvlm_onnx.export.checkpoint import open_checkpoint
+from fastvlm_onnx.export.layouts import VISION_PREFIX
 
 Tensors = dict[str, np.ndarray]
 

@@ -122,7 +122,7 @@ def _sort_tensors(
 def _base_name(name: str) -> str:
     """A name inside peft's wrapper -> the base's own: `base_model.model.model.x` -> `model.x`."""
     name = name.removeprefix("base_model.model.").removeprefix("base_model.")
-    return name.replace(".modules_to_save.default", "").replace(".modules_to_save", "")
+    return re.sub(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)", "", name)
 
 
 def _is_embedding(name: str) -> bool:

@@ -2,7 +2,8 @@
 
 import errno
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 import fastvlm_onnx
+from fastvlm_onnx.agreement import Agreement
 from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.card import license_text, write_card
 from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
@@ -52,6 +54,8 @@ MEGABYTE: Final = 1_000_000
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, bytes written so far, and bytes in all."""
+Verify = Callable[[Path, Checkpoint], Agreement]
+"""Measures a whole package against the checkpoint that it was made from."""
 
 
 def no_progress(stage: str, written_bytes: int, total_bytes: int) -> None:
@@ -64,18 +68,25 @@ def export_package(
     *,
     precisions: Sequence[str] = ("fp32",),
     image_sizes: Sequence[int] | None = None,
+    base: str | Path | None = None,
+    allow_nonfinite: bool = False,
     overwrite: bool = False,
     progress: Progress = no_progress,
+    verify: Verify | None = None,
 ) -> Manifest:
     """Export a checkpoint as one folder that needs no PyTorch to run.
 
     Args:
-        source: a checkpoint folder, or `demo` for the built-in one.
+        source: a checkpoint in any form that `open_checkpoint` knows.
         destination: the folder to make; nothing is there until all of it is.
         precisions: variants to write, of `names.PRECISIONS`.
         image_sizes: sides of the square input in pixels, the first being the default; the
             checkpoint's own when None.
+        base: the checkpoint that a LoRA adapter was trained on.
+        allow_nonfinite: export NaN and infinity instead of refusing the checkpoint.
         overwrite: replace a package that is already there, once the new one is whole.
+        verify: `verify_package` of verify.py; what it measures goes into the manifest and the
+            card. A package outside its tolerance is kept, and says so.
 
     Raises:
         CheckpointError: the checkpoint cannot be read; nothing was written.
@@ -92,7 +103,7 @@ def export_package(
                 f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}."
             )
     check_destination(destination, overwrite)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, base=base, allow_nonfinite=allow_nonfinite)
     sizes = tuple(dict.fromkeys(image_sizes or (checkpoint.config.vision.image_size,)))
     for size in sizes:
         check_image_size(size)
@@ -104,7 +115,7 @@ def export_package(
     writer = _Writer(graphs, progress)
     _check_disk_space(destination, writer.total_bytes)
     with unfinished_folder(destination) as folder:
-        try:
+        with _disk_errors(destination, folder, writer.total_bytes):
             writer.write(folder)
             (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
             (folder / LICENSE_FILE).write_text(license_text(checkpoint), encoding="utf-8")
@@ -118,14 +129,12 @@ def export_package(
                 manifest, files={name: describe_file(folder / name) for name in names}
             )
             manifest.write(folder)
-        except OSError as error:
-            # numpy reports a short write without an errno.
-            is_full = error.errno == errno.ENOSPC or shutil.disk_usage(folder).free < MEGABYTE
-            reason = "the disk is full" if is_full else str(error)
-            raise PackageError(
-                f"{destination}: could not be written ({reason}); nothing was left behind. "
-                f"The package needs {writer.total_bytes / 1e6:,.0f} MB."
-            ) from None
+
+        # 5. Measured when all else is done, and before anybody takes it for a package.
+        if verify is not None:
+            agreement = verify(folder, checkpoint)
+            with _disk_errors(destination, folder, writer.total_bytes):
+                manifest = _record(agreement, manifest, folder)
     return manifest
 
 
@@ -247,6 +256,30 @@ def _external_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         for name, value in model.graph.initializers.items()
         if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES
     }
+
+
+def _record(agreement: Agreement, manifest: Manifest, folder: Path) -> Manifest:
+    """Write card and manifest again, with what was measured."""
+    manifest = replace(manifest, measured=agreement.variants)
+    write_card(folder / CARD_FILE, manifest)
+    files = manifest.files | {CARD_FILE: describe_file(folder / CARD_FILE)}
+    manifest = replace(manifest, files=files)
+    manifest.write(folder)
+    return manifest
+
+
+@contextmanager
+def _disk_errors(destination: Path, folder: Path, needed_bytes: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # numpy reports a short write without an errno.
+        is_full = error.errno == errno.ENOSPC or shutil.disk_usage(folder).free < MEGABYTE
+        reason = "the disk is full" if is_full else str(error)
+        raise PackageError(
+            f"{destination}: could not be written ({reason}); nothing was left behind. "
+            f"The package needs {needed_bytes / 1e6:,.0f} MB."
+        ) from None
 
 
 def _check_disk_space(destination: Path, needed_bytes: int) -> None:

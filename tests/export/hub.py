@@ -1,0 +1,77 @@
+"""A Hugging Face hub of one repository, served from a folder over real HTTP."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def serve_hub(repository: str, folder: Path, status: int = 200) -> Iterator[str]:
+    """Address of a hub that knows `repository` only, or answers everything with `status`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(with_body=True)
+
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
+        def _answer(self, *, with_body: bool) -> None:
+            path = self.path.split("?")[0]
+            resolve = f"/{repository}/resolve/{COMMIT}/"
+            file = folder / path.removeprefix(resolve)
+            if status != 200:
+                self._send(status, b"", {})
+            elif path == f"/api/models/{repository}/revision/main":
+                self._send(200, json.dumps(self._info()).encode(), {})
+            elif path.startswith(f"/api/models/{repository}/tree/"):
+                self._send(200, json.dumps(self._tree()).encode(), {})
+            elif path.startswith(resolve) and file.is_file():
+                content = file.read_bytes()
+                etag = f'"{hashlib.sha1(content).hexdigest()}"'
+                headers = {"X-Repo-Commit": COMMIT, "ETag": etag}
+                self._send(200, content if with_body else b"", headers, len(content))
+            else:
+                self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+        def _info(self) -> dict:
+            files = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
+            return {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": files}
+
+        def _tree(self) -> list[dict]:
+            return [
+                {
+                    "type": "file",
+                    "path": file.name,
+                    "size": file.stat().st_size,
+                    "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
+                }
+                for file in sorted(folder.iterdir())
+            ]
+
+        def _send(
+            self, code: int, body: bytes, headers: dict[str, str], length: int | None = None
+        ) -> None:
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

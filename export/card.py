@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fastvlm_onnx.agreement import agreement_table
 from fastvlm_onnx.export.checkpoint import Checkpoint
 from fastvlm_onnx.package import Manifest
 
@@ -44,9 +45,26 @@ FastVLM ({source.parameters:,} parameters) exported by {source.exporter}; runs w
 | image sizes in pixels | {sizes} |
 | context length in tokens | {decoder.context_length:,} |
 
-Agreement with PyTorch was not measured for this package.
+{_agreement(manifest)}
 
 The weights are under the licence in LICENSE_MODEL; Apple's are for research only.
 """,
         encoding="utf-8",
     )
+
+
+def _agreement(manifest: Manifest) -> str:
+    parts = []
+    if manifest.measured:
+        parts.append(f"""\
+## Agreement with PyTorch
+
+{agreement_table(manifest.measured)}
+
+Relative error is ‖package - reference‖ / ‖reference‖. It and the cosine are the worst of all
+pictures (for the logits, of all prompts), and each side feeds its own stages. In the answers, both
+sides are fed the tokens that the reference chose; KL divergence is in nats, the mean over the
+steps.""")
+    if missing := [name for name in manifest.variants if name not in manifest.measured]:
+        parts.append(f"Agreement with PyTorch was not measured ({', '.join(missing)}).")
+    return "\n\n".join(parts)

@@ -7,6 +7,7 @@ here.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from fastvlm_onnx.agreement import VariantAgreement
 from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.names import MANIFEST_FILE, TOKENIZER_FILE, weights_file
 
@@ -89,7 +91,11 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a runtime needs to know of an exported folder."""
+    """Everything a runtime needs to know of an exported folder.
+
+    Attributes:
+        measured: agreement with PyTorch of the variants that were held against it, by precision.
+    """
 
     format_version: int
     source: Source
@@ -98,7 +104,7 @@ class Manifest:
     decoder: DecoderFormat
     variants: dict[str, Variant]
     files: dict[str, FileEntry]
-    measured: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, VariantAgreement] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write the manifest, last of all files and all at once."""
@@ -232,13 +238,13 @@ def _parse(value: Any, expected: Any, where: str, path: Path) -> Any:
             _parse(v, get_args(expected)[0], _join(where, str(i)), path)
             for i, v in enumerate(value)
         ]
-    if expected is Any:
-        return value
-    assert not isinstance(expected, UnionType), "the manifest has no optional fields"
-    if type(value) is not expected or (expected is int and value < 0):
-        raise _misfit(
-            path, where, value, {"int": "a number >= 0", "str": "a text"}[expected.__name__]
-        )
+    if origin is UnionType:  # `T | None`
+        return None if value is None else _parse(value, get_args(expected)[0], where, path)
+    if expected is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if expected is float or type(value) is not expected or (expected is int and value < 0):
+        kinds = {"int": "a number >= 0", "float": "a finite number", "str": "a text"}
+        raise _misfit(path, where, value, kinds[expected.__name__])
     return value
 
 
@@ -261,6 +267,12 @@ def _check_references(manifest: Manifest, path: Path) -> None:
             )
     if not manifest.variants:
         raise PackageError(f"{path}: variants is empty; export the package again.")
+    for precision in manifest.measured:
+        if precision not in manifest.variants:
+            raise PackageError(
+                f"{path}: measured.{precision} is no variant of the package; "
+                "export the package again."
+            )
     for precision, variant in manifest.variants.items():
         if not variant.vision_encoder:
             raise PackageError(

@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvlm_onnx.errors import InputError, PromptTooLongError
+from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import (
     DECODER,
     IMAGE_FEATURES,
@@ -19,11 +19,11 @@ from fastvlm_onnx.names import (
     VISION_ENCODER,
 )
 from fastvlm_onnx.package import Manifest, check_files, read_manifest
-from fastvlm_onnx.runtime.decoding import decode, prefill
+from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
 from fastvlm_onnx.runtime.generation import Generation, Piece, Timings
 from fastvlm_onnx.runtime.image import Picture, preprocess, read_picture
-from fastvlm_onnx.runtime.prompt import PromptIds, tokenize_prompt
+from fastvlm_onnx.runtime.prompt import PromptIds, room_for_answer, tokenize_prompt
 from fastvlm_onnx.runtime.providers import resolve_provider
 from fastvlm_onnx.runtime.sampling import Sampler, Sampling
 from fastvlm_onnx.runtime.session import DecoderSession, open_session
@@ -57,8 +57,8 @@ def load(
     begin = time.perf_counter()
     path = Path(folder)
     manifest = read_manifest(path)
-    precision = _choose_precision(manifest, precision, path)
-    image_size = _choose_image_size(manifest, precision, image_size, path)
+    precision = choose_precision(manifest, precision, path)
+    image_size = choose_image_size(manifest, precision, image_size, path)
     provider_name = resolve_provider(provider)
     check_files(path, manifest.files_of(precision, image_size), manifest)
     return FastVLM(path, manifest, precision, image_size, provider_name, threads, begin)
@@ -97,13 +97,45 @@ class FastVLM:
 
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:
         """pixel_values [B, 3, S, S] -> image_features [B, num_image_tokens, hidden_size]."""
-        hidden_states = self._vision_encoder.run(
-            [IMAGE_HIDDEN_STATES], {PIXEL_VALUES: pixel_values}
-        )
-        features: FloatArray = self._projector.run(
-            [IMAGE_FEATURES], {IMAGE_HIDDEN_STATES: hidden_states[0]}
-        )[0]
-        return features
+        return self.run_projector(self.run_vision_encoder(pixel_values))
+
+    def run_vision_encoder(self, pixel_values: FloatArray) -> FloatArray:
+        """pixel_values [B, 3, S, S] -> image_hidden_states [B, num_image_tokens, channels]."""
+        return self._vision_encoder.run([IMAGE_HIDDEN_STATES], {PIXEL_VALUES: pixel_values})[0]
+
+    def run_projector(self, image_hidden_states: FloatArray) -> FloatArray:
+        """image_hidden_states -> image_features [B, num_image_tokens, hidden_size]."""
+        return self._projector.run([IMAGE_FEATURES], {IMAGE_HIDDEN_STATES: image_hidden_states})[0]
+
+    def embed_prompt(self, prompt_ids: PromptIds, image_features: FloatArray) -> FloatArray:
+        """The decoder's input: embedded tokens with one image's rows in place.
+
+        Args:
+            image_features: float32 [1, num_image_tokens, hidden_size].
+
+        Returns:
+            inputs_embeds, float32 [1, sequence_length, hidden_size].
+        """
+        return np.concatenate(
+            [
+                self._embed_tokens(prompt_ids.before_image),
+                image_features[0],
+                self._embed_tokens(prompt_ids.after_image),
+            ]
+        )[None]
+
+    def logits_along(
+        self, inputs_embeds: FloatArray, token_ids: Sequence[int]
+    ) -> Iterator[FloatArray]:
+        """Logits at each step of an answer that is given rather than chosen.
+
+        Yields:
+            float32 [vocab_size] before each of `token_ids`; overwritten by the next.
+        """
+        cache = self._decoder.new_cache(inputs_embeds.shape[1] + len(token_ids))
+        yield prefill(self._decoder, inputs_embeds, cache)
+        for token_id in token_ids[:-1]:
+            yield decode_one_token(self._decoder, self._embed_tokens, token_id, cache)
 
     def generate(
         self,
@@ -160,7 +192,9 @@ class FastVLM:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
         prompt_ids = tokenize_prompt(self._tokenizer, self.manifest.prompt, prompt)
-        max_new_tokens = min(max_new_tokens, self._room_after(prompt_ids))
+        max_new_tokens = min(
+            max_new_tokens, room_for_answer(self.manifest, self.image_size, prompt_ids)
+        )
         pixel_values = preprocess(read_picture(picture), self.image_size)
         return self._answer(pixel_values, prompt_ids, Sampler(sampling), max_new_tokens, began)
 
@@ -177,13 +211,7 @@ class FastVLM:
         # 1. The picture becomes rows of the decoder's input.
         image_features = self.encode_image(pixel_values)
         encoded = time.perf_counter()
-        inputs_embeds = np.concatenate(
-            [
-                self._embed_tokens(prompt_ids.before_image),
-                image_features[0],
-                self._embed_tokens(prompt_ids.after_image),
-            ]
-        )[None]
+        inputs_embeds = self.embed_prompt(prompt_ids, image_features)
 
         # 2. Prefill: the whole prompt at once.
         prompt_tokens = inputs_embeds.shape[1]
@@ -245,20 +273,9 @@ class FastVLM:
             ),
         )
 
-    def _room_after(self, prompt_ids: PromptIds) -> int:
-        """Positions of the context that a prompt and its image leave for the answer."""
-        image_tokens = (self.image_size // self.manifest.image.patch_size) ** 2
-        context = self.manifest.decoder.context_length
-        room = context - len(prompt_ids) - image_tokens
-        if room < 1:
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt_ids)} tokens and the image {image_tokens}, and the "
-                f"context holds {context}; shorten the prompt by at least {1 - room} tokens."
-            )
-        return room
 
-
-def _choose_precision(manifest: Manifest, precision: str | None, folder: Path) -> str:
+def choose_precision(manifest: Manifest, precision: str | None, folder: Path) -> str:
+    """The asked variant if the package has it, its first when None; else InputError."""
     if precision is None:
         return next(iter(manifest.variants))
     if precision not in manifest.variants:
@@ -269,9 +286,10 @@ def _choose_precision(manifest: Manifest, precision: str | None, folder: Path) -
     return precision
 
 
-def _choose_image_size(
+def choose_image_size(
     manifest: Manifest, precision: str, image_size: int | None, folder: Path
 ) -> int:
+    """The asked image size if the variant has it, the default when None; else InputError."""
     sizes = manifest.variants[precision].vision_encoder
     chosen = manifest.image.default_size if image_size is None else image_size
     if str(chosen) not in sizes:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from fastvlm_onnx.errors import InputError
-from fastvlm_onnx.package import PromptFormat
+from fastvlm_onnx.errors import InputError, PromptTooLongError
+from fastvlm_onnx.package import Manifest, PromptFormat
 from fastvlm_onnx.runtime.tokenizer import TextTokenizer
 
 
@@ -33,3 +33,20 @@ def tokenize_prompt(tokenizer: TextTokenizer, template: PromptFormat, prompt: st
         after_image=tokenizer.encode(template.before_prompt + prompt)
         + tokenizer.encode_template(template.after_prompt),
     )
+
+
+def room_for_answer(manifest: Manifest, image_size: int, prompt_ids: PromptIds) -> int:
+    """Positions of the context that a prompt and its image leave for the answer.
+
+    Raises:
+        PromptTooLongError: none.
+    """
+    image_tokens = (image_size // manifest.image.patch_size) ** 2
+    context = manifest.decoder.context_length
+    room = context - len(prompt_ids) - image_tokens
+    if room < 1:
+        raise PromptTooLongError(
+            f"the prompt has {len(prompt_ids)} tokens and the image {image_tokens}, and the "
+            f"context holds {context}; shorten the prompt by at least {1 - room} tokens."
+        )
+    return room

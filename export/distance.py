@@ -1,0 +1,71 @@
+"""How far one array is from another, in the numbers that `verify` reports. Numpy only."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+
+def relative_error(found: FloatArray, expected: FloatArray) -> float | None:
+    """‖found - expected‖ / ‖expected‖; None when that is not finite."""
+    if np.array_equal(found, expected):
+        return 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = found - expected
+    norm = math.sqrt(_dot(expected, expected))
+    return _finite(math.sqrt(_dot(difference, difference)) / norm) if norm else None
+
+
+def cosine(found: FloatArray, expected: FloatArray) -> float | None:
+    """Cosine of the angle between two arrays, 1 when both are zero; None when it is not finite."""
+    norms = math.sqrt(_dot(found, found) * _dot(expected, expected))
+    if norms == 0.0:
+        return 1.0 if np.array_equal(found, expected) else None
+    return _finite(_dot(found, expected) / norms)
+
+
+def kl_divergence(found: FloatArray, expected: FloatArray) -> float | None:
+    """Mean over the rows of the divergence of softmax(found) from softmax(expected).
+
+    Args:
+        found: logits, float32 [rows, vocab_size].
+        expected: likewise.
+
+    Returns:
+        Nats; None when that is not finite.
+    """
+    divergences = []
+    # Row by row: float64 of all rows of a full vocabulary would be hundreds of megabytes.
+    for found_row, expected_row in zip(found, expected, strict=True):
+        p, q = _log_softmax(expected_row), _log_softmax(found_row)
+        with np.errstate(invalid="ignore"):
+            divergences.append(float(np.exp(p) @ (p - q)))
+    # Rounding can leave two equal distributions a hair below zero.
+    mean = math.fsum(divergences) / len(divergences) if np.isfinite(divergences).all() else math.nan
+    return _finite(max(mean, 0.0))
+
+
+def top_2_gap(logits: FloatArray) -> FloatArray:
+    """Largest logit less the second largest, of each row."""
+    second, first = np.partition(logits, -2, axis=-1)[:, -2:].T
+    gap: FloatArray = first - second
+    return gap
+
+
+def _log_softmax(logits: FloatArray) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore", over="ignore"):
+        shifted = logits.astype(np.float64) - logits.max()
+        result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return result
+
+
+def _dot(a: FloatArray, b: FloatArray) -> float:
+    """Sum of products, added up in float64."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(np.einsum("i,i", a.ravel(), b.ravel(), dtype=np.float64))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,213 @@
+"""How far a package is from PyTorch: the figures, and the table that people read.
+
+The manifest, the package's card and `verify` hold and show the same records. Standard library
+only; how they are measured is not known here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fastvlm_onnx.names import PIXEL_VALUES
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a precision may cost.
+
+    Attributes:
+        relative_error: the most, at each stage after pixel_values, which are exact always.
+        cosine: the least, at each of these stages.
+        kl_divergence: the most, as mean over a prompt's steps, in nats.
+        argmax_agreement: the least, over the steps of all prompts. Where the reference itself
+            hardly decides between two tokens, either one agrees.
+    """
+
+    relative_error: float
+    cosine: float
+    kl_divergence: float
+    argmax_agreement: float
+
+
+@dataclass(frozen=True)
+class StageAgreement:
+    """One stage, the worst of all pictures (of all prompts for the logits).
+
+    Attributes:
+        stage: pixel_values, image_hidden_states, image_features or logits.
+        relative_error: ‖package - reference‖ / ‖reference‖; None when it is not finite.
+        cosine: of the angle between the two; None when it is not finite.
+    """
+
+    stage: str
+    relative_error: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class PromptAgreement:
+    """One question, both sides fed the tokens that the reference chose.
+
+    Attributes:
+        picture: its file name.
+        steps: tokens compared: as many as were asked for, or the reference's whole answer.
+        agreeing_steps: of these, how many at which both sides prefer the same token.
+        tied_steps: of the others, how many at which the reference itself hardly decides.
+        kl_divergence: of the package's distribution from the reference's, in nats, the mean over
+            the steps; None when it is not finite.
+        first_difference: the first step, counted from 1, at which the preferred tokens differ;
+            None when there is none.
+        reference_gap: the reference's largest logit there less its second largest; None likewise.
+    """
+
+    picture: str
+    prompt: str
+    steps: int
+    agreeing_steps: int
+    tied_steps: int
+    kl_divergence: float | None
+    first_difference: int | None
+    reference_gap: float | None
+
+
+@dataclass(frozen=True)
+class VariantAgreement:
+    """One variant of a package against PyTorch.
+
+    Attributes:
+        reference: what the variant was held against, with versions.
+        runtime: what ran the variant, with its version.
+        image_size: side of the square input in pixels.
+    """
+
+    reference: str
+    runtime: str
+    image_size: int
+    stages: list[StageAgreement]
+    prompts: list[PromptAgreement]
+    tolerance: Tolerance
+
+    @property
+    def outside(self) -> list[str]:
+        """What lies outside the tolerance, in words; empty when nothing does."""
+        found: list[str] = []
+        for row in self.stages:
+            # Pictures become pixels by the same integer arithmetic at every precision.
+            allowed = 0.0 if row.stage == PIXEL_VALUES else self.tolerance.relative_error
+            if row.relative_error is None or row.relative_error > allowed:
+                error = _number(row.relative_error)
+                found.append(f"{row.stage}: relative error {error}, at most {allowed:g}")
+            elif row.cosine is None or row.cosine < self.tolerance.cosine:
+                found.append(
+                    f"{row.stage}: cosine {_cosine(row.cosine)}, at least {self.tolerance.cosine:g}"
+                )
+        for prompt in self.prompts:
+            divergence, most = prompt.kl_divergence, self.tolerance.kl_divergence
+            if divergence is None or divergence > most:
+                found.append(
+                    f"{prompt.picture}, {prompt.prompt!r}: KL divergence {_number(divergence)}, "
+                    f"at most {most:g}"
+                )
+        steps = sum(prompt.steps for prompt in self.prompts)
+        agreeing = sum(prompt.agreeing_steps + prompt.tied_steps for prompt in self.prompts)
+        if agreeing < self.tolerance.argmax_agreement * steps:
+            found.append(
+                f"argmax agreement at {agreeing} of {steps} steps, "
+                f"at least {self.tolerance.argmax_agreement:.0%}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The variants that were measured, by precision."""
+
+    variants: dict[str, VariantAgreement]
+
+    @property
+    def outside(self) -> list[str]:
+        """What lies outside the tolerances, each with its precision; empty when nothing does."""
+        return [
+            f"{precision}: {found}"
+            for precision, variant in self.variants.items()
+            for found in variant.outside
+        ]
+
+
+def agreement_table(variants: Mapping[str, VariantAgreement]) -> str:
+    """What was measured, as Markdown that also reads well in a terminal."""
+    stages = [
+        (precision, row.stage, _number(row.relative_error), _cosine(row.cosine))
+        for precision, variant in variants.items()
+        for row in variant.stages
+    ]
+    prompts = [
+        (
+            precision,
+            row.picture,
+            row.prompt,
+            f"{row.agreeing_steps} of {row.steps}",
+            _number(row.kl_divergence),
+            "none" if row.first_difference is None else str(row.first_difference),
+            "" if row.first_difference is None else _number(row.reference_gap),
+        )
+        for precision, variant in variants.items()
+        for row in variant.prompts
+    ]
+    return "\n\n".join(
+        [
+            _table(("precision", "stage", "relative error", "cosine"), stages),
+            _table(
+                (
+                    "precision",
+                    "picture",
+                    "prompt",
+                    "argmax agreement",
+                    "KL divergence",
+                    "first step that differs",
+                    "reference's top-2 gap there",
+                ),
+                prompts,
+            ),
+            "\n".join(
+                f"- {_verdict(precision, variant)}" for precision, variant in variants.items()
+            ),
+        ]
+    )
+
+
+def _verdict(precision: str, variant: VariantAgreement) -> str:
+    tolerance = variant.tolerance
+    allowed = (
+        f"allowed: relative error {tolerance.relative_error:g}, cosine {tolerance.cosine:g}, "
+        f"KL divergence {tolerance.kl_divergence:g}, "
+        f"argmax agreement {tolerance.argmax_agreement:.0%}"
+    )
+    outside = "; ".join(variant.outside)
+    found = f"outside tolerance: {outside}" if outside else "within tolerance"
+    return (
+        f"{precision}: {found} ({allowed}; {variant.runtime} against {variant.reference}, "
+        f"{variant.image_size} pixels)."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}" if value else "0"
+
+
+def _cosine(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.6f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [header, *([_cell(text) for text in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(text.ljust(n) for text, n in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (n + 2) for n in widths) + "|", *lines[1:]])
+
+
+def _cell(text: str) -> str:
+    """A text that cannot end its cell or its row."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,456 @@
+"""Packages held against PyTorch: whole ones agree, and what was changed is named."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fastvlm_onnx import (
+    CheckpointError,
+    FastVLM,
+    FastVLMError,
+    InputError,
+    PackageError,
+    PromptTooLongError,
+)
+from fastvlm_onnx.agreement import Agreement, Tolerance, agreement_table
+from fastvlm_onnx.cli import cli
+from fastvlm_onnx.export import distance, reference_run, verify
+from fastvlm_onnx.export.checkpoint import open_checkpoint
+from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.reference_run import Question
+from fastvlm_onnx.export.verify import TOLERANCES, compare_answers, verify_package
+from fastvlm_onnx.names import PRECISIONS
+from fastvlm_onnx.package import check_files, read_manifest
+from fastvlm_onnx.runtime.image import preprocess, read_picture
+
+STAGES = ["pixel_values", "image_hidden_states", "image_features", "logits"]
+TowerTensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def agreement(package: Path) -> Agreement:
+    return verify_package(package, "demo")
+
+
+@pytest.fixture
+def change_demo(demo_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The built-in checkpoint after a change of its weights."""
+
+    def change(edit: Callable[[TowerTensors], None]) -> Path:
+        folder = tmp_path / "changed"
+        shutil.copytree(demo_checkpoint, folder)
+        tensors = {n: t.float() for n, t in load_file(folder / "model.safetensors").items()}
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    return change
+
+
+@pytest.fixture
+def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference takes minutes: what is refused must be refused before it."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("the reference was run")
+
+    monkeypatch.setattr(verify, "run_reference", fail)
+
+
+def scale(name: str) -> Callable[[TowerTensors], None]:
+    def edit(tensors: TowerTensors) -> None:
+        tensors[name] *= 1.01
+
+    return edit
+
+
+# --- agreement -----------------------------------------------------------------------------------
+
+
+def test_the_built_in_model_agrees_at_every_stage(agreement: Agreement) -> None:
+    assert agreement.outside == []
+    rows = agreement.variants["fp32"].stages
+    assert [row.stage for row in rows] == STAGES
+    assert rows[0].relative_error == 0.0
+    # Not zero either: two implementations that never differ would be one.
+    assert all(0 < row.relative_error < 1e-5 for row in rows[1:])
+
+
+def test_every_sample_picture_is_asked_its_first_question(
+    agreement: Agreement, questions: dict[str, dict[str, str]]
+) -> None:
+    asked = [(row.picture, row.prompt) for row in agreement.variants["fp32"].prompts]
+    assert asked == [(name, next(iter(answers))) for name, answers in questions.items()]
+
+
+def test_an_answer_is_compared_up_to_its_end(
+    agreement: Agreement, model: FastVLM, questions: dict[str, dict[str, str]]
+) -> None:
+    row = agreement.variants["fp32"].prompts[0]
+    picture = verify.SAMPLE_PICTURES / row.picture
+    answer = model.generate(picture, row.prompt)
+    assert answer.finish_reason == "stop"
+    assert row.steps == len(answer.token_ids) + 1  # and the eos
+    assert (row.agreeing_steps, row.first_difference) == (row.steps, None)
+
+
+def test_each_prompt_is_asked_about_each_picture(package: Path, picture: Path) -> None:
+    other = verify.SAMPLE_PICTURES / "word.png"
+    agreement = verify_package(
+        package, "demo", pictures=[picture, other], prompts=["One?", "Two?"], steps=2
+    )
+    rows = agreement.variants["fp32"].prompts
+    assert [(row.picture, row.prompt, row.steps) for row in rows] == [
+        (file.name, prompt, 2) for file in (picture, other) for prompt in ("One?", "Two?")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"), [("RGB", (70, 33)), ("RGBA", (31, 90)), ("L", (64, 64)), ("1", (300, 10))]
+)
+def test_pictures_become_the_pixel_values_of_transformers(
+    tmp_path: Path, mode: str, size: tuple[int, int]
+) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (*size[::-1], 4), np.uint8)
+    path = tmp_path / "picture.png"
+    Image.fromarray(noise).convert(mode).save(path)
+    expected = reference_run.reference_pixel_values(path, 128)
+    np.testing.assert_array_equal(preprocess(read_picture(path), 128), expected)
+
+
+def test_progress_counts_pictures_and_prompts_on_both_sides(package: Path, picture: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    verify_package(
+        package,
+        "demo",
+        pictures=[picture],
+        prompts=["Why?"],
+        steps=1,
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls == [
+        (f"PyTorch, {picture.name}", 0, 4),
+        ("PyTorch, Why?", 1, 4),
+        (f"fp32, {picture.name}", 2, 4),
+        ("fp32, Why?", 3, 4),
+        ("done", 4, 4),
+    ]
+
+
+def test_the_reference_is_let_go_before_a_variant_is_opened(
+    package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref] = []
+
+    class Watched(reference_run.ReferenceFastVLM):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+
+    def load(*arguments: object, **options: object) -> FastVLM:
+        assert [reference() for reference in made] == [None]
+        return opened(*arguments, **options)
+
+    opened = verify.load
+    monkeypatch.setattr(reference_run, "ReferenceFastVLM", Watched)
+    monkeypatch.setattr(verify, "load", load)
+    verify_package(package, "demo", pictures=[picture], steps=1)
+    assert made
+
+
+def test_the_callers_threads_are_left_as_they_were(package: Path, picture: Path) -> None:
+    before = torch.get_num_threads()
+    verify_package(package, "demo", pictures=[picture], steps=1, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+# --- disagreement --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensor", "stage"),
+    [
+        ("model.vision_tower.vision_tower.model.network.2.0.convffn.fc1.weight", STAGES[1]),
+        ("model.mm_projector.2.weight", STAGES[2]),
+        ("model.layers.1.self_attn.o_proj.weight", STAGES[3]),
+        ("model.embed_tokens.weight", STAGES[3]),
+    ],
+)
+def test_one_changed_tensor_is_named_by_the_stage_it_first_shows_in(
+    tensor: str, stage: str, change_demo: Callable[..., Path], tmp_path: Path
+) -> None:
+    export_package(change_demo(scale(tensor)), tmp_path / "onnx")
+    agreement = verify_package(tmp_path / "onnx", "demo")
+    named = [found.split(":")[1].strip() for found in agreement.outside]
+    assert [name for name in named if name in STAGES] == STAGES[STAGES.index(stage) :]
+
+
+def test_one_wrong_pixel_is_outside_every_tolerance(
+    package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(*arguments: object) -> np.ndarray:
+        pixel_values = preprocess(*arguments)
+        pixel_values[0, 0, 9, 9] += 1 / 255
+        return pixel_values
+
+    monkeypatch.setattr(verify, "preprocess", spoil)
+    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(1.0, 0.0, 100.0, 0.0))
+    (found,) = verify_package(package, "demo", pictures=[picture], steps=1).outside
+    assert found.startswith("fp32: pixel_values: relative error ")
+
+
+def test_values_that_are_not_finite_are_said_and_kept_as_json(
+    package: Path, copied_package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(self: FastVLM, image_hidden_states: np.ndarray) -> np.ndarray:
+        return np.full_like(project(self, image_hidden_states), np.inf)
+
+    project = FastVLM.run_projector
+    monkeypatch.setattr(FastVLM, "run_projector", overflow)
+    agreement = verify_package(package, "demo", pictures=[picture], steps=2)
+    assert "fp32: image_features: relative error not finite, at most 0.0001" in agreement.outside
+    assert any("KL divergence not finite" in found for found in agreement.outside)
+    replace(read_manifest(package), measured=agreement.variants).write(copied_package)
+    text = (copied_package / "fastvlm.json").read_text("utf-8")
+    json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    assert read_manifest(copied_package).measured == agreement.variants
+
+
+def test_a_flip_between_two_equal_logits_is_a_tie() -> None:
+    question = Question(Path("a.png"), "Which?", [], [], 3)
+    expected = np.array([[1, 8, 8 - 1e-4, 0], [1, 2, 3, 4], [4, 3, 2, 1]], np.float32)
+    found = expected.copy()
+    found[0, 2] += 1e-3
+    row = compare_answers(question, found, expected)
+    assert (row.steps, row.agreeing_steps, row.tied_steps) == (3, 2, 1)
+    assert row.first_difference == 1
+    assert row.reference_gap == pytest.approx(1e-4, rel=0.01)
+
+
+def test_a_flip_between_clear_logits_is_no_tie() -> None:
+    question = Question(Path("a.png"), "Which?", [], [], 2)
+    expected = np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32)
+    row = compare_answers(question, expected[[0, 0]], expected)
+    assert (row.agreeing_steps, row.tied_steps, row.first_difference) == (1, 0, 2)
+    assert row.reference_gap == 1.0
+
+
+def test_every_precision_has_its_tolerance() -> None:
+    assert set(PRECISIONS) <= set(TOLERANCES)
+
+
+# --- distances -----------------------------------------------------------------------------------
+
+
+def test_distances_are_those_of_torch() -> None:
+    rng = np.random.default_rng(4)
+    expected, noise = (rng.standard_normal((5, 400)).astype(np.float32) * 6 for _ in range(2))
+    found = expected + noise / 10
+    p, q = (torch.from_numpy(a).double().log_softmax(-1) for a in (expected, found))
+    kl = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+    cosine = torch.cosine_similarity(*(torch.from_numpy(a).ravel() for a in (found, expected)), 0)
+    assert distance.kl_divergence(found, expected) == pytest.approx(float(kl), rel=1e-9)
+    assert distance.cosine(found, expected) == pytest.approx(float(cosine), rel=1e-6)
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert distance.relative_error(found, expected) == pytest.approx(float(error), rel=1e-6)
+
+
+def test_a_scale_shows_in_the_relative_error_and_not_in_the_cosine() -> None:
+    expected = np.linspace(-1, 1, 99, dtype=np.float32)
+    assert distance.relative_error(expected * 1.25, expected) == pytest.approx(0.25)
+    assert distance.cosine(expected * 1.25, expected) == pytest.approx(1.0)
+
+
+def test_a_black_picture_has_no_error_and_no_other_does_against_it() -> None:
+    black, grey = np.zeros((1, 4), np.float32), np.full((1, 4), 0.5, np.float32)
+    assert (distance.relative_error(black, black), distance.cosine(black, black)) == (0.0, 1.0)
+    assert (distance.relative_error(grey, black), distance.cosine(grey, black)) == (None, None)
+
+
+# --- export --verify -----------------------------------------------------------------------------
+
+
+def test_export_writes_what_was_measured_into_manifest_and_card(tmp_path: Path) -> None:
+    folder = tmp_path / "onnx"
+    manifest = export_package("demo", folder, verify=verify_package)
+    assert read_manifest(folder) == manifest
+    check_files(folder, list(manifest.files), manifest)
+    assert list(manifest.measured) == ["fp32"]
+    assert agreement_table(manifest.measured) in (folder / "README.md").read_text("utf-8")
+
+
+def test_a_package_that_was_not_measured_says_so(package: Path) -> None:
+    assert read_manifest(package).measured == {}
+    card = (package / "README.md").read_text("utf-8")
+    assert "Agreement with PyTorch was not measured (fp32)." in card
+
+
+def test_a_package_outside_its_tolerance_is_kept_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_folder: Path
+) -> None:
+    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(1e-9, 1.0, 0.0, 1.0))
+    folder = tmp_path / "onnx"
+    done = CliRunner().invoke(cli, ["export", "demo", "-o", str(folder), "--verify"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    wrote, line = done.stderr.splitlines()
+    assert wrote == f"wrote {folder}"
+    assert line.startswith("outside tolerance: fp32: image_hidden_states: relative error ")
+    assert "fp32: outside tolerance: " in (folder / "README.md").read_text("utf-8")
+    assert not list(user_folder.iterdir())  # not what `generate` takes from now on
+
+
+def test_a_verification_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path, _: object) -> Agreement:
+        assert read_manifest(folder).variants  # whole but for its name
+        raise InputError("no")
+
+    with pytest.raises(InputError):
+        export_package("demo", tmp_path / "onnx", verify=fail)
+    assert not list(tmp_path.iterdir())
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastvlm_onnx", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+
+
+def test_the_command_exits_with_1_and_names_the_stage(
+    change_demo: Callable[..., Path], tmp_path: Path
+) -> None:
+    export_package(change_demo(scale("model.mm_projector.0.weight")), tmp_path / "onnx")
+    done = run("verify", tmp_path / "onnx", "demo")
+    assert done.returncode == 1
+    assert done.stdout.startswith("| precision | stage ")
+    assert "- fp32: outside tolerance: image_features: relative error " in done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("outside tolerance: fp32: image_features: relative error ")
+
+
+def test_the_command_prints_one_json_object(package: Path, picture: Path) -> None:
+    done = run("verify", package, "demo", "--picture", picture, "--prompt", "Why?", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert list(found) == ["outside_tolerance", "variants"]
+    assert [row["stage"] for row in found["variants"]["fp32"]["stages"]] == STAGES
+
+
+def test_without_torch_the_error_names_the_command(package: Path) -> None:
+    code = f"""
+import sys
+sys.modules["torch"] = None  # importing it now fails, as where it is not installed
+sys.argv = ["fastvlm-onnx", "verify", {str(package)!r}, "demo"]
+from fastvlm_onnx.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert '(torch); run `pip install "fastvlm-onnx[verify]"`' in done.stderr
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def widen_conv_exp(tensors: TowerTensors) -> None:
+    """Twice the channels between vision encoder and projector; the decoder's sizes stay."""
+    tower = "model.vision_tower.vision_tower.model."
+    for name, axis in {
+        f"{tower}conv_exp.reparam_conv.weight": 0,
+        f"{tower}conv_exp.reparam_conv.bias": 0,
+        f"{tower}conv_exp.se.reduce.weight": 1,
+        f"{tower}conv_exp.se.expand.weight": 0,
+        f"{tower}conv_exp.se.expand.bias": 0,
+        "model.mm_projector.0.weight": 1,
+    }.items():
+        tensors[name] = torch.cat([tensors[name]] * 2, axis)
+
+
+def test_a_checkpoint_with_another_decoder_is_refused(
+    no_reference: None, package: Path, checkpoint: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"hidden_size is 96, and .* exported from 'demo'"):
+        verify_package(package, checkpoint)
+
+
+def test_a_checkpoint_with_another_vision_encoder_is_refused(
+    package: Path, change_demo: Callable[..., Path], picture: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"the shape of image_hidden_states is \[1, 16, "):
+        verify_package(package, change_demo(widen_conv_exp), pictures=[picture], steps=1)
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(no_reference: None, package: Path) -> None:
+    demo = open_checkpoint("demo")
+    tokenizer = json.loads(demo.tokenizer)
+    vocab = tokenizer["model"]["vocab"]
+    vocab["Ġthe"], vocab["Ġin"] = vocab["Ġin"], vocab["Ġthe"]
+    other = replace(demo, tokenizer=json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match=r"makes other tokens of the prompt 'What is in the"):
+        verify_package(package, other)
+
+
+def test_a_checkpoint_with_a_missing_tensor_is_refused(package: Path) -> None:
+    demo = open_checkpoint("demo")
+    tensors = {n: t for n, t in demo.tensors.items() if n != "model.norm.weight"}
+    with pytest.raises(CheckpointError, match=r"not those of its configuration .*norm\.weight"):
+        verify_package(package, replace(demo, tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"steps": 0}, InputError, "steps is 0; expected 1 or more"),
+        ({"threads": 0}, InputError, "threads is 0; expected 1 or more"),
+        ({"precisions": ["int3"]}, InputError, "has no int3 variant, only fp32"),
+        ({"image_size": 0}, InputError, "was not exported for 0 pixels"),
+        ({"pictures": ["nowhere.png"]}, InputError, "nowhere.png: no such picture"),
+        ({"prompts": [" "]}, InputError, "the prompt is empty"),
+        ({"prompts": ["Say <|im_end|>."]}, CheckpointError, "without special tokens"),
+        ({"prompts": ["why " * 3000]}, PromptTooLongError, "shorten the prompt"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_the_reference_runs(
+    no_reference: None,
+    package: Path,
+    options: dict[str, object],
+    error: type[FastVLMError],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        verify_package(package, "demo", **options)
+
+
+def test_a_damaged_package_is_refused(no_reference: None, copied_package: Path) -> None:
+    with (copied_package / "decoder.fp32.onnx.data").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(PackageError, match=r"decoder\.fp32\.onnx\.data: found 1,000 bytes"):
+        verify_package(copied_package, "demo")
+
+
+def test_a_variant_without_a_tolerance_is_refused(
+    no_reference: None,
+    copied_package: Path,
+    edit_json: Callable[[Path, Callable[[dict], None]], None],
+) -> None:
+    def rename(manifest: dict) -> None:
+        manifest["variants"]["int3"] = manifest["variants"].pop("fp32")
+
+    edit_json(copied_package / "fastvlm.json", rename)
+    with pytest.raises(InputError, match="no tolerance is known for int3, only for fp32, fp16"):
+        verify_package(copied_package, "demo")

@@ -141,6 +141,7 @@ def verify_package(
         progress(stage, done, total)
         done += 1
 
+    progress("PyTorch, loading", 0, total)
     expected = run_reference(checkpoint, questions, size, threads, tick)
 
     # 3. The variants, one after the other.

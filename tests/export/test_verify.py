@@ -142,6 +142,7 @@ def test_progress_counts_pictures_and_prompts_on_both_sides(package: Path, pictu
         progress=lambda *call: calls.append(call),
     )
     assert calls == [
+        ("PyTorch, loading", 0, 4),
         (f"PyTorch, {picture.name}", 0, 4),
         ("PyTorch, Why?", 1, 4),
         (f"fp32, {picture.name}", 2, 4),

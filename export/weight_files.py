@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (gives numpy the name bfloat16)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 

@@ -72,6 +72,8 @@ def cli(debug: bool) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--precision", default="fp32", show_default=True, help="Variants, with commas.")
 @click.option("--image-size", help="Pixels, with commas; the first is the default.")
+@click.option("--base", help="The checkpoint under CHECKPOINT, if that is a LoRA adapter.")
+@click.option("--allow-nonfinite", is_flag=True, help="Export NaN and infinite weights too.")
 @click.option("--overwrite", is_flag=True, help="Replace a package that is there already.")
 @click.option("--verify", is_flag=True, help="Measure it, as `fastvlm-onnx verify` does.")
 def export(
@@ -79,25 +81,35 @@ def export(
     output: Path | None,
     precision: str,
     image_size: str | None,
+    base: str | None,
+    allow_nonfinite: bool,
     overwrite: bool,
     verify: bool,
 ) -> None:
-    """Export CHECKPOINT, a folder or `demo` (the built-in model), to ONNX graphs."""
-    folder = output or Path(f"{Path(checkpoint).resolve().name}-onnx")
-    sizes = None if image_size is None else _numbers(image_size, "--image-size")
-    measured = _export(checkpoint, folder, precision.split(","), sizes, overwrite, verify)
+    """Export CHECKPOINT to ONNX graphs.
+
+    CHECKPOINT is a folder or zip in Apple's or transformers' layout, a LoRA adapter over --base, a
+    Hugging Face id such as apple/FastVLM-0.5B, `0.5b`, `1.5b` or `7b` for Apple's own, or `demo`
+    for the built-in model.
+    """
+    folder = output or Path(f"{Path(checkpoint).resolve().name.removesuffix('.zip')}-onnx")
+    measured = _export(
+        checkpoint,
+        folder,
+        verify,
+        precisions=precision.split(","),
+        image_sizes=None if image_size is None else _numbers(image_size, "--image-size"),
+        base=base,
+        allow_nonfinite=allow_nonfinite,
+        overwrite=overwrite,
+    )
     click.echo(f"wrote {folder}", err=True)
     _exit_if_outside(Agreement(measured))
     remember_export(folder.absolute())
 
 
 def _export(
-    checkpoint: str,
-    folder: Path,
-    precisions: list[str],
-    sizes: list[int] | None,
-    overwrite: bool,
-    verify: bool = False,
+    checkpoint: str, folder: Path, verify: bool = False, **options: Any
 ) -> dict[str, VariantAgreement]:
     try:
         from fastvlm_onnx.export.pipeline import export_package
@@ -119,11 +131,9 @@ def _export(
         manifest = export_package(
             checkpoint,
             folder,
-            precisions=precisions,
-            image_sizes=sizes,
-            overwrite=overwrite,
             progress=progress,
             verify=measure if verify else None,
+            **options,
         )
     return manifest.measured
 
@@ -325,7 +335,7 @@ def _default_model() -> Path:
 
 def _export_demo_once(folder: Path) -> None:
     if not folder.is_dir():
-        _export("demo", folder, ["fp32"], None, overwrite=False)
+        _export("demo", folder)
 
 
 # --- demo --------------------------------------------------------------------------------------

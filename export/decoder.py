@@ -6,20 +6,28 @@ keys and values into a buffer that the runtime owns.
 Source: Qwen2 (arXiv 2407.10671); transformers 4.48.3 modeling_qwen2.py.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
 import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
 from fastvlm_onnx.export.config import DecoderConfig
-from fastvlm_onnx.export.layers import (
-    MICROSOFT,
-    Graph,
-    MatMul,
-    Op,
-    parameter,
+from fastvlm_onnx.export.layers import MICROSOFT, Graph, Op, parameter
+from fastvlm_onnx.export.projections import (
+    INT8_BLOCK,
+    BlockProduct,
+    FloatProjection,
+    HalfProjection,
+    Int4Projection,
+    Int8Projection,
+    Projection,
 )
 from fastvlm_onnx.export.read_config import EMBED_TOKENS, LM_HEAD
-from fastvlm_onnx.export.tensors import FloatArray, LazyArray, Weights, stacked, transposed
+from fastvlm_onnx.export.tensors import FloatArray, LazyArray, Weights, stacked
 from fastvlm_onnx.names import (
     ATTENTION_MASK,
     BATCH_SIZE,
@@ -32,6 +40,12 @@ from fastvlm_onnx.names import (
     past_names,
     present_names,
 )
+
+Cached = tuple[ir.Value, ir.Value]
+"""Keys and values of one layer."""
+Projections = Callable[..., Projection]
+# What of a layer's output is wanted: every position, the last one, or its keys and values alone.
+Part = Literal["all", "last position", "cache"]
 
 
 class RMSNorm(nn.Module):  # type: ignore[misc]
@@ -65,30 +79,27 @@ class RMSNorm(nn.Module):  # type: ignore[misc]
 class Attention(nn.Module):  # type: ignore[misc]
     """Grouped-query attention over the cache; queries, keys and values from one product."""
 
-    def __init__(self, weights: Weights, config: DecoderConfig) -> None:
+    def __init__(self, weights: Weights, config: DecoderConfig, projection: Projections) -> None:
         super().__init__()
         self.config = config
         kv_width = config.num_key_value_heads * config.head_dim
         q_width = config.num_attention_heads * config.head_dim
         widths = {"q_proj": q_width, "k_proj": kv_width, "v_proj": kv_width}
-        self.qkv_proj = MatMul(
-            transposed(
-                stacked(
-                    [
-                        weights.take(f"{name}.weight", width, config.hidden_size)
-                        for name, width in widths.items()
-                    ]
-                )
-            ),
-            stacked([weights.take(f"{name}.bias", width) for name, width in widths.items()]),
-        )
-        self.o_proj = MatMul(transposed(weights.take("o_proj.weight", config.hidden_size, q_width)))
+        qkv = [
+            weights.take(f"{name}.weight", width, config.hidden_size)
+            for name, width in widths.items()
+        ]
+        bias = [weights.take(f"{name}.bias", width) for name, width in widths.items()]
+        self.qkv_proj = projection([stacked(qkv)], stacked(bias))
+        self.o_proj = projection([weights.take("o_proj.weight", config.hidden_size, q_width)])
 
     def forward(
-        self, op: Op, x: ir.Value, past: tuple[ir.Value, ir.Value], cache: "CacheInputs", last: bool
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        self, op: Op, x: ir.Value, past: Cached, cache: "CacheInputs", part: Part
+    ) -> tuple[ir.Value | None, Cached]:
+        """The update of the residual stream, unless nobody wants it; then key and value."""
+        (qkv,) = self.qkv_proj(op, x)
         mixed, key, value = op.GroupQueryAttention(
-            self.qkv_proj(op, x),
+            cache.cast(op, qkv),
             None,
             None,
             *past,
@@ -103,64 +114,61 @@ class Attention(nn.Module):  # type: ignore[misc]
             _domain=MICROSOFT,
             _outputs=3,
         )
-        if last:
+        if part == "cache":
+            return None, (key, value)
+        if part == "last position":
             mixed = last_position(op, mixed)
-        return self.o_proj(op, mixed), key, value
+        (update,) = self.o_proj(op, cache.cast_back(op, mixed))
+        return update, (key, value)
 
 
 class MLP(nn.Module):  # type: ignore[misc]
-    """down(silu(gate(x)) * up(x)), gate and up from one product."""
+    """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, weights: Weights, config: DecoderConfig) -> None:
+    def __init__(self, weights: Weights, config: DecoderConfig, projection: Projections) -> None:
         super().__init__()
         wide, narrow = config.intermediate_size, config.hidden_size
-        self.wide = wide
-        self.gate_up_proj = MatMul(
-            transposed(
-                stacked(
-                    [
-                        weights.take("gate_proj.weight", wide, narrow),
-                        weights.take("up_proj.weight", wide, narrow),
-                    ]
-                )
-            )
+        self.gate_up_proj = projection(
+            [weights.take(f"{name}_proj.weight", wide, narrow) for name in ("gate", "up")]
         )
-        self.down_proj = MatMul(transposed(weights.take("down_proj.weight", narrow, wide)))
+        self.down_proj = projection([weights.take("down_proj.weight", narrow, wide)])
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        gate, up = op.Split(self.gate_up_proj(op, x), [self.wide] * 2, axis=-1, _outputs=2)
-        return self.down_proj(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), up))
+        gate, up = self.gate_up_proj(op, x)
+        (down,) = self.down_proj(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), up))
+        return down
 
 
 class DecoderLayer(nn.Module):  # type: ignore[misc]
-    def __init__(self, weights: Weights, config: DecoderConfig) -> None:
+    def __init__(self, weights: Weights, config: DecoderConfig, projection: Projections) -> None:
         super().__init__()
         eps, width = config.rms_norm_eps, config.hidden_size
         self.input_layernorm = RMSNorm(weights / "input_layernorm", width, eps)
-        self.self_attn = Attention(weights / "self_attn", config)
+        self.self_attn = Attention(weights / "self_attn", config, projection)
         self.post_attention_layernorm = RMSNorm(weights / "post_attention_layernorm", width, eps)
-        self.mlp = MLP(weights / "mlp", config)
+        self.mlp = MLP(weights / "mlp", config, projection)
 
     def forward(
         self,
         op: Op,
         residual: ir.Value,
         update: ir.Value | None,
-        past: tuple[ir.Value, ir.Value],
+        past: Cached,
         cache: "CacheInputs",
-        last: bool,
-    ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
+        part: Part,
+    ) -> tuple[ir.Value, ir.Value | None, Cached]:
         """Returns residual and update, which the next norm adds; then key and value."""
         if update is None:
             normalized, residual = self.input_layernorm(op, residual)
         else:
             normalized, residual = self.input_layernorm(op, update, residual)
-        mixed, key, value = self.self_attn(op, normalized, past, cache, last)
-        if last:
-            # Only the last position's logits are wanted: the rest of this layer needs one row.
+        mixed, present = self.self_attn(op, normalized, past, cache, part)
+        if mixed is None:
+            return residual, None, present
+        if part == "last position":
             residual = last_position(op, residual)
         normalized, residual = self.post_attention_layernorm(op, mixed, residual)
-        return residual, self.mlp(op, normalized), key, value
+        return residual, self.mlp(op, normalized), present
 
 
 class LMHead(nn.Module):  # type: ignore[misc]
@@ -169,14 +177,17 @@ class LMHead(nn.Module):  # type: ignore[misc]
     The matrix stays as the checkpoint holds it, so it can be written some rows at a time.
     """
 
-    def __init__(self, weight: LazyArray) -> None:
+    def __init__(self, weight: LazyArray, dtype: ir.DataType) -> None:
         super().__init__()
-        self.weight = parameter(weight)
-        self.hidden_size = weight.shape[1]
+        self.weight = parameter(weight, dtype)
+        self.hidden_size, self.dtype = weight.shape[1], dtype
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         rows = op.Reshape(x, [-1, self.hidden_size])
-        return op.Unsqueeze(op.Gemm(rows, self.weight, transB=1), [1])
+        if self.dtype != ir.DataType.FLOAT:
+            rows = op.Cast(rows, to=self.dtype)
+        logits = op.Unsqueeze(op.Gemm(rows, self.weight, transB=1), [1])
+        return logits if self.dtype == ir.DataType.FLOAT else op.Cast(logits, to=ir.DataType.FLOAT)
 
 
 def last_position(op: Op, x: ir.Value) -> ir.Value:
@@ -187,17 +198,24 @@ def last_position(op: Op, x: ir.Value) -> ir.Value:
 class CacheInputs:
     """What GroupQueryAttention needs to know besides the cache: lengths, and rotary tables."""
 
-    def __init__(self, graph: Graph, config: DecoderConfig) -> None:
-        op = graph.op
+    def __init__(self, graph: Graph, config: DecoderConfig, dtype: ir.DataType) -> None:
+        op, self.dtype = graph.op, dtype
         mask = graph.input(ATTENTION_MASK, ir.DataType.INT64, [BATCH_SIZE, TOTAL_SEQUENCE_LENGTH])
         valid = op.ReduceSum(mask, [1], keepdims=0)
         self.seqlens_k = op.Cast(op.Sub(valid, 1), to=ir.DataType.INT32)
         total = op.Squeeze(op.Shape(mask, start=1, end=2), [0])
         self.total_sequence_length = op.Cast(total, to=ir.DataType.INT32)
         self.cos, self.sin = (
-            op.initializer(parameter(table).const_value, name)
+            op.initializer(parameter(table, dtype).const_value, name)
             for name, table in zip(("cos_cache", "sin_cache"), rotary_tables(config), strict=True)
         )
+
+    def cast(self, op: Op, x: ir.Value) -> ir.Value:
+        """float32 -> what the cache holds."""
+        return x if self.dtype == ir.DataType.FLOAT else op.Cast(x, to=self.dtype)
+
+    def cast_back(self, op: Op, x: ir.Value) -> ir.Value:
+        return x if self.dtype == ir.DataType.FLOAT else op.Cast(x, to=ir.DataType.FLOAT)
 
 
 def rotary_tables(config: DecoderConfig) -> tuple[LazyArray, LazyArray]:
@@ -216,49 +234,99 @@ def rotary_tables(config: DecoderConfig) -> tuple[LazyArray, LazyArray]:
     return LazyArray(shape, lambda: np.cos(angles())), LazyArray(shape, lambda: np.sin(angles()))
 
 
-def build_decoder(weights: Weights, config: DecoderConfig, producer_version: str) -> ir.Model:
+@dataclass(frozen=True)
+class DecoderForm:
+    """How one precision's decoder is stored and computed.
+
+    Attributes:
+        projection: the linear layers.
+        lm_head: makes the last layer from the matrix [vocab_size, hidden_size].
+        cache_dtype: of keys and values.
+    """
+
+    projection: Projections
+    lm_head: Callable[[LazyArray], nn.Module]
+    cache_dtype: ir.DataType = ir.DataType.FLOAT
+
+
+# The last layer takes an eighth of a token's time in int4: it stays int8 at little cost, and shares
+# its bytes with the token embeddings.
+def _int8_head(weight: LazyArray) -> BlockProduct:
+    return BlockProduct(weight, INT8_BLOCK, 8)
+
+
+FORMS: Mapping[str, DecoderForm] = {
+    "fp32": DecoderForm(FloatProjection, partial(LMHead, dtype=ir.DataType.FLOAT)),
+    "fp16": DecoderForm(
+        HalfProjection, partial(LMHead, dtype=ir.DataType.FLOAT16), ir.DataType.FLOAT16
+    ),
+    "int8": DecoderForm(Int8Projection, _int8_head),
+    "int4": DecoderForm(Int4Projection, _int8_head),
+}
+
+
+def build_decoder(
+    weights: Weights,
+    config: DecoderConfig,
+    producer_version: str,
+    precision: str = "fp32",
+    *,
+    fills_cache_only: bool = False,
+) -> ir.Model:
     """inputs_embeds and the cache -> logits [B, 1, vocab_size] of the last position, and the cache.
 
     Args:
         weights: the checkpoint at its root: `model.layers...`, `model.norm`, `lm_head`.
+        precision: one of FORMS.
+        fills_cache_only: leave out the logits, and what only they need.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
+    form = FORMS[precision]
     model = weights / "model"
     layers = nn.ModuleList(
-        [DecoderLayer(model / f"layers.{i}", config) for i in range(config.num_hidden_layers)]
+        [
+            DecoderLayer(model / f"layers.{i}", config, form.projection)
+            for i in range(config.num_hidden_layers)
+        ]
     )
     layers._set_name("layers")
-    norm = RMSNorm(model / "norm", config.hidden_size, config.rms_norm_eps)
-    norm._set_name("norm")
-    lm_head = LMHead(lm_head_rows(weights, config))
-    lm_head._set_name("lm_head")
 
     graph = Graph(DECODER)
     op = graph.op
     residual = graph.input(
         INPUTS_EMBEDS, ir.DataType.FLOAT, [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]
     )
-    cache = CacheInputs(graph, config)
+    cache = CacheInputs(graph, config, form.cache_dtype)
     heads: list[str | int] = [BATCH_SIZE, config.num_key_value_heads]
     update = None
-    presents: list[ir.Value] = []
+    presents: list[Cached] = []
     for i, layer in enumerate(layers):
         shape = [*heads, PAST_SEQUENCE_LENGTH, config.head_dim]
         key_name, value_name = past_names(i)
         past = (
-            graph.input(key_name, ir.DataType.FLOAT, shape),
-            graph.input(value_name, ir.DataType.FLOAT, shape),
+            graph.input(key_name, form.cache_dtype, shape),
+            graph.input(value_name, form.cache_dtype, shape),
         )
-        last = i == config.num_hidden_layers - 1
-        residual, update, *present = layer(op, residual, update, past, cache, last)
-        presents += present
-    hidden, _ = norm(op, update, residual)
-    graph.output(LOGITS, lm_head(op, hidden), [BATCH_SIZE, 1, config.vocab_size])
-    for i in range(config.num_hidden_layers):
-        for name, value in zip(present_names(i), presents[2 * i : 2 * i + 2], strict=True):
-            graph.output(name, value, [*heads, TOTAL_SEQUENCE_LENGTH, config.head_dim])
+        is_last = i == config.num_hidden_layers - 1
+        # Only the last position's logits are wanted: the rest of the last layer needs one row.
+        part: Part = "cache" if fills_cache_only else "last position"
+        residual, update, present = layer(
+            op, residual, update, past, cache, part if is_last else "all"
+        )
+        presents.append(present)
+    if not fills_cache_only:
+        norm = RMSNorm(model / "norm", config.hidden_size, config.rms_norm_eps)
+        norm._set_name("norm")
+        lm_head = form.lm_head(lm_head_rows(weights, config))
+        lm_head._set_name("lm_head")
+        hidden, _ = norm(op, update, residual)
+        graph.output(LOGITS, lm_head(op, hidden), [BATCH_SIZE, 1, config.vocab_size])
+    for i, present in enumerate(presents):
+        for name, value in zip(present_names(i), present, strict=True):
+            shape = [*heads, TOTAL_SEQUENCE_LENGTH, config.head_dim]
+            graph.output(name, value, shape, form.cache_dtype)
     return graph.finish(producer_version)
 
 

@@ -23,9 +23,9 @@ Op = Any
 Shape = Sequence[int | str]
 
 
-def parameter(array: LazyArray) -> nn.Parameter:
+def parameter(array: LazyArray, dtype: ir.DataType = ir.DataType.FLOAT) -> nn.Parameter:
     """An initializer whose values are computed when the graph is written."""
-    return nn.Parameter(array.shape, data=StoredTensor(array))
+    return nn.Parameter(array.shape, data=StoredTensor(array, dtype))
 
 
 class Conv2d(nn.Module):  # type: ignore[misc]
@@ -114,16 +114,18 @@ class Graph:
     def input(self, name: str, dtype: ir.DataType, shape: Shape) -> ir.Value:
         return self._builder.input(name, dtype, shape)
 
-    def output(self, name: str, value: ir.Value, shape: Shape) -> None:
-        """Declare a float32 output; its shape is stated, not inferred."""
-        value.type = ir.TensorType(ir.DataType.FLOAT)
+    def output(
+        self, name: str, value: ir.Value, shape: Shape, dtype: ir.DataType = ir.DataType.FLOAT
+    ) -> None:
+        """Declare an output; its shape is stated, not inferred."""
+        value.type = ir.TensorType(dtype)
         value.shape = ir.Shape(shape)
         self._builder.add_output(value, name)
 
     def finish(self, producer_version: str) -> ir.Model:
-        for node in self._graph:
+        for node in self._graph.all_nodes():
             node.metadata_props.clear()  # three names a node, of no use to a reader or a runtime
-        if not any(node.domain == MICROSOFT for node in self._graph):
+        if not any(node.domain == MICROSOFT for node in self._graph.all_nodes()):
             del self._graph.opset_imports[MICROSOFT]
         return ir.Model(
             self._graph,

@@ -2,15 +2,13 @@
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx_ir as ir
 
 import fastvlm_onnx
 from fastvlm_onnx.agreement import Agreement
@@ -18,48 +16,24 @@ from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.card import license_text, write_card
 from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_onnx.export.config import VISION_PATCH_SIZE
-from fastvlm_onnx.export.decoder import build_decoder, embedding_rows
-from fastvlm_onnx.export.layouts import PROJECTOR_PREFIX, VISION_PREFIX
-from fastvlm_onnx.export.projector import build_projector
 from fastvlm_onnx.export.read_config import check_image_size
-from fastvlm_onnx.export.stored import write_npy, write_tensors
-from fastvlm_onnx.export.tensors import LazyArray, Weights
 from fastvlm_onnx.export.unfinished import check_destination, unfinished_folder
-from fastvlm_onnx.export.vision_encoder import build_vision_encoder
-from fastvlm_onnx.names import (
-    CARD_FILE,
-    DECODER,
-    EMBED_TOKENS_FILE,
-    LICENSE_FILE,
-    PRECISIONS,
-    PROJECTOR,
-    TOKENIZER_FILE,
-    graph_file,
-    vision_encoder_file,
-    weights_file,
-)
+from fastvlm_onnx.export.variants import Parts, declare
+from fastvlm_onnx.export.writer import PackageWriter, Progress, no_progress
+from fastvlm_onnx.names import CARD_FILE, LICENSE_FILE, PRECISIONS, TOKENIZER_FILE
 from fastvlm_onnx.package import (
     FORMAT_VERSION,
     DecoderFormat,
     ImageFormat,
     Manifest,
     Source,
-    Variant,
     describe_file,
 )
 
-# Smaller tensors stay inside the graph: some loaders refuse tiny external ones.
-INLINE_BYTES: Final = 1024
 MEGABYTE: Final = 1_000_000
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, bytes written so far, and bytes in all."""
 Verify = Callable[[Path, Checkpoint], Agreement]
 """Measures a whole package against the checkpoint that it was made from."""
-
-
-def no_progress(stage: str, written_bytes: int, total_bytes: int) -> None:
-    """The default: nobody is told."""
 
 
 def export_package(
@@ -109,17 +83,17 @@ def export_package(
         check_image_size(size)
 
     # 2. Declare the graphs; every tensor of the checkpoint is accounted for.
-    graphs = _declare_graphs(checkpoint, sizes)
+    parts = declare(checkpoint, tuple(dict.fromkeys(precisions)), sizes)
 
     # 3. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
-    writer = _Writer(graphs, progress)
+    writer = PackageWriter(parts, progress)
     _check_disk_space(destination, writer.total_bytes)
     with unfinished_folder(destination) as folder:
         with _disk_errors(destination, folder, writer.total_bytes):
             writer.write(folder)
             (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
             (folder / LICENSE_FILE).write_text(license_text(checkpoint), encoding="utf-8")
-            manifest = _describe(checkpoint, sizes)
+            manifest = _describe(checkpoint, sizes, parts)
             write_card(folder / CARD_FILE, manifest)
 
             # 4. The manifest last, then the folder takes its name.
@@ -138,36 +112,10 @@ def export_package(
     return manifest
 
 
-# --- declaring ---------------------------------------------------------------------------------
+# --- describing --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Graphs:
-    """Models by file name, and the token embeddings, which are no graph."""
-
-    models: Mapping[str, ir.Model]
-    embed_tokens: LazyArray
-
-
-def _declare_graphs(checkpoint: Checkpoint, sizes: Sequence[int]) -> _Graphs:
-    config, version = checkpoint.config, fastvlm_onnx.__version__
-    weights = Weights(checkpoint.tensors)
-    vision = weights / VISION_PREFIX.rstrip(".")
-    models = {
-        vision_encoder_file(size, "fp32"): build_vision_encoder(
-            vision, config.vision, size, version
-        )
-        for size in sizes
-    }
-    projector = weights / PROJECTOR_PREFIX.rstrip(".")
-    models[graph_file(PROJECTOR, "fp32")] = build_projector(projector, config, version)
-    models[graph_file(DECODER, "fp32")] = build_decoder(weights, config.decoder, version)
-    embed_tokens = embedding_rows(weights, config.decoder)
-    weights.check_all_taken()
-    return _Graphs(models, embed_tokens)
-
-
-def _describe(checkpoint: Checkpoint, sizes: Sequence[int]) -> Manifest:
+def _describe(checkpoint: Checkpoint, sizes: Sequence[int], parts: Parts) -> Manifest:
     decoder = checkpoint.config.decoder
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -196,66 +144,9 @@ def _describe(checkpoint: Checkpoint, sizes: Sequence[int]) -> Manifest:
             context_length=decoder.max_position_embeddings,
             eos_token_ids=list(decoder.eos_token_ids),
         ),
-        variants={
-            "fp32": Variant(
-                vision_encoder={str(size): vision_encoder_file(size, "fp32") for size in sizes},
-                projector=graph_file(PROJECTOR, "fp32"),
-                decoder=graph_file(DECODER, "fp32"),
-                embed_tokens=EMBED_TOKENS_FILE,
-            )
-        },
+        variants=dict(parts.variants),
         files={},
     )
-
-
-# --- writing -----------------------------------------------------------------------------------
-
-
-class _Writer:
-    """Writes graphs, weights and embeddings, and reports progress in bytes."""
-
-    def __init__(self, graphs: _Graphs, progress: Progress) -> None:
-        self.graphs, self.progress = graphs, progress
-        self.written_bytes = 0
-        weights = {
-            (weights_file(name), tensor_name): tensor.nbytes
-            for name, model in graphs.models.items()
-            for tensor_name, tensor in _external_tensors(model).items()
-        }
-        self.total_bytes = sum(weights.values()) + graphs.embed_tokens.size_bytes
-
-    def write(self, folder: Path) -> None:
-        written: dict[str, dict[str, ir.ExternalTensor]] = {}
-        for name, model in self.graphs.models.items():
-            stage = name.split(".")[0].replace("_", " ")
-            data_file = weights_file(name)
-            # Graphs of several image sizes hold the same weights: written once, named by all.
-            if data_file not in written:
-                written[data_file] = write_tensors(
-                    _external_tensors(model), folder, data_file, partial(self._count, stage)
-                )
-            for value in model.graph.initializers.values():
-                if value.name in written[data_file]:
-                    value.const_value = written[data_file][value.name]
-            ir.save(model, folder / name)
-        # float16 when that is exact, as it mostly is from bfloat16.
-        path, rows = folder / EMBED_TOKENS_FILE, self.graphs.embed_tokens
-        before = self.written_bytes
-        if not write_npy(path, rows, np.float16, partial(self._count, EMBED_TOKENS_FILE)):
-            self.written_bytes = before
-            write_npy(path, rows, np.float32, partial(self._count, EMBED_TOKENS_FILE))
-
-    def _count(self, stage: str, size_bytes: int) -> None:
-        self.written_bytes += size_bytes
-        self.progress(stage, self.written_bytes, self.total_bytes)
-
-
-def _external_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    return {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES
-    }
 
 
 def _record(agreement: Agreement, manifest: Manifest, folder: Path) -> Manifest:

@@ -3,7 +3,9 @@
 import onnx_ir as ir
 
 from fastvlm_onnx.export.config import FastVLMConfig
+from fastvlm_onnx.export.half import to_half
 from fastvlm_onnx.export.layers import Graph, MatMul
+from fastvlm_onnx.export.layers_int8 import Int8Linear
 from fastvlm_onnx.export.tensors import Weights, transposed
 from fastvlm_onnx.names import (
     BATCH_SIZE,
@@ -14,19 +16,24 @@ from fastvlm_onnx.names import (
 )
 
 
-def build_projector(weights: Weights, config: FastVLMConfig, producer_version: str) -> ir.Model:
+def build_projector(
+    weights: Weights, config: FastVLMConfig, producer_version: str, precision: str = "fp32"
+) -> ir.Model:
     """Linear, exact GELU, Linear: float32 [B, N, vision hidden] -> [B, N, decoder hidden].
+
+    Args:
+        precision: fp32, fp16 or int8.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
     in_size, out_size = config.vision.hidden_size, config.decoder.hidden_size
 
-    def linear(name: str, width: int) -> MatMul:
+    def linear(name: str, width: int) -> MatMul | Int8Linear:
         scope = weights / name
-        layer = MatMul(
-            transposed(scope.take("weight", out_size, width)), scope.take("bias", out_size)
-        )
+        weight, bias = scope.take("weight", out_size, width), scope.take("bias", out_size)
+        is_int8 = precision == "int8"
+        layer = Int8Linear(weight, bias) if is_int8 else MatMul(transposed(weight), bias)
         layer._set_name(f"mm_projector.{name}")
         return layer
 
@@ -35,4 +42,5 @@ def build_projector(weights: Weights, config: FastVLMConfig, producer_version: s
     hidden = graph.op.Gelu(linear("0", in_size)(graph.op, x))
     features = linear("2", out_size)(graph.op, hidden)
     graph.output(IMAGE_FEATURES, features, [BATCH_SIZE, NUM_IMAGE_TOKENS, out_size])
-    return graph.finish(producer_version)
+    model = graph.finish(producer_version)
+    return to_half(model) if precision == "fp16" else model

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fastvlm_onnx.errors import CheckpointError
 from fastvlm_onnx.export.tensors import LazyArray
 
 # Page-aligned tensors can be mapped into memory instead of read.
@@ -17,7 +18,7 @@ Count = Callable[[int], None]
 """Called with the number of bytes just written."""
 
 
-class StoredTensor(ir.LazyTensor):  # type: ignore[misc]
+class StoredTensor(ir.LazyTensor):
     """An initializer whose values are computed when its graph is written, some rows at a time."""
 
     def __init__(self, array: LazyArray, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
@@ -28,10 +29,21 @@ class StoredTensor(ir.LazyTensor):  # type: ignore[misc]
         )
         self._array, self._numpy_dtype = array, dtype.numpy()
 
+    def cast(self, dtype: ir.DataType) -> "StoredTensor":
+        """The same values, stored in another type."""
+        return StoredTensor(self._array, dtype)
+
     def chunks(self) -> Iterator[NDArray[Any]]:
         """The values in the order of memory, in pieces."""
         for chunk in self._array.chunks():
-            yield np.ascontiguousarray(chunk, self._numpy_dtype)
+            try:
+                with np.errstate(over="raise"):
+                    yield np.ascontiguousarray(chunk, self._numpy_dtype)
+            except FloatingPointError:
+                raise CheckpointError(
+                    f"tensor {self.name} reaches {np.abs(chunk).max():g}, which "
+                    f"{self._numpy_dtype} cannot hold; export another precision."
+                ) from None
 
 
 def write_tensors(
@@ -46,28 +58,20 @@ def write_tensors(
             for chunk in tensor.chunks() if isinstance(tensor, StoredTensor) else [tensor.numpy()]:
                 file.write(chunk.data)
                 count(chunk.nbytes)
-            written[name] = ir.ExternalTensor(
-                file_name,
-                offset,
-                file.tell() - offset,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=name,
-                base_dir=folder,
-            )
+            written[name] = stored_at(tensor, name, folder, file_name, offset, file.tell() - offset)
     return written
 
 
-def write_npy(path: Path, array: LazyArray, dtype: type[np.floating[Any]], count: Count) -> bool:
-    """Write a matrix as .npy; False, and an unfinished file, if `dtype` cannot hold it exactly."""
-    with path.open("wb") as file:
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": array.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for chunk in array.chunks():
-            with np.errstate(over="ignore"):
-                stored = chunk.astype(dtype)
-            if not (stored == chunk).all():
-                return False
-            file.write(np.ascontiguousarray(stored).data)
-            count(chunk.nbytes)
-    return True
+def stored_at(
+    tensor: ir.TensorProtocol, name: str, folder: Path, file_name: str, offset: int, length: int
+) -> ir.ExternalTensor:
+    """The tensor as a reference to where its bytes lie."""
+    return ir.ExternalTensor(
+        file_name,
+        offset,
+        length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=name,
+        base_dir=folder,
+    )

@@ -10,6 +10,7 @@ from typing import Final
 VISION_ENCODER: Final = "vision_encoder"
 PROJECTOR: Final = "projector"
 DECODER: Final = "decoder"
+PREFILL: Final = "prefill"  # the decoder over a prompt, when that is a graph of its own
 EMBED_TOKENS: Final = "embed_tokens"
 
 PIXEL_VALUES: Final = "pixel_values"
@@ -43,10 +44,11 @@ NUM_IMAGE_TOKENS: Final = "num_image_tokens"
 MANIFEST_FILE: Final = "fastvlm.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 EMBED_TOKENS_FILE: Final = "embed_tokens.npy"
+EMBED_TOKENS_INT8_FILE: Final = "embed_tokens.int8.npy"
 LICENSE_FILE: Final = "LICENSE_MODEL"
 CARD_FILE: Final = "README.md"
 
-PRECISIONS: Final = ("fp32",)
+PRECISIONS: Final = ("fp32", "fp16", "int8", "int4", "fast")
 IMAGE_TOKEN: Final = "<image>"
 
 
@@ -60,9 +62,15 @@ def graph_file(graph: str, precision: str) -> str:
 
 
 def weights_file(graph_file_name: str) -> str:
-    """The weights beside a graph; a vision encoder's image sizes share one file.
+    """The weights beside a graph.
 
+    A vision encoder's image sizes share one file, and so do a decoder and its prefill:
     `vision_encoder.1024.fp32.onnx` -> `vision_encoder.fp32.onnx.data`.
     """
     graph, *_, precision, suffix = graph_file_name.split(".")
-    return ".".join((graph, precision, suffix, "data"))
+    return ".".join((DECODER if graph == PREFILL else graph, precision, suffix, "data"))
+
+
+def scale_file(embed_tokens_file: str) -> str:
+    """The scales beside int8 token embeddings."""
+    return embed_tokens_file.replace(".npy", ".scale.npy")

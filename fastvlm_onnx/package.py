@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 
 from fastvlm_onnx.agreement import VariantAgreement
 from fastvlm_onnx.errors import PackageError
-from fastvlm_onnx.names import MANIFEST_FILE, TOKENIZER_FILE, weights_file
+from fastvlm_onnx.names import MANIFEST_FILE, TOKENIZER_FILE, scale_file, weights_file
 
 FORMAT_VERSION = 1
 
@@ -75,10 +75,17 @@ class DecoderFormat:
 
 @dataclass(frozen=True)
 class Variant:
-    """One file per graph; `vision_encoder` has one for each image size (the key, in pixels)."""
+    """One file per graph.
+
+    Attributes:
+        vision_encoder: one for each image size (the key, in pixels).
+        prefill: runs the prompt up to its last token; the decoder itself, or a graph with the same
+            cache and no logits.
+    """
 
     vision_encoder: dict[str, str]
     projector: str
+    prefill: str
     decoder: str
     embed_tokens: str
 
@@ -116,8 +123,10 @@ class Manifest:
     def files_of(self, precision: str, image_size: int) -> list[str]:
         """Files that one variant needs at one image size, weights and tokenizer included."""
         variant = self.variants[precision]
-        graphs = (variant.vision_encoder[str(image_size)], variant.projector, variant.decoder)
-        wanted = {*graphs, *map(weights_file, graphs), variant.embed_tokens, TOKENIZER_FILE}
+        encoder = variant.vision_encoder[str(image_size)]
+        graphs = (encoder, variant.projector, variant.prefill, variant.decoder)
+        embeddings = (variant.embed_tokens, scale_file(variant.embed_tokens))
+        wanted = {*graphs, *map(weights_file, graphs), *embeddings, TOKENIZER_FILE}
         return [name for name in self.files if name in wanted]
 
 
@@ -281,6 +290,7 @@ def _check_references(manifest: Manifest, path: Path) -> None:
         graphs: Mapping[str, str] = {
             **{f"vision_encoder.{k}": v for k, v in variant.vision_encoder.items()},
             "projector": variant.projector,
+            "prefill": variant.prefill,
             "decoder": variant.decoder,
             "embed_tokens": variant.embed_tokens,
         }

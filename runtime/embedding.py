@@ -2,16 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.errors import PackageError
+from fastvlm_onnx.names import scale_file
 from fastvlm_onnx.package import DecoderFormat
+
+# uint8 embeddings mean (value - 128) * scale of its block.
+INT8_ZERO = np.float32(128)
 
 
 class TokenEmbedding:
-    """`embed_tokens.npy`, float16 or float32 [vocab_size, hidden_size]; rows are read when used."""
+    """`embed_tokens.npy`, float16 or float32 [vocab_size, hidden_size]; rows are read when used.
+
+    In int8, `embed_tokens.int8.npy` is uint8 [vocab_size, >= hidden_size], and its scales beside it
+    float32 [vocab_size, blocks], a block being an equal part of a row.
+    """
 
     def __init__(self, path: Path, decoder: DecoderFormat) -> None:
         """Map the file.
@@ -19,19 +28,42 @@ class TokenEmbedding:
         Raises:
             PackageError: the file is no such matrix.
         """
-        try:
-            self._rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        self._hidden_size = decoder.hidden_size
+        self._rows, self._scales = _map(path), None
+        if self._rows.dtype == np.uint8:
+            self._scales = _map(path.with_name(scale_file(path.name)))
+        rows, scales = self._rows, self._scales
+        is_whole = rows.ndim == 2 and rows.shape[0] == decoder.vocab_size
+        if scales is None:
+            is_whole &= rows.shape[1:] == (self._hidden_size,)
+            is_whole &= rows.dtype in (np.float16, np.float32)
+        else:
+            is_whole &= scales.ndim == 2 and len(scales) == len(rows) and scales.shape[1] > 0
+            is_whole = is_whole and rows.shape[1] % scales.shape[1] == 0
+            is_whole = is_whole and rows.shape[1] >= self._hidden_size
+        if not is_whole:
             raise PackageError(
-                f"{path}: cannot be mapped ({error}); export the package again."
-            ) from None
-        expected = (decoder.vocab_size, decoder.hidden_size)
-        if self._rows.shape != expected or self._rows.dtype not in (np.float16, np.float32):
-            raise PackageError(
-                f"{path}: holds {self._rows.dtype} {list(self._rows.shape)}, expected float16 or "
-                f"float32 {list(expected)}; export the package again."
+                f"{path}: holds {rows.dtype} {list(rows.shape)}, expected float16 or float32 "
+                f"{[decoder.vocab_size, self._hidden_size]}, or uint8 with its scales; "
+                "export the package again."
             )
 
     def __call__(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Embeddings of these ids, float32 [len(token_ids), hidden_size]."""
-        return self._rows[list(token_ids)].astype(np.float32)
+        ids = list(token_ids)
+        rows = self._rows[ids].astype(np.float32)
+        if self._scales is None:
+            return rows
+        scales = self._scales[ids][..., None]
+        blocks = rows.reshape(*scales.shape[:2], -1)
+        return ((blocks - INT8_ZERO) * scales).reshape(len(ids), -1)[:, : self._hidden_size]
+
+
+def _map(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise PackageError(
+            f"{path}: cannot be mapped ({error}); export the package again."
+        ) from None
+    return array

@@ -14,6 +14,7 @@ from fastvlm_onnx.names import (
     IMAGE_FEATURES,
     IMAGE_HIDDEN_STATES,
     PIXEL_VALUES,
+    PREFILL,
     PROJECTOR,
     TOKENIZER_FILE,
     VISION_ENCODER,
@@ -87,12 +88,14 @@ class FastVLM:
             PROJECTOR: variant.projector,
             DECODER: variant.decoder,
         }
+        if variant.prefill != variant.decoder:
+            graphs[PREFILL] = variant.prefill
         sessions = {
             graph: open_session(folder / file, provider, threads) for graph, file in graphs.items()
         }
         self.providers = {graph: s.get_providers()[0] for graph, s in sessions.items()}
         self._vision_encoder, self._projector = sessions[VISION_ENCODER], sessions[PROJECTOR]
-        self._decoder = DecoderSession(sessions[DECODER], manifest.decoder)
+        self._decoder = DecoderSession(sessions[DECODER], manifest.decoder, sessions.get(PREFILL))
         self._load_seconds = time.perf_counter() - load_began
 
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:

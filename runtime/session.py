@@ -47,16 +47,23 @@ def open_session(path: Path, provider: str, threads: int | None = None) -> Any:
 
 
 class DecoderSession:
-    """The decoder graph, one sequence at a time."""
+    """The decoder, one sequence at a time: one graph, or two that fill the same cache."""
 
-    def __init__(self, session: Any, decoder: DecoderFormat) -> None:
-        self._session = session
+    def __init__(self, session: Any, decoder: DecoderFormat, prefill_session: Any = None) -> None:
+        """Take the graphs.
+
+        Args:
+            session: gives logits.
+            prefill_session: gives none, and runs all positions but the last of each call; None
+                where `session` runs them too.
+        """
+        self._sessions = [session] if prefill_session is None else [session, prefill_session]
         self._decoder = decoder
         self._mask = np.ones((1, decoder.context_length), np.int64)
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache with room for `capacity` positions."""
-        return KVCache(self._session, self._decoder, capacity)
+        return KVCache(self._sessions, self._decoder, capacity)
 
     def run(self, inputs_embeds: FloatArray, cache: KVCache) -> FloatArray:
         """Append positions to the cache.
@@ -67,11 +74,17 @@ class DecoderSession:
         Returns:
             Logits of the last position, float32 [vocab_size]; overwritten by the next run.
         """
+        if len(self._sessions) > 1 and inputs_embeds.shape[1] > 1:
+            self._append(1, inputs_embeds[:, :-1], cache)
+            inputs_embeds = inputs_embeds[:, -1:]
+        self._append(0, inputs_embeds, cache)
+        return cache.logits[0, 0]
+
+    def _append(self, graph: int, inputs_embeds: FloatArray, cache: KVCache) -> None:
         total = cache.length + inputs_embeds.shape[1]
         assert total <= cache.capacity
-        binding = cache.binding
+        binding = cache.bindings[graph]
         binding.bind_cpu_input(INPUTS_EMBEDS, inputs_embeds)
         binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :total])
-        self._session.run_with_iobinding(binding)
+        self._sessions[graph].run_with_iobinding(binding)
         cache.length = total
-        return cache.logits[0, 0]

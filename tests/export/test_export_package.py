@@ -70,7 +70,7 @@ def test_progress_counts_every_byte_of_the_weights(tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     export_package("demo", tmp_path / "onnx", progress=lambda *call: calls.append(call))
     stages = list(dict.fromkeys(stage for stage, _, _ in calls))
-    assert stages == ["vision encoder", "projector", "decoder", "embed_tokens.npy", "checksums"]
+    assert stages == ["token embeddings", "vision encoder", "projector", "decoder", "checksums"]
     written = [done for _, done, _ in calls]
     assert written == sorted(written)
     (total,) = {total for _, _, total in calls}

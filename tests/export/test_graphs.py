@@ -121,7 +121,7 @@ def test_decoder_matches_pytorch(pair: Pair) -> None:
             inputs_embeds=torch.from_numpy(inputs_embeds), use_cache=True
         )
     assert relative_error(found, output.logits[0, -1].numpy()) < FP32_TOLERANCE
-    _, *presents = cache.binding.get_outputs()
+    _, *presents = cache.bindings[0].get_outputs()
     for i, layer in enumerate(output.past_key_values.layers):
         for buffer, expected in zip(
             presents[2 * i : 2 * i + 2], (layer.keys, layer.values), strict=True

@@ -80,12 +80,12 @@ def test_a_step_writes_one_position_of_the_same_buffers(
 ) -> None:
     cache = decoder.new_cache(20)
     prefill(decoder, embed_tokens(PROMPT)[None], cache)
-    _, *before = cache.binding.get_outputs()
+    _, *before = cache.bindings[0].get_outputs()
     assert len(before) == 2 * manifest.decoder.num_hidden_layers
     addresses = [buffer.data_ptr() for buffer in before]
     contents = [buffer.numpy().copy() for buffer in before]
     decode_one_token(decoder, embed_tokens, 42, cache)
-    _, *after = cache.binding.get_outputs()
+    _, *after = cache.bindings[0].get_outputs()
     assert [buffer.data_ptr() for buffer in after] == addresses
     end = len(PROMPT)
     for old, buffer in zip(contents, after, strict=True):
@@ -102,7 +102,7 @@ def test_the_cache_keeps_its_memory(
     cache = decoder.new_cache(len(PROMPT) + 6)
     logits = prefill(decoder, embed_tokens(PROMPT)[None], cache)
     tokens = decode(decoder, embed_tokens, greedy, logits, cache, 6, ())
-    size = cache.binding.get_outputs()[1].numpy().size
+    size = cache.bindings[0].get_outputs()[1].numpy().size
     token_ids = []
     for token_id in tokens:
         token_ids.append(token_id)

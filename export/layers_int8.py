@@ -1,0 +1,86 @@
+"""Building blocks with int8 weights: uint8 activations times int8 weights, float32 in and out.
+
+Written for ONNX Runtime's CPU provider (com.microsoft operators). Weights have one scale per
+output channel; activations one scale and zero point per tensor, found as it runs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import nn
+
+from fastvlm_onnx.export.layers import MICROSOFT, Op, parameter
+from fastvlm_onnx.export.quantized import int8_columns
+from fastvlm_onnx.export.tensors import LazyArray
+
+
+@dataclass(frozen=True)
+class QuantizedActivation:
+    """What DynamicQuantizeLinear gives: uint8 values, their scale and zero point."""
+
+    values: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value
+
+
+def quantize_activation(op: Op, x: ir.Value) -> QuantizedActivation:
+    """One scale for the whole tensor, to be shared by all products that read it."""
+    return QuantizedActivation(*op.DynamicQuantizeLinear(x, _outputs=3))
+
+
+class Int8Linear(nn.Module):  # type: ignore[misc]
+    """x @ weight.T + bias over the last axis; `weight` is torch's [out, in]."""
+
+    def __init__(self, weight: LazyArray, bias: LazyArray | None = None):
+        super().__init__()
+        columns = int8_columns(weight)
+        self.weight = parameter(columns.values, ir.DataType.INT8)
+        self.scale = parameter(columns.scales)
+        self.bias = None if bias is None else parameter(bias)
+
+    def register(self, op: Op) -> None:
+        """Put the weights into this graph, so that a subgraph may use them under their names."""
+        self(op, None)
+
+    def forward(self, op: Op, x: ir.Value | QuantizedActivation | None) -> ir.Value | None:
+        if x is None:
+            return None
+        if isinstance(x, QuantizedActivation):
+            return op.MatMulIntegerToFloat(
+                x.values,
+                self.weight,
+                x.scale,
+                self.scale,
+                x.zero_point,
+                None,
+                self.bias,
+                _domain=MICROSOFT,
+            )
+        # The bias belongs inside: BiasGelu after the product is slower than a plain Gelu.
+        return op.DynamicQuantizeMatMul(
+            x, self.weight, self.scale, None, self.bias, _domain=MICROSOFT
+        )
+
+
+def pointwise(weight: LazyArray) -> LazyArray:
+    """A 1x1 convolution's weight [out, in, 1, 1] as a Linear's [out, in]."""
+    out_size, in_size, *_ = weight.shape
+    return weight.then(lambda w: w.reshape(out_size, in_size), out_size, in_size)
+
+
+class Identity(nn.Module):  # type: ignore[misc]
+    """A depthwise 1x1 convolution that changes nothing.
+
+    ONNX Runtime folds into it what follows and what precedes: the addition of a residual, and the
+    change of layout from tokens to the blocked map.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        shape = (width, 1, 1, 1)
+        self.weight = parameter(LazyArray(shape, lambda: np.ones(shape, np.float32)))
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        return op.Conv(x, self.weight, kernel_shape=[1, 1], group=self.width)

@@ -1,0 +1,121 @@
+"""What each precision is made of: which graphs, in which form, in which files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+import fastvlm_onnx
+from fastvlm_onnx.export.checkpoint import Checkpoint
+from fastvlm_onnx.export.decoder import build_decoder, embedding_rows
+from fastvlm_onnx.export.embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
+from fastvlm_onnx.export.half import to_half
+from fastvlm_onnx.export.layouts import PROJECTOR_PREFIX, VISION_PREFIX
+from fastvlm_onnx.export.projector import build_projector
+from fastvlm_onnx.export.tensors import Weights
+from fastvlm_onnx.export.vision_encoder import build_vision_encoder
+from fastvlm_onnx.export.vision_encoder_int8 import build_vision_encoder_int8
+from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, graph_file, vision_encoder_file
+from fastvlm_onnx.package import Variant
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The precision of each part.
+
+    Attributes:
+        vision: of vision encoder and projector.
+        prefill: of a graph of its own for the prompt up to its last token; None where the decoder
+            takes all of it.
+        has_int8_embeddings: token embeddings in int8 instead of float.
+    """
+
+    vision: str
+    decoder: str
+    prefill: str | None = None
+    has_int8_embeddings: bool = False
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "fp32": Recipe("fp32", "fp32"),
+    "fp16": Recipe("fp16", "fp16"),
+    "int8": Recipe("int8", "int8", has_int8_embeddings=True),
+    "int4": Recipe("int8", "int4", has_int8_embeddings=True),
+    # Many tokens at once are bound by arithmetic, where int8 is fastest; one at a time by reading
+    # the weights, where int4 is.
+    "fast": Recipe("int8", "int4", prefill="int8", has_int8_embeddings=True),
+}
+
+
+def build_vision_encoder_fp16(*args: Any) -> ir.Model:
+    return to_half(build_vision_encoder(*args))
+
+
+BUILD_VISION_ENCODER: Mapping[str, Callable[..., ir.Model]] = {
+    "fp32": build_vision_encoder,
+    "fp16": build_vision_encoder_fp16,
+    "int8": build_vision_encoder_int8,
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything of some variants that is written.
+
+    Attributes:
+        models: by file name.
+        embeddings: of tokens, in each form that a variant wants.
+        shares_head: lm_head is the embedding matrix.
+    """
+
+    models: Mapping[str, ir.Model]
+    embeddings: Sequence[Embeddings]
+    shares_head: bool
+    variants: Mapping[str, Variant]
+
+
+def declare(checkpoint: Checkpoint, precisions: Sequence[str], sizes: Sequence[int]) -> Parts:
+    """Declare the graphs of some precisions; what several of them share comes once.
+
+    Raises:
+        CheckpointError: a tensor is missing, surplus, or of another shape.
+    """
+    config, version = checkpoint.config, fastvlm_onnx.__version__
+    weights = Weights(checkpoint.tensors)
+    vision = weights / VISION_PREFIX.rstrip(".")
+    projector = weights / PROJECTOR_PREFIX.rstrip(".")
+    rows = embedding_rows(weights, config.decoder)
+    models: dict[str, ir.Model] = {}
+    embeddings: dict[str, Embeddings] = {}
+    variants: dict[str, Variant] = {}
+    for precision in precisions:
+        recipe = RECIPES[precision]
+        encoder_files = {size: vision_encoder_file(size, recipe.vision) for size in sizes}
+        projector_file = graph_file(PROJECTOR, recipe.vision)
+        decoder_file = graph_file(DECODER, recipe.decoder)
+        if projector_file not in models:
+            for size, file in encoder_files.items():
+                models[file] = BUILD_VISION_ENCODER[recipe.vision](
+                    vision, config.vision, size, version
+                )
+            models[projector_file] = build_projector(projector, config, version, recipe.vision)
+        if decoder_file not in models:
+            models[decoder_file] = build_decoder(weights, config.decoder, version, recipe.decoder)
+        prefill_file = decoder_file
+        if recipe.prefill:
+            prefill_file = graph_file(PREFILL, recipe.prefill)
+            models[prefill_file] = build_decoder(
+                weights, config.decoder, version, recipe.prefill, fills_cache_only=True
+            )
+        embedding = Int8Embeddings(rows) if recipe.has_int8_embeddings else FloatEmbeddings(rows)
+        embeddings.setdefault(embedding.file_name, embedding)
+        variants[precision] = Variant(
+            vision_encoder={str(size): file for size, file in encoder_files.items()},
+            projector=projector_file,
+            prefill=prefill_file,
+            decoder=decoder_file,
+            embed_tokens=embedding.file_name,
+        )
+    weights.check_all_taken()
+    return Parts(models, list(embeddings.values()), config.decoder.is_tied, variants)

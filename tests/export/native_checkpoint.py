@@ -1,0 +1,157 @@
+"""A checkpoint in Apple's layout, rewritten as transformers saves a FastVLM of its own.
+
+What transformers 5.23 writes on `FastVlmForConditionalGeneration.save_pretrained`: names under
+`model.vision_tower.timm_model.`, `model.multi_modal_projector.` and `model.language_model.`, and
+`lm_head.weight`; the slow tests load what this writes with transformers itself.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+APPLE_VISION = "model.vision_tower.vision_tower.model."
+# Apple's index in `network` -> timm's stage, and what of it.
+BLOCKS = {0: 0, 2: 1, 4: 2, 7: 3, 10: 4}
+DOWNSAMPLES = {1: 1, 3: 2, 5: 3, 8: 4}
+POSITIONS = {6: 3, 9: 4}
+PADDED_TO = 64
+
+
+def native_name(name: str) -> str | None:
+    """transformers' name for one of Apple's; None for what its converter leaves out."""
+    if name.startswith(APPLE_VISION):
+        vision = _timm_name(name.removeprefix(APPLE_VISION))
+        return None if vision is None else f"model.vision_tower.timm_model.{vision}"
+    for part, linear in (("0", "linear_1"), ("2", "linear_2")):
+        prefix = f"model.mm_projector.{part}."
+        if name.startswith(prefix):
+            return f"model.multi_modal_projector.{linear}.{name.removeprefix(prefix)}"
+    return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+
+
+def _timm_name(name: str) -> str | None:
+    if name == "head.proj":
+        return None
+    name = name.replace("patch_embed.", "stem.").replace("conv_exp.", "final_conv.")
+    name = name.replace(".se.reduce.", ".se.fc1.").replace(".se.expand.", ".se.fc2.")
+    name = name.replace(".convffn.", ".mlp.").replace(".lkb_reparam.", ".reparam_conv.")
+    name = re.sub(r"(layer_scale(_[12])?)$", r"\1.gamma", name)
+    match = re.fullmatch(r"network\.(\d+)\.(.*)", name)
+    if match:
+        index, rest = int(match[1]), match[2]
+        if index in BLOCKS:
+            name = f"stages.{BLOCKS[index]}.blocks.{rest}"
+        elif index in DOWNSAMPLES:
+            name = f"stages.{DOWNSAMPLES[index]}.downsample.{rest}"
+        else:
+            name = f"stages.{POSITIONS[index]}.pos_emb.{rest}"
+    return name
+
+
+def write_native_checkpoint(apple: Path, native: Path) -> None:
+    """Write `native`, a folder that is made here."""
+    native.mkdir()
+    fields = json.loads((apple / "config.json").read_text())
+    added = json.loads((apple / "added_tokens.json").read_text())
+    tokens = max(added.values()) + 1
+    rows = -(-(tokens + 1) // PADDED_TO) * PADDED_TO
+    tensors = {}
+    for name, tensor in load_file(apple / "model.safetensors").items():
+        renamed = native_name(name)
+        if renamed is not None:
+            tensors[renamed] = _padded(tensor, tokens, rows) if _has_vocab(name) else tensor
+    save_file(tensors, native / "model.safetensors", metadata={"format": "pt"})
+    (native / "config.json").write_text(json.dumps(_config(fields, rows, tokens), indent=2))
+    eos = {"eos_token_id": fields["eos_token_id"], "bos_token_id": fields["bos_token_id"]}
+    (native / "generation_config.json").write_text(json.dumps(eos))
+    (native / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    size = int(fields["mm_vision_tower"].split("_")[-1])
+    processor = {"crop_size": {"height": size, "width": size}, "size": {"shortest_edge": size}}
+    (native / "preprocessor_config.json").write_text(json.dumps(processor))
+    for name in ("vocab.json", "merges.txt"):
+        (native / name).write_bytes((apple / name).read_bytes())
+    (native / "added_tokens.json").write_text(json.dumps(added | {"<image>": tokens}))
+
+
+def _has_vocab(name: str) -> bool:
+    return name in ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def _padded(matrix: np.ndarray, tokens: int, rows: int) -> np.ndarray:
+    """The rows of the tokens, then rows that were never trained, `<image>`'s among them."""
+    junk = np.random.default_rng(1).standard_normal((rows - tokens, matrix.shape[1]))
+    return np.concatenate([matrix[:tokens], (junk * 30).astype(matrix.dtype)])
+
+
+def _config(fields: dict[str, Any], rows: int, tokens: int) -> dict[str, Any]:
+    text = {
+        name: fields[name]
+        for name in (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "hidden_act",
+            "use_sliding_window",
+            "tie_word_embeddings",
+        )
+    }
+    text |= {
+        "model_type": "qwen2",
+        "vocab_size": rows,
+        "rope_parameters": {"rope_theta": fields["rope_theta"], "rope_type": "default"},
+        "layer_types": ["full_attention"] * fields["num_hidden_layers"],
+        "sliding_window": None,
+        "eos_token_id": None,
+    }
+    return {
+        "architectures": ["FastVlmForConditionalGeneration"],
+        "model_type": "fast_vlm",
+        "dtype": "bfloat16",
+        "image_token_index": tokens,
+        "image_seq_length": (int(fields["mm_vision_tower"].split("_")[-1]) // 64) ** 2,
+        "multimodal_projector_bias": True,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "tie_word_embeddings": fields["tie_word_embeddings"],
+        "text_config": text,
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_mci3",
+            "do_pooling": True,
+            "global_pool": "avg",
+            "hidden_size": fields["mm_hidden_size"],
+            "initializer_range": 0.02,
+            "model_args": {"inference_mode": True},
+        },
+    }
+
+
+# The conversation that the published conversions render, written anew.
+CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{% for part in message['content'] if part['type'] == 'image' -%}
+<image>
+{% endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}
+{{ part['text'] }}
+{%- endfor -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""

@@ -1,0 +1,139 @@
+"""transformers' own layout (`fast_vlm`): other names, other fields, the same model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from native_checkpoint import write_native_checkpoint
+from safetensors.numpy import load_file, save_file
+
+import fastvlm_onnx
+from fastvlm_onnx import CheckpointError, UnsupportedError
+from fastvlm_onnx.export.checkpoint import open_checkpoint
+from fastvlm_onnx.export.layouts import PROMPT
+from fastvlm_onnx.export.pipeline import export_package
+
+Edit = Callable[[Path, Callable[[dict], object]], None]
+
+
+@pytest.fixture
+def native(checkpoint: Path) -> Path:
+    folder = checkpoint.with_name("native")
+    write_native_checkpoint(checkpoint, folder)
+    return folder
+
+
+def test_the_same_model_comes_out(native: Path, checkpoint: Path) -> None:
+    found, expected = open_checkpoint(native), open_checkpoint(checkpoint)
+    assert found.config.vision == expected.config.vision
+    assert found.config.decoder.vocab_size == 429  # neither <image> nor the rows behind it
+    assert found.config.decoder.eos_token_ids == expected.config.decoder.eos_token_ids
+    assert found.config.decoder.rope_theta == expected.config.decoder.rope_theta
+    unused = {name for name in expected.tensors if name.endswith("head.proj")}
+    assert found.tensors.keys() == expected.tensors.keys() - unused
+    for name, tensor in found.tensors.items():
+        other = expected.tensors[name].read()
+        values = tensor.read()
+        if name == "model.embed_tokens.weight":
+            values, other = values[:429], other[:429]
+        np.testing.assert_array_equal(values, other, err_msg=name)
+
+
+def test_the_package_is_the_same_but_for_its_name_and_context(
+    tmp_path: Path, demo_checkpoint: Path, questions: dict, picture: Path
+) -> None:
+    write_native_checkpoint(demo_checkpoint, tmp_path / "native")
+    found = export_package(tmp_path / "native", tmp_path / "native-onnx")
+    expected = export_package(demo_checkpoint, tmp_path / "apple-onnx")
+    weights = [n for n in expected.files if n.endswith((".data", ".npy")) and "decoder" not in n]
+    assert {n: found.files[n] for n in weights} == {n: expected.files[n] for n in weights}
+    assert found.prompt == expected.prompt == PROMPT
+    model = fastvlm_onnx.load(tmp_path / "native-onnx")
+    for prompt, answer in questions[picture.name].items():
+        assert model.generate(picture, prompt).text == answer
+
+
+def test_the_chat_template_is_the_checkpoint_s_own(native: Path) -> None:
+    path = native / "chat_template.jinja"
+    path.write_text(path.read_text().replace("You are a helpful assistant.", "Answer in rhymes."))
+    prompt = open_checkpoint(native).prompt
+    assert prompt.before_image == (
+        "<|im_start|>system\nAnswer in rhymes.<|im_end|>\n<|im_start|>user\n"
+    )
+    assert (prompt.before_prompt, prompt.after_prompt) == (
+        PROMPT.before_prompt,
+        PROMPT.after_prompt,
+    )
+
+
+def test_a_template_that_places_the_image_last_is_refused(native: Path) -> None:
+    (native / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content[1].text }}<image>{% endfor %}"
+    )
+    with pytest.raises(UnsupportedError, match="one <image> before the user's words"):
+        open_checkpoint(native)
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for", "{{ messages[7].x.y }}", "{{ ''.__class__.mro() }}"]
+)
+def test_a_template_that_cannot_be_rendered_is_refused(native: Path, template: str) -> None:
+    (native / "chat_template.jinja").write_text(template)
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: the chat template"):
+        open_checkpoint(native)
+
+
+def test_apple_s_own_checkpoint_is_asked_as_predict_py_asks(
+    checkpoint: Path, edit_json: Edit
+) -> None:
+    (checkpoint / "chat_template.jinja").write_text("something else")
+    assert open_checkpoint(checkpoint).prompt == PROMPT
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        (None, "projector_hidden_act", "relu"),
+        (None, "vision_feature_layer", -2),
+        (None, "vision_feature_select_strategy", "default"),
+        ("vision_config", "architecture", "fastvit_mci2"),
+        ("text_config", "use_sliding_window", True),
+        ("text_config", "hidden_act", "gelu"),
+        ("text_config", "layer_types", ["sliding_attention"] * 3),
+    ],
+)
+def test_a_configuration_that_is_not_built_is_named(
+    native: Path, edit_json: Edit, section: str | None, field: str, value: object
+) -> None:
+    def change(content: dict) -> None:
+        (content if section is None else content[section])[field] = value
+
+    edit_json(native / "config.json", change)
+    with pytest.raises(UnsupportedError, match=field) as caught:
+        export_package(native, native.with_name("onnx"))
+    assert str(value if not isinstance(value, list) else value[0]) in str(caught.value)
+    assert not native.with_name("onnx").exists()
+
+
+def test_other_rotations_are_refused(native: Path, edit_json: Edit) -> None:
+    edit_json(
+        native / "config.json",
+        lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn"),
+    )
+    with pytest.raises(UnsupportedError, match="rope_type is 'yarn'"):
+        open_checkpoint(native)
+
+
+def test_a_missing_section_is_named(native: Path, edit_json: Edit) -> None:
+    edit_json(native / "config.json", lambda c: c.pop("text_config"))
+    with pytest.raises(CheckpointError, match="text_config"):
+        open_checkpoint(native)
+
+
+def test_a_tensor_that_no_fastvlm_has_is_named(native: Path) -> None:
+    path = native / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"model.vision_tower.timm_model.stages.7.x": np.ones(3, np.float32)}, path)
+    with pytest.raises(CheckpointError, match=r"stages\.7\.x"):
+        export_package(native, native.with_name("onnx"))

@@ -23,13 +23,13 @@ from fastvlm_onnx.errors import FastVLMError, InputError
 from fastvlm_onnx.locations import default_model, demo_package, remember_export
 
 
-def main() -> None:
-    """Entry point of `fastvlm-onnx`."""
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `fastvlm-onnx`; `arguments` are the process's own when None."""
     # What Pillow warns of, a very large picture, is either read or refused in our own words.
     warnings.simplefilter("ignore")
     debug = "--debug" in sys.argv
     try:
-        cli(prog_name="fastvlm-onnx", standalone_mode=False)
+        cli(arguments, prog_name="fastvlm-onnx", standalone_mode=False)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:

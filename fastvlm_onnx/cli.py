@@ -268,6 +268,7 @@ def _exit_if_outside(agreement: Agreement) -> None:
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Repeat a drawn answer.")
 @click.option("--image-size", type=int, help="One the package was exported for.")
+@click.option("--orient", is_flag=True, help="Turn the picture as its EXIF data say.")
 @click.option("--threads", type=int, help="Per graph; one per physical core by default.")
 @click.option("--stats", is_flag=True, help="Where the time went, on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")
@@ -283,11 +284,16 @@ def generate(
     top_p: float,
     seed: int | None,
     image_size: int | None,
+    orient: bool,
     threads: int | None,
     stats: bool,
     as_json: bool,
 ) -> None:
-    """Ask PROMPT about IMAGE; the answer streams to stdout."""
+    """Ask PROMPT about IMAGE; the answer streams to stdout.
+
+    IMAGE is a file, or `-` for standard input.
+    """
+    picture = _standard_input() if image == "-" else image
     loaded = fastvlm_onnx.load(
         model or _default_model(),
         precision=precision,
@@ -296,13 +302,14 @@ def generate(
         threads=threads,
     )
     pieces = loaded.stream(
-        image,
+        picture,
         prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        orient=orient,
     )
     generation = None
     for piece in pieces:
@@ -322,6 +329,13 @@ def generate(
             f"{timings.tokens_per_second:.1f} a second), finish_reason {generation.finish_reason}",
             err=True,
         )
+
+
+def _standard_input() -> bytes:
+    content = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    if not content:
+        raise InputError("standard input holds no picture; pipe one in, or give a file's path.")
+    return content
 
 
 def _default_model() -> Path:

@@ -1,7 +1,8 @@
 """A picture in any form -> pixel_values, with the arithmetic of Apple's predict.py.
 
-Black borders to a square, Pillow's bicubic on uint8, then /255. EXIF rotation is ignored, alpha is
-dropped, nothing is cropped: predict.py does the same.
+Black borders to a square, Pillow's bicubic on uint8, then /255. EXIF rotation is ignored unless
+asked for, alpha is dropped, 16-bit values are clipped to 255, nothing is cropped: predict.py does
+the same.
 
 Source: apple/ml-fastvlm @592b4ad (predict.py, mm_utils.expand2square), transformers 4.48.3
 (CLIPImageProcessor).
@@ -14,11 +15,12 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fastvlm_onnx.errors import InputError
 
-Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[np.uint8]
+Content = bytes | bytearray | memoryview
+Picture = str | os.PathLike[str] | Content | IO[bytes] | Image.Image | NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
 
 # Where Pillow itself refuses to decode a file; arrays and Pillow images are held to the same.
@@ -28,11 +30,13 @@ MAX_PIXELS = 178_956_970
 _RESCALED = (np.arange(256) * (1 / 255)).astype(np.float32)
 
 
-def read_picture(picture: Picture) -> Image.Image:
-    """Open a picture and decode it to RGB.
+def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
+    """Open a picture and decode it to RGB; of an animation, the first frame.
 
     Args:
-        picture: a path, a file's bytes, a binary file, a Pillow image, or uint8 [H, W, 3].
+        picture: a path, a file's bytes, a binary file (read from where it stands), a Pillow image,
+            or uint8 [H, W, 3].
+        orient: turn the picture as its EXIF data say; predict.py does not.
 
     Raises:
         InputError: no such file, not a picture, cut off, empty, or over MAX_PIXELS.
@@ -42,16 +46,17 @@ def read_picture(picture: Picture) -> Image.Image:
     name = "the picture"
     try:
         if isinstance(picture, Image.Image):
-            return _decode(picture, name)
-        if isinstance(picture, bytes):
+            return _decode(picture, name, orient)
+        if isinstance(picture, Content):
             file: Any = io.BytesIO(picture)
         elif isinstance(picture, str | os.PathLike):
             file = Path(picture)
             name = str(picture)
         else:
-            file = picture
+            # Pillow would go back to the start, and could not read a pipe.
+            file = io.BytesIO(picture.read())
         with Image.open(file) as opened:
-            return _decode(opened, name)
+            return _decode(opened, name, orient)
     except FileNotFoundError:
         raise InputError(f"{name}: no such picture; give the path of an image file.") from None
     except UnidentifiedImageError:
@@ -70,7 +75,7 @@ def read_picture(picture: Picture) -> Image.Image:
         ) from None
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, orient: bool) -> Image.Image:
     width, height = image.size
     if width * height == 0:
         raise InputError(f"{name}: has {width} x {height} pixels; expected at least one.")
@@ -79,7 +84,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             f"{name}: has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read; "
             "make it smaller."
         )
-    return image.convert("RGB")
+    return (ImageOps.exif_transpose(image) if orient else image).convert("RGB")
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:

@@ -150,6 +150,7 @@ class FastVLM:
         top_k: int = 50,
         top_p: float = 1.0,
         seed: int | None = None,
+        orient: bool = False,
     ) -> Generation:
         """Answer a question about a picture.
 
@@ -157,6 +158,7 @@ class FastVLM:
             picture: a path, bytes, a binary file, a Pillow image, or uint8 [H, W, 3].
             max_new_tokens: the answer ends there at the latest, or where the context is full.
             temperature: 0 is greedy and always gives the same answer; see `Sampling`.
+            orient: turn the picture as its EXIF data say, which predict.py does not.
 
         Raises:
             InputError: the picture, the prompt or a number cannot be used.
@@ -170,6 +172,7 @@ class FastVLM:
             top_k=top_k,
             top_p=top_p,
             seed=seed,
+            orient=orient,
         )
         *_, last = pieces
         assert last.generation is not None
@@ -185,6 +188,7 @@ class FastVLM:
         top_k: int = 50,
         top_p: float = 1.0,
         seed: int | None = None,
+        orient: bool = False,
     ) -> Iterator[Piece]:
         """`generate`, piece by piece: the pieces' texts joined are the answer's text.
 
@@ -198,7 +202,7 @@ class FastVLM:
         max_new_tokens = min(
             max_new_tokens, room_for_answer(self.manifest, self.image_size, prompt_ids)
         )
-        pixel_values = preprocess(read_picture(picture), self.image_size)
+        pixel_values = preprocess(read_picture(picture, orient=orient), self.image_size)
         return self._answer(pixel_values, prompt_ids, Sampler(sampling), max_new_tokens, began)
 
     def _answer(

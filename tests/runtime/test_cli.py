@@ -178,3 +178,17 @@ class TestRefused:
 
     def test_a_missing_argument(self) -> None:
         assert "Missing argument 'IMAGE'" in refusal("generate")
+
+
+def test_a_picture_may_come_through_standard_input(package: Path, picture: Path) -> None:
+    command = [sys.executable, "-m", "fastvlm_onnx", "generate", "-", PROMPT, "--model", package]
+    done = subprocess.run(command, input=picture.read_bytes(), capture_output=True, check=False)
+    assert done.stdout.decode() == run("generate", picture, PROMPT, "--model", package).stdout
+
+
+def test_an_empty_standard_input_is_refused(package: Path) -> None:
+    command = [sys.executable, "-m", "fastvlm_onnx", "generate", "-", PROMPT, "--model", package]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"standard input holds no picture" in done.stderr
+    assert not done.stdout

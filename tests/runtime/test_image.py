@@ -131,3 +131,56 @@ def test_the_whole_picture_is_kept() -> None:
 def test_transparent_pixels_show_the_colour_under_them() -> None:
     clear_red = Image.new("RGBA", (256, 256), (255, 0, 0, 0))
     assert (pixels_of(clear_red)[0, 0] == 1).all()
+
+
+# --- forms and modes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [bytearray, memoryview])
+def test_other_kinds_of_bytes_are_a_file_too(picture: Path, form: type) -> None:
+    assert read_picture(form(picture.read_bytes())).tobytes() == read_picture(picture).tobytes()
+
+
+def test_a_file_is_read_from_where_it_stands_and_left_open(picture: Path) -> None:
+    file = io.BytesIO(b"before" + picture.read_bytes())
+    file.seek(6)
+    assert read_picture(file).tobytes() == read_picture(picture).tobytes()
+    assert not file.closed
+
+
+def test_an_array_need_not_be_contiguous() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    expected = read_picture(np.ascontiguousarray(array[::2, ::-1]))
+    assert read_picture(array[::2, ::-1]).tobytes() == expected.tobytes()
+
+
+def test_a_pillow_image_stays_as_it_is(picture: Path) -> None:
+    with Image.open(picture) as image:
+        image.load()
+        before = (image.mode, image.size, image.tobytes())
+        preprocess(read_picture(image), 128)
+        assert (image.mode, image.size, image.tobytes()) == before
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_an_animation_shows_its_first_frame(form: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    file = io.BytesIO()
+    options = {"lossless": True} if form == "WEBP" else {}
+    frames[0].save(file, form, save_all=True, append_images=frames[1:], duration=50, **options)
+    assert read_picture(file.getvalue()).getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_when_asked_for_and_only_then(orientation: int) -> None:
+    upright = Image.fromarray(
+        np.random.default_rng(1).integers(0, 256, (6, 10, 3), np.uint8), "RGB"
+    )
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    upright.save(file, "PNG", exif=exif)
+    assert read_picture(file.getvalue()).tobytes() == upright.tobytes()
+    turned = read_picture(file.getvalue(), orient=True)
+    assert turned.size == ((10, 6) if orientation < 5 else (6, 10))
+    assert (turned.tobytes() == upright.tobytes()) == (orientation == 1)

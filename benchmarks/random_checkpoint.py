@@ -9,7 +9,8 @@ stay finite through any depth. No torch.
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,15 @@ def write_random_checkpoint(
     seed: int = 0,
     shard_bytes: int = 2_000_000_000,
     config: Mapping[str, Any] | None = None,
+    outlier_tokens: Sequence[int] = (),
 ) -> None:
     """Write config.json, bf16 safetensors (sharded when larger than a shard) and tokenizer files.
 
     Args:
         vision: the vision encoder's tensors; the published ones when None.
         config: fields that replace, or come on top of, those of config.json.
+        outlier_tokens: ids of tokens with activations a thousand times those of others, as Qwen2
+            has a few.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vision = fastvithd_tensors() if vision is None else vision
@@ -76,7 +80,8 @@ def write_random_checkpoint(
     shapes = {VISION_PREFIX + name: shape for name, shape in vision.items()}
     shapes |= _projector_tensors(vision["conv_exp.reparam_conv.bias"][0], language.hidden_size)
     shapes |= _language_tensors(language)
-    _write_shards(folder, shapes, rng, shard_bytes)
+    outliers = Outliers(language, outlier_tokens)
+    _write_shards(folder, shapes, rng, shard_bytes, outliers)
     fields = {
         "architectures": ["LlavaQwen2ForCausalLM"],
         "model_type": "llava_qwen2",
@@ -170,8 +175,40 @@ def _is_position_encoding(name: str) -> bool:
     return name.endswith(("network.6.reparam_conv.weight", "network.9.reparam_conv.weight"))
 
 
+class Outliers:
+    """Tokens whose embedding is a thousand times as long as others', and units that answer to them.
+
+    In each planted layer one unit of the MLP has gate and up rows along such a token's direction:
+    for that token it reaches about a thousand times what units reach for others.
+    """
+
+    def __init__(self, language: LanguageSize, tokens: Sequence[int]) -> None:
+        rng = np.random.default_rng(7)
+        self._directions = {}
+        for token in tokens:
+            direction = rng.standard_normal(language.hidden_size)
+            self._directions[token] = direction / np.linalg.norm(direction)
+        self._layers = {1, language.num_hidden_layers // 2}
+        # Through the norm a token arrives with length sqrt(hidden_size); gate times up gives 900.
+        self._gain = 30 / language.hidden_size**0.5
+
+    def plant(self, name: str, array: NDArray[Any]) -> None:
+        """Change a drawn tensor in place."""
+        if name == "model.embed_tokens.weight":
+            for token, direction in self._directions.items():
+                array[token] = 1000 * direction
+        match = re.fullmatch(r"model\.layers\.(\d+)\.mlp\.(gate|up)_proj\.weight", name)
+        if match and int(match[1]) in self._layers:
+            for unit, direction in enumerate(self._directions.values()):
+                array[unit] = self._gain * direction
+
+
 def _write_shards(
-    folder: Path, shapes: Mapping[str, Shape], rng: np.random.Generator, shard_bytes: int
+    folder: Path,
+    shapes: Mapping[str, Shape],
+    rng: np.random.Generator,
+    shard_bytes: int,
+    outliers: Outliers,
 ) -> None:
     shards = list(_split(shapes, shard_bytes))
     names = ["model.safetensors"]
@@ -182,6 +219,7 @@ def _write_shards(
         tensors = {}
         for name, shape in shard.items():
             array = _draw(name, shape, rng)
+            outliers.plant(name, array)
             is_counter = array.dtype == np.int64
             tensors[name] = array if is_counter else array.astype(ml_dtypes.bfloat16)
         save_file(tensors, folder / file_name, metadata={"format": "pt"})
@@ -228,8 +266,11 @@ def main() -> None:
     parser.add_argument("size", choices=PUBLISHED)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--outliers", type=int, default=0, help="tokens with huge activations")
     args = parser.parse_args()
-    write_random_checkpoint(args.folder, PUBLISHED[args.size], seed=args.seed)
+    tokens = range(1000, 1000 + args.outliers)
+    language = PUBLISHED[args.size]
+    write_random_checkpoint(args.folder, language, seed=args.seed, outlier_tokens=tokens)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,236 @@
+"""Quantised variants: near fp32, robust against Qwen2's outlier tokens, and stored once."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnxscript import nn
+from random_checkpoint import LanguageSize, write_random_checkpoint
+
+import fastvlm_onnx
+from fastvlm_onnx import FastVLM, InputError
+from fastvlm_onnx.export import decoder as decoder_module
+from fastvlm_onnx.export.layers_int8 import Int8Linear
+from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.names import PRECISIONS
+from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.runtime.decoding import decode_one_token, prefill
+
+# Least cosine with fp32 of each stage on the built-in model; fp16 is float32 rounded once.
+COSINES = {"fp16": 0.99999, "int8": 0.999, "int4": 0.98, "fast": 0.98}
+OUTLIERS = (90, 91)
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("variants") / "demo-onnx"
+    export_package("demo", folder, precisions=PRECISIONS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(variants: Path) -> dict[str, FastVLM]:
+    return {p: fastvlm_onnx.load(variants, precision=p) for p in PRECISIONS}
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def logits_of(model: FastVLM, token_ids: list[int], answer: list[int]) -> np.ndarray:
+    """Logits after the prompt and after each token of a given answer."""
+    embeds = model._embed_tokens(token_ids)[None]
+    return np.array([row.copy() for row in model.logits_along(embeds, answer)])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_each_stage_is_near_fp32(
+    models: dict[str, FastVLM], precision: str, rng_pixels: np.ndarray
+) -> None:
+    model, exact = models[precision], models["fp32"]
+    hidden_states = exact.run_vision_encoder(rng_pixels)
+    assert cosine(model.run_vision_encoder(rng_pixels), hidden_states) > COSINES[precision]
+    features = exact.run_projector(hidden_states)
+    assert cosine(model.run_projector(hidden_states), features) > COSINES[precision]
+    prompt = [5, 17, 80, 200, 31, 9, 254, 100]
+    found, expected = (logits_of(m, prompt, [3, 8, 120, 44]) for m in (model, exact))
+    assert min(map(cosine, found, expected)) > COSINES[precision]
+
+
+@pytest.fixture(scope="module")
+def rng_pixels() -> np.ndarray:
+    return np.random.default_rng(2).random((1, 3, 256, 256), np.float32)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_variant_answers_about_the_sample_pictures(
+    models: dict[str, FastVLM], precision: str, questions: dict, picture: Path
+) -> None:
+    for name, answers in questions.items():
+        for prompt, answer in answers.items():
+            assert models[precision].generate(picture.with_name(name), prompt).text == answer
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_decode_continues_what_prefill_began(models: dict[str, FastVLM], precision: str) -> None:
+    model, prompt = models[precision], [5, 17, 80, 200, 31, 9, 254, 100]
+    decoder, embed = model._decoder, model._embed_tokens
+    whole = prefill(decoder, embed(prompt)[None], decoder.new_cache(20)).copy()
+    cache = decoder.new_cache(20)
+    prefill(decoder, embed(prompt[:5])[None], cache)
+    for token in prompt[5:]:
+        last = decode_one_token(decoder, embed, token, cache)
+    # Quantised activations are rounded apart when a graph sees them one by one.
+    assert cosine(last, whole) > (1 - 1e-6 if precision == "fp32" else COSINES[precision])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_two_pictures_at_once_are_two_pictures(
+    models: dict[str, FastVLM], precision: str, rng_pixels: np.ndarray
+) -> None:
+    model = models[precision]
+    both = model.encode_image(np.concatenate([rng_pixels, 1 - rng_pixels]))
+    assert cosine(both[0], model.encode_image(rng_pixels)[0]) > 0.999
+    assert cosine(both[1], model.encode_image(1 - rng_pixels)[0]) > 0.999
+
+
+# --- outlier tokens ------------------------------------------------------------------------------
+
+
+class PerTensorProjection(nn.Module):
+    """What must not be: one activation scale for all tokens."""
+
+    def __init__(self, weights: list, bias: object = None) -> None:
+        super().__init__()
+        self.products = nn.ModuleList([Int8Linear(weight) for weight in weights])
+        self.bias = None if bias is None else decoder_module.parameter(bias)
+
+    def forward(self, op, x: ir.Value) -> list[ir.Value]:
+        outputs = [product(op, x) for product in self.products]
+        return [op.Add(outputs[0], self.bias)] if self.bias is not None else outputs
+
+
+@pytest.fixture(scope="module")
+def outlier_checkpoint(tmp_path_factory: pytest.TempPathFactory, demo_vision: dict) -> Path:
+    folder = tmp_path_factory.mktemp("outliers") / "checkpoint"
+    language = LanguageSize(256, 768, 8, 4, 2, 512, 429, is_tied=False)
+    write_random_checkpoint(
+        folder, language, vision=demo_vision, image_size=128, outlier_tokens=OUTLIERS
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exact(outlier_checkpoint: Path) -> FastVLM:
+    export_package(outlier_checkpoint, outlier_checkpoint.with_name("exact-onnx"))
+    return fastvlm_onnx.load(outlier_checkpoint.with_name("exact-onnx"))
+
+
+def prompts_with_outliers() -> Iterator[list[int]]:
+    rng = np.random.default_rng(3)
+    for _ in range(6):
+        prompt = rng.integers(100, 400, 40).tolist()
+        prompt[3], prompt[20] = OUTLIERS
+        yield prompt
+
+
+def worst_cosine(model: FastVLM, exact: FastVLM) -> float:
+    """Over the logits behind tokens that are no outliers themselves."""
+    return min(
+        cosine(logits_of(model, prompt, [7])[0], logits_of(exact, prompt, [7])[0])
+        for prompt in prompts_with_outliers()
+    )
+
+
+def test_the_planted_tokens_are_outliers(exact: FastVLM) -> None:
+    rows = exact._embed_tokens([*OUTLIERS, 100, 101, 102])
+    lengths = np.linalg.norm(rows, axis=1)
+    assert lengths[:2].min() > 500 * lengths[2:].max()
+
+
+def test_outlier_tokens_cost_the_others_nothing(outlier_checkpoint: Path, exact: FastVLM) -> None:
+    folder = outlier_checkpoint.with_name("int8-onnx")
+    export_package(outlier_checkpoint, folder, precisions=["int8"])
+    assert worst_cosine(fastvlm_onnx.load(folder), exact) > 0.995
+
+
+def test_one_scale_for_all_tokens_would_fail(
+    outlier_checkpoint: Path, exact: FastVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = replace(decoder_module.FORMS["int8"], projection=PerTensorProjection)
+    monkeypatch.setitem(decoder_module.FORMS, "int8", form)
+    folder = outlier_checkpoint.with_name("per-tensor-onnx")
+    export_package(outlier_checkpoint, folder, precisions=["int8"])
+    assert worst_cosine(fastvlm_onnx.load(folder), exact) < 0.995
+
+
+# --- what is stored ------------------------------------------------------------------------------
+
+
+def external(folder: Path, graph: str) -> dict[str, str]:
+    """Initializer -> the file that holds it."""
+    model = onnx.load(folder / graph, load_external_data=False)
+    return {
+        tensor.name: entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def test_a_tied_head_lies_in_the_embeddings_file(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tied-onnx"
+    manifest = export_package(checkpoint, folder, precisions=["fp32", "int8", "int4"])
+    for graph in ("decoder.int8.onnx", "decoder.int4.onnx"):
+        files = external(folder, graph)
+        assert files["lm_head.weight"] == "embed_tokens.int8.npy"
+        assert files["lm_head.scales"] == "embed_tokens.int8.scale.npy"
+    # float32 embeddings hold a float32 head as well; float16 ones do not.
+    stored = np.load(folder / "embed_tokens.npy", mmap_mode="r").dtype
+    shared = external(folder, "decoder.fp32.onnx")["lm_head.weight"] == "embed_tokens.npy"
+    assert shared == (stored == np.float32)
+    for precision in manifest.variants:
+        assert fastvlm_onnx.load(folder, precision=precision).manifest == manifest
+
+
+def test_a_head_of_its_own_is_stored_by_itself(variants: Path) -> None:
+    files = external(variants, "decoder.int8.onnx")  # the built-in model's is untied
+    assert files["lm_head.weight"] == "decoder.int8.onnx.data"
+
+
+def test_variants_share_what_is_equal(variants: Path) -> None:
+    manifest = read_manifest(variants).variants
+    assert manifest["int4"].vision_encoder == manifest["int8"].vision_encoder
+    assert manifest["fast"].decoder == manifest["int4"].decoder
+    assert manifest["fast"].embed_tokens == manifest["int8"].embed_tokens
+    assert set(external(variants, "prefill.int8.onnx").values()) == {"decoder.int8.onnx.data"}
+
+
+def test_the_prefill_graph_has_no_logits(variants: Path) -> None:
+    model = onnx.load(variants / "prefill.int8.onnx", load_external_data=False)
+    assert all(output.name.startswith("present.") for output in model.graph.output)
+    assert not any(t.name.startswith("lm_head") for t in model.graph.initializer)
+
+
+def test_embeddings_of_every_variant_are_near_each_other(models: dict[str, FastVLM]) -> None:
+    ids = list(range(400))
+    exact = models["fp32"]._embed_tokens(ids)
+    for precision in PRECISIONS:
+        found = models[precision]._embed_tokens(ids)
+        assert found.dtype == np.float32
+        assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)
+
+
+def test_an_unknown_precision_is_refused_with_the_list(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'int3' is unknown; expected one of fp32, fp16, int8"):
+        export_package("demo", tmp_path / "onnx", precisions=["int3"])
+
+
+def test_a_missing_variant_names_the_command(package: Path) -> None:
+    with pytest.raises(InputError, match="--precision int4"):
+        fastvlm_onnx.load(package, precision="int4")

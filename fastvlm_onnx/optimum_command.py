@@ -27,12 +27,14 @@ class FastVLMOnnxExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
             parser.add_argument(*option.opts, dest=option.name, action=action, help=option.help)
 
     def run(self) -> None:
-        arguments = ["export", self.args.model, "-o", self.args.output]
+        arguments = ["export", "-o", self.args.output]
         for option in _options():
             value = getattr(self.args, option.name or "")
-            if value:
-                arguments += option.opts[:1] if option.is_flag else [option.opts[0], value]
-        main(arguments)
+            if option.is_flag:
+                arguments += option.opts[:1] if value else []
+            elif value is not None:  # an empty one is refused as on our own command line
+                arguments += [option.opts[0], value]
+        main([*arguments, "--", self.args.model])
 
 
 def _options() -> list[click.Option]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 
+ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path(fastvlm_onnx.__file__).parent / "demo"
 PICTURES = DEMO / "pictures"
 
@@ -50,6 +53,26 @@ def questions() -> dict[str, dict[str, str]]:
 def picture(questions: dict[str, dict[str, str]]) -> Path:
     """A sample picture that is not square."""
     return PICTURES / list(questions)[-1]
+
+
+@pytest.fixture(scope="session")
+def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our wheel, built from a copy so that the checkout stays as it is."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    for folder in ("fastvlm_onnx", "export", "runtime"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                copy = source / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+    out = source / "wheels"
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), "."]
+    done = subprocess.run(build, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.iterdir()
+    return path
 
 
 @pytest.fixture

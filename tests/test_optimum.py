@@ -1,51 +1,135 @@
-"""`optimum-cli export fastvlm-onnx`: our wheel beside optimum, in an environment made for it."""
+"""`optimum-cli export fastvlm-onnx`: the same options, words and packages as our own command.
+
+The fast tests give our class a stand-in for the two names it takes from optimum; the slow ones
+run the built wheel beside optimum itself, in an environment made for it.
+"""
 
 import subprocess
 import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import click
 import pytest
 
+from fastvlm_onnx import cli
+
 ROOT = Path(__file__).resolve().parent.parent
-OPTIMUM = "optimum==2.3.0"
-pytestmark = pytest.mark.slow  # installs an environment: about a minute
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
 
 
+# --- without optimum ---------------------------------------------------------------------------
+
+
+class CommandOfOptimum:
+    """What optimum's own base class keeps of a command line, and no more."""
+
+    def __init__(self, args: object) -> None:
+        self.args = args
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    base = ModuleType("optimum.commands.base")
+    base.__dict__.update(BaseOptimumCLICommand=CommandOfOptimum, CommandInfo=SimpleNamespace)
+    for module in (ModuleType("optimum"), ModuleType("optimum.commands"), base):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield import_module("fastvlm_onnx.optimum_command").FastVLMOnnxExportCommand
+    del sys.modules["fastvlm_onnx.optimum_command"]
+
+
+@pytest.fixture
+def parser(command: Any) -> ArgumentParser:
+    parser = ArgumentParser()
+    command.parse_args(parser)
+    return parser
+
+
+def test_its_options_are_those_of_our_own_command(parser: ArgumentParser) -> None:
+    ours = {name for p in cli.export.params if isinstance(p, click.Option) for name in p.opts}
+    theirs = {name for action in parser._actions for name in action.option_strings}
+    assert theirs == ours - {"-o", "--output"} | {"-m", "--model", "-h", "--help"}
+    assert "Folder to make." in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--precision", "fp33"),
+        ("--precision", ""),
+        ("--image-size", "big"),
+        ("--base", "absent", "--overwrite"),
+    ],
+    ids=" ".join,
+)
+def test_it_refuses_in_the_words_of_our_own_command(
+    options: tuple[str, ...],
+    command: Any,
+    parser: ArgumentParser,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = str(tmp_path / "onnx")
+    with pytest.raises(SystemExit) as ours:
+        cli.main(["export", "demo", "-o", output, *options])
+    words = capsys.readouterr().err
+    with pytest.raises(SystemExit) as theirs:
+        command(parser.parse_args(["-m", "demo", output, *options])).run()
+    assert capsys.readouterr().err == words
+    assert len(words.splitlines()) == 1
+    assert theirs.value.code == ours.value.code == 2
+    assert not Path(output).exists()
+
+
+def test_a_checkpoint_that_looks_like_an_option_is_a_checkpoint(
+    command: Any, parser: ArgumentParser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command(parser.parse_args(["-m=-x", str(tmp_path / "onnx")])).run()
+    assert "-x: no such folder" in capsys.readouterr().err
+
+
+def test_nothing_of_optimum_is_imported_unless_optimum_asks() -> None:
+    names = "('optimum', 'fastvlm_onnx.optimum_')"
+    check = (
+        f"import fastvlm_onnx.cli, sys; print([m for m in sys.modules if m.startswith({names})])"
+    )
+    done = run(sys.executable, "-c", check)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# --- the wheel beside optimum --------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
-def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bin_folder(built_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with our wheel and optimum, and neither PyTorch nor transformers."""
-    folder = tmp_path_factory.mktemp("optimum")
-    built = run(sys.executable, "-m", "build", "--wheel", "-n", "-o", folder, ROOT)
-    assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = folder.glob("*.whl")
-    assert run(sys.executable, "-m", "venv", folder / "venv").returncode == 0
-    install = (folder / "venv/bin/pip", "install", "--quiet")
-    constraints = ("-c", ROOT / "constraints.txt")
-    done = run(*install, *constraints, f"{wheel}[cpu,export]", "packaging")
+    venv = tmp_path_factory.mktemp("optimum") / "venv"
+    assert run(sys.executable, "-m", "venv", venv).returncode == 0
+    install = (venv / "bin/pip", "install", "--quiet", "-c", ROOT / "constraints.txt")
+    done = run(*install, f"{built_wheel}[cpu,export]", "packaging")
     assert done.returncode == 0, done.stderr
-    done = run(*install, "--no-deps", OPTIMUM)
+    assert run(venv / "bin/python", "-c", "import fastvlm_onnx").returncode == 0  # no optimum yet
+    done = run(*install, "--no-deps", "optimum")
     if done.returncode:
-        pytest.skip(f"{OPTIMUM} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
-    return folder / "venv/bin"
+        pytest.skip(f"optimum cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    return venv / "bin"
 
 
+@pytest.mark.slow
 def test_optimum_lists_the_command(bin_folder: Path) -> None:
     done = run(bin_folder / "optimum-cli", "export", "--help")
     assert "fastvlm-onnx" in done.stdout, done.stderr
 
 
-def test_its_options_are_those_of_our_own_command(bin_folder: Path) -> None:
-    ours = run(bin_folder / "fastvlm-onnx", "export", "--help").stdout
-    theirs = run(bin_folder / "optimum-cli", "export", "fastvlm-onnx", "--help").stdout
-    options = {word.rstrip(",") for word in ours.split() if word.startswith("--")}
-    assert options - {"--output", "--help"} <= {word.rstrip(",") for word in theirs.split()}
-    assert "--precision" in theirs
-
-
+@pytest.mark.slow
 def test_it_exports_and_the_package_answers(bin_folder: Path, tmp_path: Path) -> None:
     command = ("export", "fastvlm-onnx", "-m", "demo", tmp_path / "onnx", "--precision", "int8")
     done = run(bin_folder / "optimum-cli", *command)
@@ -55,6 +139,7 @@ def test_it_exports_and_the_package_answers(bin_folder: Path, tmp_path: Path) ->
     assert run(bin_folder / "fastvlm-onnx", *answer).stdout.strip() == "CARD"
 
 
+@pytest.mark.slow
 def test_a_bad_checkpoint_is_one_line_and_exit_code_2(bin_folder: Path, tmp_path: Path) -> None:
     command = ("export", "fastvlm-onnx", "-m", tmp_path / "absent", tmp_path / "onnx")
     done = run(bin_folder / "optimum-cli", *command)
@@ -64,6 +149,7 @@ def test_a_bad_checkpoint_is_one_line_and_exit_code_2(bin_folder: Path, tmp_path
     assert not (tmp_path / "onnx").exists()
 
 
+@pytest.mark.slow
 def test_neither_pytorch_nor_transformers_is_needed(bin_folder: Path) -> None:
     listed = run(bin_folder / "pip", "list", "--format=freeze").stdout.lower()
     assert "optimum==" in listed
@@ -71,6 +157,7 @@ def test_neither_pytorch_nor_transformers_is_needed(bin_folder: Path) -> None:
     assert "transformers==" not in listed
 
 
+@pytest.mark.slow
 def test_optimum_works_on_when_ours_is_gone(bin_folder: Path) -> None:  # the last one: it removes
     assert run(bin_folder / "pip", "uninstall", "--yes", "fastvlm-onnx").returncode == 0
     done = run(bin_folder / "optimum-cli", "export", "--help")

@@ -1,0 +1,30 @@
+"""The random checkpoint that every way is made of, and its language model for the peers."""
+
+from peers.job import Job, unfinished
+from peers.language_folder import write_language_folder
+from random_checkpoint import PUBLISHED, LanguageSize, write_random_checkpoint
+
+from fastvlm_onnx.export.checkpoint import open_checkpoint
+from fastvlm_onnx.export.layouts import VISION_PREFIX
+
+# For a functional test: the built-in model's vision encoder, and three layers.
+QUICK = LanguageSize(256, 512, 3, 4, 2, 512, 429, is_tied=True)
+QUICK_IMAGE_SIZE = 128
+
+
+def convert(job: Job) -> None:
+    """Write both; the work folder's name is the size."""
+    if not job.checkpoint.exists():
+        with unfinished(job.checkpoint) as folder:
+            if job.work.name == "quick":
+                vision = {
+                    name.removeprefix(VISION_PREFIX): tensor.shape
+                    for name, tensor in open_checkpoint("demo").tensors.items()
+                    if name.startswith(VISION_PREFIX)
+                }
+                write_random_checkpoint(folder, QUICK, vision=vision, image_size=QUICK_IMAGE_SIZE)
+            else:
+                write_random_checkpoint(folder, PUBLISHED[job.work.name])
+    if not job.language.exists():
+        with unfinished(job.language) as folder:
+            write_language_folder(job.checkpoint, folder)

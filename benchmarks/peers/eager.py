@@ -1,5 +1,7 @@
 """PyTorch eager in fp32: what the model's authors run, and what every way is compared with."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from peers.job import TOKENS_AFTER, TOKENS_BEFORE, Job
@@ -11,7 +13,7 @@ from fastvlm_onnx.export.reference import ReferenceFastVLM
 
 
 def convert(job: Job) -> None:
-    """Draw the prompt, and compute the first logits that every way ought to give."""
+    """Draw the prompt, and compute what every way ought to give for it."""
     if job.prompt.exists():
         return
     model = EagerModel(job)
@@ -21,7 +23,8 @@ def convert(job: Job) -> None:
     # Ordinary words: the special tokens come last.
     before, after, ids = (rng.integers(0, vocab_size - 3, count).tolist() for count in counts)
     prompt = Prompt(draw_picture(job.image_size, seed=0), before, after, ids)
-    model.prefill(prompt, model.encode_image(prompt.pixel_values))
+    image_features = model.encode_image(prompt.pixel_values)
+    model.prefill(prompt, image_features)
     of_image = model.first_logits()
     with torch.inference_mode():
         embeds = model.reference.embed_tokens(torch.tensor([ids]))
@@ -33,10 +36,15 @@ def convert(job: Job) -> None:
         before_image=before,
         after_image=after,
         token_ids=ids,
+        image_features=image_features.numpy(),
         logits_of_image=of_image,
         logits_of_ids=of_ids.numpy(),
     )
     temporary.rename(job.prompt)
+
+
+def files(job: Job) -> list[Path]:
+    return list(job.checkpoint.glob("*.safetensors"))
 
 
 class EagerModel:
@@ -53,7 +61,6 @@ class EagerModel:
                 for name, tensor in checkpoint.tensors.items()
             }
         )
-        self.files = list(job.checkpoint.glob("*.safetensors"))
 
     def encode_image(self, pixel_values: FloatArray) -> torch.Tensor:
         return self.reference.encode_image(torch.from_numpy(pixel_values))

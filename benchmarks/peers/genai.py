@@ -6,6 +6,7 @@ This is the shape of the public ONNX files of such models: fp32 vision, int4 lan
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,18 +14,38 @@ import onnxruntime_genai as og
 from peers.job import STEPS, Job, unfinished
 from peers.measuring import FloatArray, Prompt
 
+# Weights that share a scale: the builder's default, and the fastest.
+BLOCK_SIZES = {"onnxruntime-genai-int4": 32, "onnxruntime-genai-int4-128": 128}
+
 
 def convert(job: Job) -> None:
-    """Run the model builder: blocks of 32, the vocabulary's matrix in int4 too."""
-    if job.genai.exists():
-        return
-    with unfinished(job.genai) as folder:
+    """Run the model builder, which puts the vocabulary's matrix in int4 too."""
+    for block_size in BLOCK_SIZES.values():
+        if not job.genai(block_size).exists():
+            _build(job, block_size)
+
+
+def _build(job: Job, block_size: int) -> None:
+    with unfinished(job.genai(block_size)) as folder:
         # A local folder is input and its own name: nothing is fetched.
         source = ["-m", str(job.language), "-i", str(job.language)]
         target = ["-o", str(folder), "-c", str(folder / "cache"), "-p", "int4", "-e", "cpu"]
-        options = ["--extra_options", "prune_lm_head=true"]
+        options = ["--extra_options", "prune_lm_head=true", f"block_size={block_size}"]
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
         subprocess.run([*builder, *source, *target, *options], check=True)
+
+
+def graphs_of(job: Job) -> list[Path]:
+    """Vision encoder and projector."""
+    return [
+        job.package / f"vision_encoder.{job.image_size}.fp32.onnx",
+        job.package / "projector.fp32.onnx",
+    ]
+
+
+def files(job: Job) -> list[Path]:
+    weights = [job.package / f"{name}.fp32.onnx.data" for name in ("vision_encoder", "projector")]
+    return [*graphs_of(job), *weights, *job.genai(BLOCK_SIZES[job.way]).glob("model.onnx*")]
 
 
 class GenaiModel:
@@ -37,20 +58,14 @@ class GenaiModel:
         options.intra_op_num_threads = job.threads
         # Its idle workers would take a core from the decoder.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        graphs = [
-            job.package / f"vision_encoder.{job.image_size}.fp32.onnx",
-            job.package / "projector.fp32.onnx",
+        self._graphs = [
+            onnxruntime.InferenceSession(str(graph), options) for graph in graphs_of(job)
         ]
-        self._graphs = [onnxruntime.InferenceSession(str(graph), options) for graph in graphs]
-        config = og.Config(str(job.genai))
+        config = og.Config(str(job.genai(BLOCK_SIZES[job.way])))
         threads = {"intra_op_num_threads": job.threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
         self._model = og.Model(config)
         self._capacity = job.prompt_tokens + STEPS + 1
-        weights = [
-            job.package / f"{name}.fp32.onnx.data" for name in ("vision_encoder", "projector")
-        ]
-        self.files = [*graphs, *weights, *job.genai.glob("model.onnx*")]
 
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:
         array = pixel_values

@@ -47,7 +47,7 @@ class Job:
 
     @property
     def prompt(self) -> Path:
-        """pixel_values and token ids, and PyTorch's first logits for them, as an .npz."""
+        """pixel_values and token ids, and what PyTorch makes of them, as an .npz."""
         return self.work / f"prompt.{self.image_size}.npz"
 
     @property
@@ -58,9 +58,8 @@ class Job:
     def openvino_vision(self) -> Path:
         return self.work / f"openvino-vision.{self.image_size}"
 
-    @property
-    def genai(self) -> Path:
-        return self.work / "onnxruntime-genai"
+    def genai(self, block_size: int) -> Path:
+        return self.work / f"onnxruntime-genai.{block_size}"
 
     @property
     def prompt_tokens(self) -> int:

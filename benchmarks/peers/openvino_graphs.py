@@ -68,7 +68,7 @@ def _convert_language(source: Path, folder: Path) -> None:
     (folder / "exported").rmdir()
     for name, options in {
         "int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
-        "int4": {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": GROUP_SIZE},
+        "int4": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": GROUP_SIZE},
     }.items():
         fp32 = ov.Core().read_model(folder / "fp32.xml")
         ov.save_model(

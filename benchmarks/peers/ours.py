@@ -10,6 +10,7 @@ from peers.measuring import FloatArray, Prompt
 
 import fastvlm_onnx
 from fastvlm_onnx.export import pipeline
+from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.prompt import PromptIds
 
 PRECISIONS = ("fp32", "int8", "int4", "fast")
@@ -32,6 +33,16 @@ def convert(job: Job) -> None:
     made_by.write_text(digest.hexdigest())
 
 
+def precision_of(job: Job) -> str:
+    return job.way.removeprefix("ours-")
+
+
+def files(job: Job) -> list[Path]:
+    """What the variant reads at this image size."""
+    names = read_manifest(job.package).files_of(precision_of(job), job.image_size)
+    return [job.package / name for name in names]
+
+
 class OurModel:
     """A variant. Tokens fed while decoding are given beforehand, which costs the same."""
 
@@ -40,14 +51,11 @@ class OurModel:
     def __init__(self, job: Job) -> None:
         self._model: Any = fastvlm_onnx.load(
             job.package,
-            precision=job.way.removeprefix("ours-"),
+            precision=precision_of(job),
             image_size=job.image_size,
             threads=job.threads,
             provider="cpu",
         )
-        manifest = self._model.manifest
-        names = manifest.files_of(self._model.precision, job.image_size)
-        self.files = [job.package / name for name in names]
         self.encode_image = self._model.encode_image
 
     def prefill(self, prompt: Prompt, image_features: FloatArray) -> int:

@@ -19,7 +19,7 @@ def main(action: str, module_name: str, job_text: str, out: str) -> None:
     else:
         from peers.measuring import measure
 
-        figures = measure(module.load, job)
+        figures = measure(module.load, module.files(job), job)
     Path(out).write_text(json.dumps(figures))
 
 

@@ -10,6 +10,7 @@ machine. What was made stays under --work for the next run.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -17,11 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peers import environment
+from peers import environment, plot
 from peers.job import STEPS, Job
 
 HERE = Path(__file__).resolve().parent
@@ -104,6 +107,18 @@ def run(action: str, module: str, job: Job, python: str | Path) -> Any:
         if done.returncode != 0:
             raise ProcessError("\n".join((done.stdout + done.stderr).splitlines()[-ENOUGH:]))
         return json.loads(out.read_text())
+
+
+@contextmanager
+def locked(work: Path) -> Iterator[None]:
+    """Keep the folder to this run: two at once would spoil each other's files and figures.
+
+    Raises:
+        BlockingIOError: another run has it.
+    """
+    with (work / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def prepare(jobs: dict[str, Job], failures: dict[str, str]) -> None:
@@ -274,14 +289,23 @@ def main() -> None:
     }
     failures: dict[str, str] = {}
     try:
-        prepare(jobs, failures)
+        with locked(args.work):
+            prepare(jobs, failures)
+            found = measure(jobs, args.rounds, failures)
     except ProcessError as error:
         sys.exit(f"error: {error}")
-    found = measure(jobs, args.rounds, failures)
+    except BlockingIOError:
+        sys.exit(
+            f"error: {args.work} is in use by another comparison, expected to have it alone; "
+            "wait until that one has ended."
+        )
     summaries = {name: summarise(figures) for name, figures in found.items()}
     text = report(args, summaries, failures)
     stem = f"side-by-side.{args.size}.{args.image_size}.{args.threads}-threads"
     (args.output / f"{stem}.md").write_text(text, encoding="utf-8")
+    if summaries:
+        title = f"{args.size}, {args.image_size} pixels, {args.threads} threads, {processor()}"
+        (args.output / f"{stem}.svg").write_text(plot.draw(title, summaries), encoding="utf-8")
     everything = {"runs": found, "summary": summaries, "failures": failures}
     (args.output / f"{stem}.json").write_text(json.dumps(everything, indent=2) + "\n")
     print(json.dumps(everything) if args.json else text)

@@ -4,13 +4,14 @@ Written for ONNX Runtime's CPU provider (com.microsoft operators). Weights have 
 output channel; activations one scale and zero point per tensor, found as it runs.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from fastvlm_onnx.export.layers import MICROSOFT, Op, parameter
+from fastvlm_onnx.export.layers import MICROSOFT, Op, Shape, parameter
 from fastvlm_onnx.export.quantized import int8_columns
 from fastvlm_onnx.export.tensors import LazyArray
 
@@ -84,3 +85,35 @@ class Identity(nn.Module):  # type: ignore[misc]
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         return op.Conv(x, self.weight, kernel_shape=[1, 1], group=self.width)
+
+
+Scanned = tuple[ir.Value, ir.DataType, Shape]
+
+
+def scan(
+    op: Op,
+    step: Callable[..., ir.Value],
+    inputs: Sequence[Scanned],
+    output: tuple[ir.DataType, Shape],
+) -> ir.Value:
+    """Run `step` on one slice after another, and stack what it gives.
+
+    Args:
+        step: takes an op builder and a slice of each input.
+        inputs: value, type, and shape of a slice.
+        output: type and shape of what a step gives.
+    """
+
+    def value(name: str, dtype: ir.DataType, shape: Shape) -> ir.Value:
+        return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+    body = op.builder.subgraph(
+        step,
+        [value(f"slice_{i}", dtype, shape) for i, (_, dtype, shape) in enumerate(inputs)],
+        [value("step", *output)],
+    )
+    # Names of the body must not be those of the graph around it, which it sees.
+    for node in body:
+        for result in node.outputs:
+            result.name = f"scan.{result.name}"
+    return op.Scan(*(scanned for scanned, _, _ in inputs), body=body, num_scan_inputs=len(inputs))

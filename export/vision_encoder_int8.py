@@ -15,13 +15,23 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from fastvlm_onnx.export.config import VISION_HEAD_DIM, VisionConfig
-from fastvlm_onnx.export.layers import MICROSOFT, Conv2d, Graph, Op, fold_batch_norm, read_conv
+from fastvlm_onnx.export.layers import (
+    MICROSOFT,
+    Conv2d,
+    Graph,
+    Op,
+    Shape,
+    fold_batch_norm,
+    parameter,
+    read_conv,
+)
 from fastvlm_onnx.export.layers_int8 import (
     Identity,
     Int8Linear,
     QuantizedActivation,
     pointwise,
     quantize_activation,
+    scan,
 )
 from fastvlm_onnx.export.tensors import FloatArray, LazyArray, Weights, scaled_rows
 from fastvlm_onnx.export.vision_encoder import LayerNorm, SqueezeExcite, read_depthwise
@@ -40,10 +50,10 @@ def to_channels_first(op: Op, x: ir.Value) -> ir.Value:
     return op.Transpose(x, perm=[0, 3, 1, 2])
 
 
-def tile_count(tokens: int, ffn_width: int) -> int:
-    """The fewest tiles of equal size that are no larger than TILE_BYTES."""
-    wanted = tokens * ffn_width * 4 / TILE_BYTES
-    return next(n for n in range(max(1, math.ceil(wanted)), tokens + 1) if tokens % n == 0)
+def fewest_parts(rows: int, row_bytes: int) -> int:
+    """Into how many equal parts rows are cut so that none is larger than TILE_BYTES."""
+    least = math.ceil(rows * row_bytes / TILE_BYTES)
+    return next(parts for parts in range(max(1, least), rows + 1) if rows % parts == 0)
 
 
 class ConvFFN(nn.Module):  # type: ignore[misc]
@@ -54,7 +64,7 @@ class ConvFFN(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.width, self.side = width, side
-        self.tiles = tile_count(side * side, ffn_width)
+        self.tiles = fewest_parts(side * side, 4 * ffn_width)
         self.conv = fold_batch_norm(weights / "conv", width, 7)
         fc1, fc2 = weights / "fc1", weights / "fc2"
         self.fc1 = Int8Linear(
@@ -77,16 +87,9 @@ class ConvFFN(nn.Module):  # type: ignore[misc]
         def tile(body: Op, values: ir.Value) -> ir.Value:
             return self._mlp(body, QuantizedActivation(values, narrow.scale, narrow.zero_point))
 
-        def rows(name: str, dtype: ir.DataType) -> ir.Value:
-            shape = ir.Shape(["tile_tokens", self.width])
-            return ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
-
-        body = op.builder.subgraph(
-            tile, [rows("values", ir.DataType.UINT8)], [rows("mixed", ir.DataType.FLOAT)]
-        )
-        return op.Reshape(
-            op.Scan(tiled, body=body, num_scan_inputs=1), [-1, self.side, self.side, self.width]
-        )
+        shape: Shape = ["tile_tokens", self.width]
+        mixed = scan(op, tile, [(tiled, ir.DataType.UINT8, shape)], (ir.DataType.FLOAT, shape))
+        return op.Reshape(mixed, [-1, self.side, self.side, self.width])
 
     def _mlp(self, op: Op, narrow: QuantizedActivation) -> ir.Value:
         return self.fc2(op, op.Gelu(self.fc1(op, narrow)))
@@ -229,23 +232,77 @@ class AttentionStage(nn.Module):  # type: ignore[misc]
 
 
 class Stem(nn.Module):  # type: ignore[misc]
-    """Quarter the map: a full, a depthwise and a pointwise convolution, GELU after each."""
+    """Quarter the map: a full, a depthwise and a pointwise convolution, GELU after each.
 
-    def __init__(self, weights: Weights, width: int) -> None:
+    Computed in strips of rows, since the first convolution's output is by far the largest tensor of
+    the network. A strip reads three rows above its own. Above the first one these lie outside the
+    picture, where the depthwise convolution has to see zeros: a fourth channel marks them, and
+    pushes the first convolution's output so low that GELU leaves nothing.
+    """
+
+    def __init__(self, weights: Weights, width: int, image_size: int) -> None:
         super().__init__()
-        self.full = read_conv(weights / "0.reparam_conv", 3, width, 3, stride=2)
-        self.depthwise = read_conv(
-            weights / "1.reparam_conv", width, width, 3, stride=2, groups=width
-        )
-        reparam_conv = weights / "2.reparam_conv"
+        self.width, self.image_size = width, image_size
+        row_bytes = width * 4 * image_size  # two rows of the first convolution's output
+        self.strips = fewest_parts(image_size // 4, row_bytes)
+        full, depthwise = weights / "0.reparam_conv", weights / "1.reparam_conv"
+        kernel = full.take("weight", width, 3, 3, 3)
+        self.full_weight = parameter(kernel.then(with_outside_channel, width, 4, 3, 3))
+        self.full_bias = parameter(full.take("bias", width))
+        self.depthwise_weight = parameter(depthwise.take("weight", width, 1, 3, 3))
+        self.depthwise_bias = parameter(depthwise.take("bias", width))
+        last = weights / "2.reparam_conv"
         self.pointwise = Int8Linear(
-            pointwise(reparam_conv.take("weight", width, width, 1, 1)),
-            reparam_conv.take("bias", width),
+            pointwise(last.take("weight", width, width, 1, 1)), last.take("bias", width)
         )
 
-    def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        x = op.Gelu(self.depthwise(op, op.Gelu(self.full(op, x))))
-        return to_channels_first(op, op.Gelu(self.pointwise(op, to_channels_last(op, x))))
+    def forward(self, op: Op, pixel_values: ir.Value) -> ir.Value:
+        above = [0, 0, HALO_ROWS, 0, 0, 0, 0, 0]
+        inside = op.Mul(op.Slice(pixel_values, [0], [1], [1]), 0.0)
+        padded = op.Concat(
+            op.Pad(pixel_values, above), op.Pad(inside, above, 1.0), axis=1
+        )  # [B, 4, image_size + 3, image_size]
+        self.pointwise.register(op)
+        rows = self.image_size // self.strips
+
+        def strip(body: Op, begin: ir.Value, end: ir.Value) -> ir.Value:
+            x = body.Slice(padded, begin, end, [2])
+            x = body.Gelu(halve(body, x, self.full_weight, self.full_bias, 1))
+            x = body.Gelu(halve(body, x, self.depthwise_weight, self.depthwise_bias, self.width))
+            return body.Gelu(self.pointwise(body, to_channels_last(body, x)))
+
+        side = self.image_size // 4
+        begins = np.arange(self.strips, dtype=np.int64)[:, None] * rows
+        strips = scan(
+            op,
+            strip,
+            [
+                (op.Constant(value=ir.tensor(at)), ir.DataType.INT64, [1])
+                for at in (begins, begins + rows + HALO_ROWS)
+            ],
+            (ir.DataType.FLOAT, [BATCH_SIZE, side // self.strips, side, self.width]),
+        )
+        tokens = op.Reshape(
+            op.Transpose(strips, perm=[1, 0, 2, 3, 4]), [-1, side, side, self.width]
+        )
+        return to_channels_first(op, tokens)
+
+
+# Rows of the picture that the stem's first row of a strip needs above the strip's own.
+HALO_ROWS: Final = 3
+
+
+def halve(op: Op, x: ir.Value, weight: ir.Value, bias: ir.Value, groups: int) -> ir.Value:
+    """A 3x3 convolution of stride 2 whose input holds the row above it already."""
+    pads = [0, 1, 0, 1]
+    return op.Conv(x, weight, bias, kernel_shape=[3, 3], strides=[2, 2], pads=pads, group=groups)
+
+
+def with_outside_channel(kernel: FloatArray) -> FloatArray:
+    """[C, 3, 3, 3] -> [C, 4, 3, 3]; the new channel's middle pushes every output far below zero."""
+    outside = np.zeros_like(kernel[:, :1])
+    outside[:, 0, 1, 1] = -1e6
+    return np.concatenate([kernel, outside], axis=1)
 
 
 class ConvExp(nn.Module):  # type: ignore[misc]
@@ -297,7 +354,7 @@ class FastViTHD(nn.Module):  # type: ignore[misc]
 
         self.layers = nn.ModuleList(
             [
-                Stem(weights / "patch_embed", widths[0]),
+                Stem(weights / "patch_embed", widths[0], image_size),
                 *mixer_stage(0, 0),
                 PatchEmbed(network / "1", widths[0], widths[1]),
                 *mixer_stage(2, 1),

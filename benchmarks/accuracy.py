@@ -1,0 +1,55 @@
+"""How many held-out questions each variant of the built-in model answers right.
+
+    python benchmarks/accuracy.py                       # every precision, 500 pictures of each kind
+    python benchmarks/accuracy.py --precision int4 --number 100
+
+A description counts attribute by attribute (colour and shape of each place); every other answer is
+right or wrong as a whole. No PyTorch.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import demo_data as data
+
+import fastvlm_onnx
+from fastvlm_onnx import FastVLM
+from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.names import PRECISIONS
+
+
+def share_right(model: FastVLM, kind: data.Kind, number: int) -> float:
+    """Percent right of `number` held-out questions of one kind."""
+    right = total = 0
+    for sample, question in data.held_out(kind, number):
+        found = model.generate(sample.picture, question.prompt).text
+        if kind == "describe":
+            expected, given = data.attributes(question.answer), data.attributes(found)
+            right += sum(a == b for a, b in zip(expected, given, strict=False))
+            total += max(len(expected), len(given))
+        else:
+            right += found == question.answer
+            total += 1
+    return 100 * right / total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--precision", default=",".join(PRECISIONS))
+    parser.add_argument("--number", type=int, default=500)
+    args = parser.parse_args()
+    precisions = args.precision.split(",")
+    print(f"| % right of {args.number} | {' | '.join(data.KINDS)} |")
+    print(f"|---|{'---|' * len(data.KINDS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "demo-onnx"
+        export_package("demo", package, precisions=precisions)
+        for precision in precisions:
+            model = fastvlm_onnx.load(package, precision=precision)
+            shares = [f"{share_right(model, kind, args.number):.1f}" for kind in data.KINDS]
+            print(f"| {precision} | {' | '.join(shares)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ from fastvlm_onnx.export.layouts import (
     without_image_token,
 )
 from fastvlm_onnx.export.lora import ADAPTER_CONFIG, base_of, is_adapter, merge_adapter
+from fastvlm_onnx.export.progress import Progress, no_progress
 from fastvlm_onnx.export.read_config import LM_HEAD, read_config
 from fastvlm_onnx.export.sources import locate
 from fastvlm_onnx.export.tensors import LazyArray, check_finite
@@ -51,7 +52,11 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: str | Path, *, base: str | Path | None = None, allow_nonfinite: bool = False
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    allow_nonfinite: bool = False,
+    progress: Progress = no_progress,
 ) -> Checkpoint:
     """Open a checkpoint.
 
@@ -61,12 +66,14 @@ def open_checkpoint(
             built-in one.
         base: what an adapter was trained on, in any of the forms of `source`.
         allow_nonfinite: let NaN and infinity pass instead of refusing the tensor when it is read.
+        progress: told of what is downloaded or unpacked.
 
     Raises:
         CheckpointError: nothing there, a file or shard missing or damaged, not a FastVLM.
         UnsupportedError: a configuration that is not built; the field and its value are named.
+        PackageError: no room for what is downloaded or unpacked.
     """
-    opened = locate(source)
+    opened = locate(source, progress)
     folder, keep, name = opened.folder, opened.keep, opened.name
     adapter = folder if is_adapter(folder) and not holds_weights(folder) else None
     if adapter and base is None:
@@ -80,7 +87,7 @@ def open_checkpoint(
                 f"{source}: found no {ADAPTER_CONFIG}, expected a LoRA adapter because a base is "
                 "given; leave the base out to export a whole model."
             )
-        under = locate(base)
+        under = locate(base, progress)
         folder, keep = under.folder, (opened.keep, under.keep)
     fields = canonical_fields(folder)
     model_type = fields["model_type"]

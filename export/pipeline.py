@@ -16,10 +16,11 @@ from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.card import license_text, write_card
 from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_onnx.export.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.progress import Progress, no_progress
 from fastvlm_onnx.export.read_config import check_image_size
 from fastvlm_onnx.export.unfinished import check_destination, unfinished_folder
 from fastvlm_onnx.export.variants import Parts, declare
-from fastvlm_onnx.export.writer import PackageWriter, Progress, no_progress
+from fastvlm_onnx.export.writer import PackageWriter
 from fastvlm_onnx.names import CARD_FILE, LICENSE_FILE, PRECISIONS, TOKENIZER_FILE
 from fastvlm_onnx.package import (
     FORMAT_VERSION,
@@ -77,7 +78,9 @@ def export_package(
                 f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}."
             )
     check_destination(destination, overwrite)
-    checkpoint = open_checkpoint(source, base=base, allow_nonfinite=allow_nonfinite)
+    checkpoint = open_checkpoint(
+        source, base=base, allow_nonfinite=allow_nonfinite, progress=progress
+    )
     sizes = tuple(dict.fromkeys(image_sizes or (checkpoint.config.vision.image_size,)))
     for size in sizes:
         check_image_size(size)

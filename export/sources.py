@@ -1,12 +1,16 @@
 """Where a checkpoint comes from: a folder, a zip, a Hugging Face id, a size, the built-in one."""
 
 import re
+import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from fastvlm_onnx.errors import CheckpointError
+from fastvlm_onnx.export.archive import unpack_checkpoint
+from fastvlm_onnx.export.progress import Progress, no_progress
 
 DEMO: Final = "demo"
 DEMO_CHECKPOINT: Final = "demo/checkpoint"
@@ -30,11 +34,12 @@ class Source:
     keep: object = None
 
 
-def locate(source: str | Path) -> Source:
+def locate(source: str | Path, progress: Progress = no_progress) -> Source:
     """The folder that `source` means; a zip is unpacked, an id or a size downloaded.
 
     Raises:
         CheckpointError: nothing is there, or it cannot be unpacked or downloaded.
+        PackageError: no room to unpack or download it.
     """
     text, path = str(source), Path(source)
     if text == DEMO:
@@ -44,11 +49,11 @@ def locate(source: str | Path) -> Source:
     if path.is_dir():
         return Source(path.resolve(), path.resolve().name)
     if path.is_file():
-        return _unpack(path)
+        return _unpack(path, progress)
     if text.lower() in SIZES:
         from fastvlm_onnx.export.download import downloaded_checkpoint
 
-        folder = downloaded_checkpoint(text.lower())
+        folder = downloaded_checkpoint(text.lower(), progress)
         return Source(folder, folder.name)
     # A path that was mistyped is not looked for in the world.
     if isinstance(source, str) and _HUB_ID.fullmatch(source) and not path.parent.is_dir():
@@ -59,12 +64,18 @@ def locate(source: str | Path) -> Source:
     )
 
 
-def _unpack(path: Path) -> Source:
-    from fastvlm_onnx.export.download import unpack_checkpoint
+class _TemporaryFolder:
+    """A folder that is removed with the last reference to this."""
 
-    temporary = tempfile.TemporaryDirectory(prefix="fastvlm-onnx-")
-    folder = Path(temporary.name).resolve() / path.stem
-    unpack_checkpoint(path, folder)
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="fastvlm-onnx-")).resolve()
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def _unpack(path: Path, progress: Progress) -> Source:
+    temporary = _TemporaryFolder()
+    folder = temporary.path / path.stem
+    unpack_checkpoint(path, folder, progress)
     return Source(folder, path.stem, temporary)
 
 

@@ -1,25 +1,18 @@
 """A package's weights and graphs, from the checkpoint's files to disk."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
 
+from fastvlm_onnx.export.progress import Progress
 from fastvlm_onnx.export.stored import ALIGNMENT_BYTES, stored_at, write_tensors
 from fastvlm_onnx.export.variants import Parts
 from fastvlm_onnx.names import weights_file
 
 # Smaller tensors stay inside the graph: some loaders refuse tiny external ones.
 INLINE_BYTES: Final = 1024
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, bytes written so far, and bytes in all."""
-
-
-def no_progress(stage: str, written_bytes: int, total_bytes: int) -> None:
-    """The default: nobody is told."""
 
 
 class PackageWriter:

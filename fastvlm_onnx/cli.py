@@ -5,9 +5,12 @@ Answers go to stdout and nothing else does. Exit codes: 0 done, 1 our fault, 2 t
 """
 
 import json
+import shlex
 import sys
+import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -62,6 +65,43 @@ def _where_to_read(error: click.ClickException) -> str:
 @click.option("--debug", is_flag=True, help="Show a traceback with every error.")
 def cli(debug: bool) -> None:
     """Apple's FastVLM in ONNX Runtime: export a checkpoint, ask about pictures."""
+
+
+# --- download ----------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("size", metavar="0.5b|1.5b|7b")
+@click.option("--stage", default=3, show_default=True, help="Of Apple's training: 2 or 3.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--base-url", hidden=True)
+def download(size: str, stage: int, output: Path | None, base_url: str | None) -> None:
+    """Download one of Apple's checkpoints, for research only.
+
+    A download that was cut goes on where it stopped when the command is given again.
+    """
+    try:
+        from fastvlm_onnx.export.download import (
+            APPLE_BASE_URL,
+            checkpoint_name,
+            download_checkpoint,
+            is_whole_checkpoint,
+        )
+    except ImportError as error:
+        raise InputError(
+            f"downloading needs packages that are not installed ({error.name}); "
+            'run `pip install "fastvlm-onnx[export]"`.'
+        ) from None
+    folder = output or Path(checkpoint_name(size, stage))
+    if is_whole_checkpoint(folder):
+        click.echo(f"{folder} is there already and whole", err=True)
+    else:
+        with _progress_bar("download", _megabytes()) as progress:
+            download_checkpoint(
+                size, stage, folder, base_url=base_url or APPLE_BASE_URL, progress=progress
+            )
+        click.echo(f"wrote {folder}", err=True)
+    click.echo(f"next: fastvlm-onnx export {shlex.quote(str(folder))}", err=True)
 
 
 # --- export ------------------------------------------------------------------------------------
@@ -120,7 +160,7 @@ def _export(
         ) from None
     verify_package = _import_verify_package() if verify else None
     with ExitStack() as stack:
-        progress = stack.enter_context(_progress_bar("export", _megabytes))
+        progress = stack.enter_context(_progress_bar("export", _megabytes()))
 
         def measure(folder: Path, opened: Any) -> Agreement:
             stack.close()  # the export's bar is done
@@ -138,8 +178,25 @@ def _export(
     return manifest.measured
 
 
-def _megabytes(done: int, total: int) -> str:
-    return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+def _megabytes() -> Callable[[int, int], str]:
+    """Bytes in words, with the rate of the last seconds and the time left."""
+    seen: deque[tuple[float, int]] = deque()
+
+    def words(done: int, total: int) -> str:
+        now = time.monotonic()
+        if seen and done < seen[-1][1]:  # another stage
+            seen.clear()
+        seen.append((now, done))
+        while seen[0][0] < now - 10:
+            seen.popleft()
+        text = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        seconds, rate_bytes = now - seen[0][0], done - seen[0][1]
+        if seconds < 1 or not rate_bytes:
+            return text
+        minutes, left = divmod(round((total - done) * seconds / rate_bytes), 60)
+        return f"{text}, {rate_bytes / seconds / 1e6:,.1f} MB/s, {minutes}:{left:02} left"
+
+    return words
 
 
 def _count(done: int, total: int) -> str:
@@ -158,6 +215,9 @@ def _progress_bar(
         def update(stage: str, done: int, total: int) -> None:
             nonlocal shown, bar
             shown = f"{stage}, {amount(done, total)}"
+            if bar and (bar.length != total or done < bar.pos):  # another stage, on its own line
+                stack.close()
+                bar = None
             # Not before there is something to show: a refused export prints one line.
             bar = bar or stack.enter_context(
                 click.progressbar(
@@ -332,7 +392,8 @@ def generate(
 
 
 def _standard_input() -> bytes:
-    content = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    # A process started without standard input has None there.
+    content = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
     if not content:
         raise InputError("standard input holds no picture; pipe one in, or give a file's path.")
     return content

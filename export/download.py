@@ -9,7 +9,7 @@ import click
 from fastvlm_onnx.errors import CheckpointError, FastVLMError, InputError, PackageError
 from fastvlm_onnx.export.archive import check_room, unpack_checkpoint
 from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.fetch import fetch, remove_part
+from fastvlm_onnx.export.fetch import fetch_zip, remove_part
 from fastvlm_onnx.export.progress import Progress, no_progress
 from fastvlm_onnx.export.sources import SIZES
 from fastvlm_onnx.export.unfinished import unfinished_folder
@@ -45,7 +45,8 @@ def downloaded_checkpoint(size: str, progress: Progress = no_progress) -> Path:
     here = Path(checkpoint_name(size, 3))
     if is_whole_checkpoint(here):
         return here.resolve()
-    return download_checkpoint(size, 3, user_folder() / here, progress=progress)
+    folder = user_folder() / here
+    return download_checkpoint(size, 3, folder, base_url=APPLE_BASE_URL, progress=progress)
 
 
 def is_whole_checkpoint(folder: Path) -> bool:
@@ -110,7 +111,7 @@ def download_checkpoint(
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         url = f"{base_url.rstrip('/')}/{name}.zip"
-        fetch(url, part, begin=begin, progress=progress, pauses_seconds=pauses_seconds)
+        fetch_zip(url, part, begin=begin, progress=progress, pauses_seconds=pauses_seconds)
         _unpack(part, destination, progress)
         remove_part(part)
     except OSError as error:

@@ -1,6 +1,6 @@
 """One zip over HTTP, resumed where an earlier try or an earlier run was cut.
 
-It knows nothing of what the zip holds. The file it fills counts as whole only once `fetch` returns.
+It knows nothing of what the zip holds. The file counts as whole only once `fetch_zip` returns.
 """
 
 import http.client
@@ -44,7 +44,7 @@ class _Version:
     validator: str | None
 
 
-def fetch(
+def fetch_zip(
     url: str,
     part: Path,
     *,

@@ -92,7 +92,8 @@ def download(size: str, stage: int, output: Path | None, base_url: str | None) -
             f"downloading needs packages that are not installed ({error.name}); "
             'run `pip install "fastvlm-onnx[export]"`.'
         ) from None
-    folder = output or Path(checkpoint_name(size, stage))
+    name = checkpoint_name(size, stage)
+    folder = output or Path(name)
     if is_whole_checkpoint(folder):
         click.echo(f"{folder} is there already and whole", err=True)
     else:
@@ -226,6 +227,7 @@ def _progress_bar(
                     file=sys.stderr,
                     item_show_func=lambda _: shown,
                     show_eta=False,
+                    width=0,  # what the terminal has left
                     hidden=not sys.stderr.isatty(),
                 )
             )

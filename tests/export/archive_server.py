@@ -18,6 +18,7 @@ class ArchiveServer:
     Attributes:
         statuses: given to the first requests in place of the file; the last stays if `for_good`.
         cuts: bytes after which the connections of the first requests are cut; likewise.
+        stall_seconds: how long a connection is silent before it is cut.
         length: what Content-Length says, if not the truth.
         total: what Content-Range says, if not the truth.
         seconds: to wait after each 64 KiB.
@@ -30,6 +31,7 @@ class ArchiveServer:
     modified: str | None = None
     statuses: list[int] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
+    stall_seconds: float = 0.0
     for_good: bool = False
     ignores_ranges: bool = False
     ignores_if_range: bool = False
@@ -58,7 +60,9 @@ def serve(server: ArchiveServer) -> Iterator[ArchiveServer]:
         def _send_file(self, asked: str | None) -> None:
             content, start = server.content, 0
             if_range = self.headers["If-Range"]
-            is_same = if_range in (server.etag, server.modified) or server.ignores_if_range
+            known = (server.etag, server.modified)
+            strong = {value for value in known if value and not value.startswith("W/")}
+            is_same = if_range in strong or server.ignores_if_range
             if asked and is_same and not server.ignores_ranges:
                 start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
                 if start >= len(content):
@@ -78,6 +82,8 @@ def serve(server: ArchiveServer) -> Iterator[ArchiveServer]:
             self.end_headers()
             cut = _next(server.cuts, server.for_good)
             self._send(content[start:] if cut is None else content[start:][:cut])
+            if cut is not None:
+                time.sleep(server.stall_seconds)
 
         def _send(self, body: bytes) -> None:
             # Whoever was killed or interrupted reads no more.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from apple_archive import apple_archive
 from random_checkpoint import DEMO_CHECKPOINT, LanguageSize, write_random_checkpoint
 from safetensors.numpy import load_file, save_file
 
@@ -66,3 +67,9 @@ def edit_tensors(checkpoint: Path) -> Callable[[Callable[[Tensors], object]], No
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Path:
     return DEMO_CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def archive(demo_checkpoint: Path) -> bytes:
+    """The built-in checkpoint in Apple's zip."""
+    return apple_archive(demo_checkpoint)

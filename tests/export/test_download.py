@@ -1,26 +1,22 @@
 """Apple's archives over a network that fails: nothing half-fetched is ever taken for whole."""
 
-import io
-import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from apple_archive import NAME, files_of, left_in, zip_of
 from archive_server import ArchiveServer, serve
 
 from fastvlm_onnx import CheckpointError, InputError, PackageError
 from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.export import download
-from fastvlm_onnx.export.archive import unpack_checkpoint
+from fastvlm_onnx.export import download, fetch
 from fastvlm_onnx.export.checkpoint import open_checkpoint
 from fastvlm_onnx.export.download import (
     LICENSE_NOTICE,
@@ -29,39 +25,9 @@ from fastvlm_onnx.export.download import (
 )
 from fastvlm_onnx.export.pipeline import export_package
 
-NAME = "llava-fastvithd_0.5b_stage3"
 PART = f"{NAME}.zip.part"
 Download = Callable[..., Path]
 Usage = namedtuple("Usage", "total used free")
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def left_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def zip_of(files: dict[str, bytes]) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return content.getvalue()
-
-
-@pytest.fixture(scope="session")
-def archive(demo_checkpoint: Path) -> bytes:
-    """The built-in checkpoint as Apple's server gives its own, with what macOS adds."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
-        zipped.mkdir(NAME)
-        for file in sorted(demo_checkpoint.iterdir()):
-            zipped.write(file, f"{NAME}/{file.name}")
-            zipped.writestr(f"__MACOSX/{NAME}/._{file.name}", b"\0")
-        zipped.writestr(f"{NAME}/._config.json", b"\0")
-    return content.getvalue()
 
 
 @pytest.fixture
@@ -140,19 +106,6 @@ def test_the_download_and_its_zip_export_to_the_same_bytes_as_the_folder(
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b") == files_of(tmp_path / "c")
 
 
-def test_what_a_zip_was_unpacked_to_goes_with_the_checkpoint(
-    archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    (tmp_path / "model.zip").write_bytes(archive)
-    checkpoint = open_checkpoint(tmp_path / "model.zip")
-    assert len(left_in(temporary)) == 1
-    del checkpoint
-    assert left_in(temporary) == set()
-
-
 def test_a_size_means_the_folder_here_or_the_one_in_the_user_s_data(
     server: ArchiveServer,
     user_folder: Path,
@@ -160,10 +113,7 @@ def test_a_size_means_the_folder_here_or_the_one_in_the_user_s_data(
     monkeypatch: pytest.MonkeyPatch,
     demo_checkpoint: Path,
 ) -> None:
-    monkeypatch.setattr(
-        download.download_checkpoint, "__kwdefaults__",
-        download.download_checkpoint.__kwdefaults__ | {"base_url": f"{server.address}/datasets"},
-    )  # fmt: skip
+    monkeypatch.setattr(download, "APPLE_BASE_URL", f"{server.address}/datasets")
     monkeypatch.chdir(tmp_path)
     assert open_checkpoint("0.5b").name == NAME
     assert open_checkpoint("0.5B").name == NAME
@@ -240,6 +190,18 @@ def test_a_file_that_changed_between_two_tries_is_not_spliced(
     assert files_of(fetched())["new.txt"] == b"new"
 
 
+def test_a_file_that_changed_at_the_same_length_is_not_spliced(
+    fetched: Download, refusal: Callable, server: ArchiveServer, demo_checkpoint: Path
+) -> None:
+    files = {f"{NAME}/{p.name}": p.read_bytes() for p in demo_checkpoint.iterdir()}
+    first, second = (zip_of({f"{NAME}/a.txt": text} | files) for text in (b"old", b"new"))
+    assert len(first) == len(second)
+    server.content, server.cuts = first, [1_000_000]
+    refusal(pauses_seconds=())
+    server.content, server.etag, server.ignores_if_range = second, '"second"', True
+    assert files_of(fetched())["a.txt"] == b"new"
+
+
 def test_a_file_that_became_shorter_is_fetched_anew(
     fetched: Download, refusal: Callable, server: ArchiveServer, archive: bytes
 ) -> None:
@@ -256,6 +218,15 @@ def test_a_part_of_another_total_is_not_appended(
     server.cuts, server.total = [1_000_000], total
     refusal(pauses_seconds=(0,))
     assert left_in(tmp_path) == set()
+
+
+def test_a_connection_that_falls_silent_is_given_up_and_resumed(
+    fetched: Download, server: ArchiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.2)
+    server.cuts, server.stall_seconds = [1_000_000], 1.0
+    assert open_checkpoint(fetched())
+    assert len(server.ranges) == 2
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
@@ -367,96 +338,6 @@ def test_an_archive_without_a_checkpoint_is_refused(
     server.content = zip_of({f"{NAME}/config.json": b"{}"})
     assert "no whole checkpoint" in refusal()
     assert left_in(tmp_path) == set()
-
-
-def link(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name)
-    entry.create_system = 3
-    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
-    return entry
-
-
-HOSTILE = {
-    "absolute": ("/etc/cron.d/job", "leads out"),
-    "parent": (f"{NAME}/../../job", "leads out"),
-    "parent alone": ("..", "leads out"),
-    "drive": ("C:/job", "not the same everywhere"),
-    "backslashes": ("..\\..\\job", "not the same everywhere"),
-    "nul": ("job\0.txt", "not the same everywhere"),
-    "link": (link(f"{NAME}/link"), "is a link or device"),
-}
-
-
-@pytest.mark.parametrize(("name", "words"), HOSTILE.values(), ids=HOSTILE)
-def test_an_entry_that_would_leave_the_folder_is_refused(
-    tmp_path: Path, name: str | zipfile.ZipInfo, words: str
-) -> None:
-    path = tmp_path / "in" / "hostile.zip"
-    path.parent.mkdir()
-    with zipfile.ZipFile(path, "w") as zipped:
-        zipped.writestr(f"{NAME}/config.json", b"{}")
-        entry = zipfile.ZipInfo("x") if isinstance(name, str) else name
-        if isinstance(name, str):
-            entry.filename = name  # as it is: the constructor cuts at a NUL
-        zipped.writestr(entry, b"/etc/passwd")
-    with pytest.raises(CheckpointError, match=words) as caught:
-        unpack_checkpoint(path, tmp_path / "in" / "folder")
-    assert "\n" not in str(caught.value)
-    assert left_in(path.parent) == {"hostile.zip"}
-    assert left_in(tmp_path) == {"in"}
-
-
-@pytest.mark.parametrize(
-    "names", [("a/x", "a/X"), ("a/x", "a/./x"), ("a/x", "a/x/y")], ids=["case", "dot", "folder"]
-)
-def test_two_entries_of_one_name_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
-    path = tmp_path / "doubled.zip"
-    path.write_bytes(zip_of(dict.fromkeys(names, b"")))
-    with pytest.raises(CheckpointError, match="two of its entries"):
-        unpack_checkpoint(path, tmp_path / "folder")
-
-
-def test_a_zip_that_swells_is_refused_before_it_does(tmp_path: Path) -> None:
-    path = tmp_path / "bomb.zip"
-    path.write_bytes(zip_of({"a/model.safetensors": bytes(50_000_000)}))
-    with pytest.raises(CheckpointError, match="more than 20 times its size"):
-        unpack_checkpoint(path, tmp_path / "folder")
-    assert left_in(tmp_path) == {"bomb.zip"}
-
-
-def test_an_entry_longer_than_it_says_is_damaged(tmp_path: Path) -> None:
-    content = zip_of({"a/zeros": bytes(50_000_000)})
-    path = tmp_path / "lying.zip"
-    path.write_bytes(content.replace((50_000_000).to_bytes(4, "little"), bytes([1, 0, 0, 0])))
-    with pytest.raises(CheckpointError, match="is damaged"):
-        unpack_checkpoint(path, tmp_path / "folder")
-
-
-def test_a_zip_damaged_anywhere_gives_its_files_or_one_line(tmp_path: Path) -> None:
-    files = {f"a/{name}": os.urandom(20) for name in ("config.json", "vocab.json")}
-    whole = zip_of(files)
-    path = tmp_path / "damaged.zip"
-    for at in range(len(whole)):
-        for byte in (0, 0xFF, whole[at] ^ 1):
-            path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
-            folder = tmp_path / f"{at}-{byte}"
-            line = ""
-            try:
-                unpack_checkpoint(path, folder)
-            except (CheckpointError, PackageError) as error:
-                line = str(error)
-            assert "\n" not in line
-            assert line or sorted(files_of(folder).values()) == sorted(files.values())
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_export_refuses_a_zip_of_something_else(tmp_path: Path, archive: bytes) -> None:
-    path = tmp_path / "model.zip"
-    for content in (b"", b"no zip", archive[:-100], zip_of({}), zip_of({"notes.txt": b""})):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError):
-            export_package(path, tmp_path / "out")
-    assert left_in(tmp_path) == {"model.zip"}
 
 
 # --- disks and destinations ----------------------------------------------------------------------

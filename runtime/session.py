@@ -32,8 +32,8 @@ def open_session(path: Path, provider: str, threads: int | None = None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
-    # A pattern is one block for all activations, beside what the first run took: a fifth more memory
-    # for the vision encoder, and no faster.
+    # A pattern is one block for all activations, beside what the first run took: a fifth more
+    # memory for the vision encoder, and no faster.
     options.enable_mem_pattern = False
     # Sessions take turns: an idle one whose workers spin takes a core from the busy one.
     options.add_session_config_entry("session.force_spinning_stop", "1")

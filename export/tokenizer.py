@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from fastvlm_onnx.errors import CheckpointError
+from fastvlm_onnx.export.json_files import read_json
 
 # Qwen2's splitting rule (Qwen2Tokenizer, transformers 4.48.3).
 QWEN2_SPLIT = (
@@ -27,7 +28,7 @@ class TokenizerFile:
 
 
 def read_tokenizer(folder: Path) -> TokenizerFile:
-    """Read vocab.json, merges.txt and added_tokens.json, or else tokenizer.json.
+    """Read vocab.json, merges.txt and the added tokens, or else tokenizer.json.
 
     Raises:
         CheckpointError: a file is missing or is not what its name says.
@@ -66,17 +67,31 @@ def _build_qwen2(folder: Path) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    added = json.loads((folder / "added_tokens.json").read_text("utf-8"))
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, _ in sorted(added.items(), key=lambda item: item[1])
-        ]
-    )
-    for token, token_id in added.items():
-        if tokenizer.token_to_id(token) != token_id:
+    added = _added_tokens(folder)
+    tokenizer.add_tokens([added[token_id] for token_id in sorted(added)])
+    for token_id, token in added.items():
+        if tokenizer.token_to_id(token.content) != token_id:
             raise ValueError(
-                f"added_tokens.json gives {token} the id {token_id}, expected "
-                f"{tokenizer.token_to_id(token)}, the next after vocab.json"
+                f"the added tokens give {token.content} the id {token_id}, expected "
+                f"{tokenizer.token_to_id(token.content)}, the next after vocab.json"
             )
     return tokenizer
+
+
+def _added_tokens(folder: Path) -> dict[int, AddedToken]:
+    """tokenizer_config.json's if it lists them, which says what is special, as transformers does.
+
+    Qwen2.5's `<tool_call>` and seven more are not: they show in an answer.
+    """
+    config = folder / "tokenizer_config.json"
+    listed = read_json(config).get("added_tokens_decoder") if config.is_file() else None
+    if not listed:
+        added = json.loads((folder / "added_tokens.json").read_text("utf-8"))
+        listed = {i: {"content": token, "special": True} for token, i in added.items()}
+    flags = ("special", "lstrip", "rstrip", "single_word")
+    return {
+        int(i): AddedToken(
+            token["content"], normalized=False, **{flag: token.get(flag, False) for flag in flags}
+        )
+        for i, token in listed.items()
+    }

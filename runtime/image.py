@@ -25,6 +25,11 @@ FloatArray = NDArray[np.float32]
 
 # Where Pillow itself refuses to decode a file; arrays and Pillow images are held to the same.
 MAX_PIXELS = 178_956_970
+# The longest side that a JPEG can have; work and memory grow with the square around a picture.
+MAX_SIDE = 65_535
+
+# Rows of a picture that are padded and narrowed at a time.
+_STRIP_ROWS = 256
 
 # uint8 -> float64 * (1/255) -> float32, the rounding of transformers' rescale, for each value once.
 _RESCALED = (np.arange(256) * (1 / 255)).astype(np.float32)
@@ -39,24 +44,18 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
         orient: turn the picture as its EXIF data say; predict.py does not.
 
     Raises:
-        InputError: no such file, not a picture, cut off, empty, or over MAX_PIXELS.
+        InputError: no such file, not a picture, cut off, empty, or over MAX_PIXELS or MAX_SIDE.
     """
-    if isinstance(picture, np.ndarray):
-        return _from_array(picture)
-    name = "the picture"
+    name = str(Path(picture)) if isinstance(picture, str | os.PathLike) else "the picture"
     try:
+        if isinstance(picture, np.ndarray):
+            return _from_array(picture, name)
         if isinstance(picture, Image.Image):
             return _decode(picture, name, orient)
-        if isinstance(picture, Content):
-            file: Any = io.BytesIO(picture)
-        elif isinstance(picture, str | os.PathLike):
-            file = Path(picture)
-            name = str(picture)
-        else:
-            # Pillow would go back to the start, and could not read a pipe.
-            file = io.BytesIO(picture.read())
-        with Image.open(file) as opened:
+        with Image.open(_open_file(picture)) as opened:
             return _decode(opened, name, orient)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{name}: no such picture; give the path of an image file.") from None
     except UnidentifiedImageError:
@@ -67,41 +66,76 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
         raise InputError(
             f"{name}: has more than the {MAX_PIXELS:,} pixels that are read; make it smaller."
         ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        # Pillow says a broken PNG with SyntaxError, and some broken headers with ValueError.
+    # Pillow's decoders raise almost anything for a damaged file, SyntaxError and RuntimeError too.
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(
+                f"{name}: cannot be read ({error.strerror}); expected an image file."
+            ) from None
         raise InputError(
             f"{name}: cannot be decoded ({error}); the file may be cut off or damaged: "
             "save it again."
         ) from None
 
 
-def _decode(image: Image.Image, name: str, orient: bool) -> Image.Image:
-    width, height = image.size
-    if width * height == 0:
-        raise InputError(f"{name}: has {width} x {height} pixels; expected at least one.")
-    if width * height > MAX_PIXELS:
+def _open_file(picture: Any) -> Path | io.BytesIO:
+    if isinstance(picture, str | os.PathLike):
+        return Path(picture)
+    # Of a file: Pillow would go back to the start, and could not read a pipe.
+    content = picture.read() if hasattr(picture, "read") else picture
+    if not isinstance(content, Content):
         raise InputError(
-            f"{name}: has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read; "
-            "make it smaller."
+            f"the picture is a {type(picture).__name__}; expected a path, bytes, a binary file, a "
+            "Pillow image or a uint8 array."
         )
+    return io.BytesIO(content)
+
+
+def _decode(image: Image.Image, name: str, orient: bool) -> Image.Image:
+    _check_size(name, *image.size)
     return (ImageOps.exif_transpose(image) if orient else image).convert("RGB")
 
 
-def _from_array(array: NDArray[np.uint8]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise InputError(
-            f"the picture is an array {array.dtype} {list(array.shape)}; "
+            f"{name} is an array {array.dtype} {list(array.shape)}; "
             "expected uint8 [height, width, 3] in RGB order."
         )
+    _check_size(name, array.shape[1], array.shape[0])
     return Image.fromarray(array)
+
+
+def _check_size(name: str, width: int, height: int) -> None:
+    found = f"{name}: has {width} x {height} pixels"
+    if width * height == 0:
+        raise InputError(f"{found}; expected at least one.")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{found}, more than the {MAX_PIXELS:,} that are read; make it smaller.")
+    if max(width, height) > MAX_SIDE:
+        raise InputError(f"{found}; at most {MAX_SIDE:,} to a side are read: make it smaller.")
 
 
 def preprocess(image: Image.Image, image_size: int) -> FloatArray:
     """RGB picture -> pixel_values float32 [1, 3, image_size, image_size] in 0..1."""
-    side = max(image.size)
     if image.width != image.height:
-        square = Image.new("RGB", (side, side))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
+        image = _pad_and_narrow(image, image_size)
     resized = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(_RESCALED[np.asarray(resized)].transpose(2, 0, 1))[None]
+
+
+def _pad_and_narrow(image: Image.Image, width: int) -> Image.Image:
+    """Black borders to a square, resized to `width` but not in height: [max(H, W), width].
+
+    Pillow resizes rows first and columns then, so this is the first half of resizing the square.
+    The square of a long thin picture does not fit in memory, and black rows need no resizing.
+    """
+    side = max(image.size)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    narrowed = Image.new("RGB", (width, side))
+    for y in range(0, image.height, _STRIP_ROWS):
+        # Beyond the picture a crop is black.
+        strip = image.crop((-left, y, side - left, min(y + _STRIP_ROWS, image.height)))
+        strip = strip.resize((width, strip.height), Image.Resampling.BICUBIC)
+        narrowed.paste(strip, (0, top + y))
+    return narrowed

@@ -22,10 +22,17 @@ def tokenize_prompt(tokenizer: TextTokenizer, template: PromptFormat, prompt: st
     """Fill the template; each piece is tokenised by itself, as predict.py does.
 
     Raises:
-        InputError: the prompt is empty.
+        InputError: the prompt is empty, or has halves of characters in it.
     """
     if not prompt.strip():
         raise InputError('the prompt is empty; ask something, for example "Describe the image.".')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt's character {error.start + 1} is {prompt[error.start]!a}, half of one; "
+            "expected text in UTF-8."
+        ) from None
     # The user's words are never split at special tokens, so `<image>` in them adds no picture and
     # `<|im_end|>` does not end the turn.
     return PromptIds(

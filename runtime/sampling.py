@@ -56,8 +56,9 @@ class Sampler:
             kth = np.partition(logits, -sampling.top_k)[-sampling.top_k]
             ids = np.flatnonzero(logits >= kth)
         ids = ids[np.argsort(-logits[ids], kind="stable")]
-        scores = logits[ids].astype(np.float64) / sampling.temperature
-        probabilities = np.exp(scores - scores[0])
+        behind = logits[ids].astype(np.float64) - logits[ids[0]]
+        with np.errstate(over="ignore"):  # a temperature near 0 leaves only the likeliest
+            probabilities = np.exp(behind / sampling.temperature)
         probabilities /= probabilities.sum()
         if sampling.top_p < 1:
             before = np.cumsum(probabilities) - probabilities

@@ -1,10 +1,12 @@
 """Text <-> token ids, and text that grows token by token.
 
 What a user types is text: special tokens in it stay characters. Only a template's are tokens.
+An added token that is not special is a word like any other.
 """
 
 import codecs
 import re
+import unicodedata
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -29,7 +31,10 @@ class TextTokenizer:
             ) from None
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: i for i, token in added.items() if token.special}
-        self._special_ids = frozenset(self._special.values())
+        # An added token is text, not written in the byte alphabet; a special one shows nothing.
+        self._added_bytes = {
+            i: b"" if token.special else token.content.encode() for i, token in added.items()
+        }
         self._splitter = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
         # Encode `<|im_end|>` in a text as the characters it is made of.
         self._tokenizer.encode_special_tokens = True
@@ -37,11 +42,14 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; what looks like a special token is text like any other."""
+        # Python's own NFC, as predict.py's tokenizer: that of tokenizers knows an older Unicode.
+        text = unicodedata.normalize("NFC", text)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_template(self, text: str) -> list[int]:
         """Ids of a template, in which special tokens are tokens."""
+        text = unicodedata.normalize("NFC", text)
         ids: list[int] = []
         end = 0
         for match in self._splitter.finditer(text):
@@ -57,12 +65,10 @@ class TextTokenizer:
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes a token stands for; none for a special one."""
-        if token_id in self._special_ids:
-            return b""
-        token = self._tokenizer.id_to_token(token_id)
-        if token is None:
-            return b""
-        # An added token that is not special is text, not written in the byte alphabet.
+        if token_id in self._added_bytes:
+            return self._added_bytes[token_id]
+        token = self._tokenizer.id_to_token(token_id) or ""
+        # A vocabulary may hold words outside the byte alphabet, which no text is encoded to.
         if any(character not in self._byte_of for character in token):
             return str(token).encode()
         return bytes(self._byte_of[character] for character in token)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import fastvlm_onnx
 
@@ -192,3 +193,32 @@ def test_an_empty_standard_input_is_refused(package: Path) -> None:
     assert done.returncode == 2
     assert b"standard input holds no picture" in done.stderr
     assert not done.stdout
+
+
+def test_a_terminal_as_standard_input_is_refused(package: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "fastvlm_onnx", "generate", "-", PROMPT, "--model", package]
+    done = subprocess.run(command, stdin=theirs, capture_output=True, check=False, timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 2
+    assert b"standard input holds no picture" in done.stderr
+
+
+def test_a_process_without_standard_input_is_refused(package: Path) -> None:
+    command = [sys.executable, "-m", "fastvlm_onnx", "generate", "-", PROMPT, "--model", package]
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
+    done = subprocess.run(closed, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"standard input holds no picture" in done.stderr
+
+
+def test_a_picture_is_turned_when_asked_for(package: Path, picture: Path, tmp_path: Path) -> None:
+    with Image.open(picture) as upright:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned clockwise
+        stored = upright.convert("RGB").transpose(Image.Transpose.ROTATE_90)
+        stored.save(tmp_path / "stored.png", exif=exif)
+    expected = run("generate", picture, PROMPT, "--model", package).stdout
+    turned = run("generate", tmp_path / "stored.png", PROMPT, "--model", package, "--orient")
+    assert turned.stdout == expected

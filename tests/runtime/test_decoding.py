@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
+from fastvlm_onnx import FastVLM
 from fastvlm_onnx.package import Manifest, read_manifest
 from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
 from fastvlm_onnx.runtime.kv_cache import KVCache
+from fastvlm_onnx.runtime.sampling import Sampler
 from fastvlm_onnx.runtime.session import DecoderSession, open_session
+from fastvlm_onnx.runtime.tokenizer import TextTokenizer
 
 PROMPT = [5, 17, 80, 200, 31, 9, 254, 100]
 # fp32 sums in another order: one row at a time against many.
@@ -128,6 +132,31 @@ def test_an_eos_as_the_very_last_token_is_a_stop(
     first = run_loop(decoder, embed_tokens, 1)[0][0]
     token_ids, reason, _ = run_loop(decoder, embed_tokens, 1, (first,))
     assert (token_ids, reason) == ([], "stop")
+
+
+def test_only_the_end_of_a_turn_ends_an_answer_and_its_text_is_decoded_and_stripped(
+    model: FastVLM, picture: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = TextTokenizer(package / "tokenizer.json")
+    tokens = " \nan <|endoftext|> answer<|im_start|>\n with <tags> \U0001f600<|endoftext|> \n"
+    said = tokenizer.encode_template(tokens)
+    (end,) = tokenizer.encode_template("<|im_end|>")
+    script = iter([*said, end, *said])
+    monkeypatch.setattr(Sampler, "__call__", lambda _sample, _logits: next(script))
+    generation = model.generate(picture, "Describe the image.")
+    assert model.manifest.decoder.eos_token_ids == [end]
+    assert (generation.token_ids, generation.finish_reason) == (said, "stop")
+    decoded = Tokenizer.from_file(str(package / "tokenizer.json")).decode(said)
+    assert generation.text == decoded.strip() == "an  answer\n with <tags> \U0001f600"
+
+
+def test_a_character_cut_at_max_new_tokens_is_a_replacement(
+    model: FastVLM, picture: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = iter(TextTokenizer(package / "tokenizer.json").encode("a \U0001f600"))
+    monkeypatch.setattr(Sampler, "__call__", lambda _sample, _logits: next(script))
+    generation = model.generate(picture, "Describe the image.", max_new_tokens=4)
+    assert (generation.text, generation.finish_reason) == ("a \ufffd", "length")
 
 
 def test_the_last_token_costs_no_run_of_the_decoder(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_onnx import InputError
-from fastvlm_onnx.runtime.image import MAX_PIXELS, preprocess, read_picture
+from fastvlm_onnx import FastVLM, InputError
+from fastvlm_onnx.runtime.image import MAX_PIXELS, MAX_SIDE, preprocess, read_picture
 
 
 def pixels_of(picture) -> np.ndarray:
@@ -46,7 +46,12 @@ class TestRefused:
         assert "absent.jpg: no such picture" in self.refusal(tmp_path / "absent.jpg")
 
     def test_a_folder(self, tmp_path: Path) -> None:
-        assert str(tmp_path) in self.refusal(tmp_path)
+        assert f"{tmp_path}: cannot be read (Is a directory)" in self.refusal(tmp_path)
+
+    @pytest.mark.parametrize("picture", [None, ["a.jpg"], io.StringIO("text")])
+    def test_something_else_altogether(self, picture: object) -> None:
+        message = self.refusal(picture)
+        assert message.startswith(f"the picture is a {type(picture).__name__}; expected a path")
 
     def test_a_text_file_named_png(self, tmp_path: Path) -> None:
         path = tmp_path / "note.png"
@@ -66,6 +71,13 @@ class TestRefused:
         content = file.getvalue()
         self.refusal(content[: len(content) // 2])
 
+    def test_a_format_that_pillow_knows_only_in_part(self) -> None:
+        file = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(file, "DDS")
+        content = bytearray(file.getvalue())
+        content[80:84] = bytes(4)  # the kind of pixels
+        assert "cannot be decoded" in self.refusal(content)
+
     def test_a_picture_of_a_billion_pixels(self) -> None:
         assert f"{MAX_PIXELS:,}" in self.refusal(png_header(40_000, 25_000))
 
@@ -75,6 +87,16 @@ class TestRefused:
 
     def test_a_picture_without_pixels(self) -> None:
         assert "0 x 5" in self.refusal(Image.new("RGB", (0, 5)))
+        assert "4 x 0" in self.refusal(np.zeros((0, 4, 3), np.uint8))
+
+    def test_a_picture_longer_than_a_square_can_be(self) -> None:
+        assert f"at most {MAX_SIDE:,} to a side" in self.refusal(png_header(1, MAX_SIDE + 1))
+        image = Image.new("L", (MAX_SIDE + 1, 1))
+        assert f"{MAX_SIDE + 1} x 1 pixels" in self.refusal(image)
+
+    def test_an_array_as_large_as_files_are_refused_for(self) -> None:
+        array = np.broadcast_to(np.uint8(0), (20_000, 10_000, 3))
+        assert f"{MAX_PIXELS:,}" in self.refusal(array)
 
     @pytest.mark.parametrize(
         "array",
@@ -82,9 +104,8 @@ class TestRefused:
             np.zeros((4, 4), np.uint8),
             np.zeros((4, 4, 4), np.uint8),
             np.zeros((4, 4, 3), np.float32),
-            np.zeros((0, 4, 3), np.uint8),
         ],
-        ids=["grey", "four channels", "float", "empty"],
+        ids=["grey", "four channels", "float"],
     )
     def test_an_array_of_another_kind(self, array: np.ndarray) -> None:
         assert "uint8 [height, width, 3]" in self.refusal(array)
@@ -126,6 +147,15 @@ def test_the_whole_picture_is_kept() -> None:
     pixel_values = pixels_of(array)[0, 0]
     assert pixel_values[128, 0] > 0.9
     assert pixel_values[128, -1] > 0.9
+
+
+def test_the_longest_picture_needs_no_square_of_its_side() -> None:
+    # The square would have 4 billion pixels.
+    line = Image.new("RGB", (MAX_SIDE, 1024), (255, 255, 255))
+    found = pixels_of(line)[0, 0]
+    assert (found[126:130] > 0.9).all()
+    assert not found[:120].any()
+    assert not found[136:].any()
 
 
 def test_transparent_pixels_show_the_colour_under_them() -> None:
@@ -184,3 +214,22 @@ def test_exif_rotation_is_applied_when_asked_for_and_only_then(orientation: int)
     turned = read_picture(file.getvalue(), orient=True)
     assert turned.size == ((10, 6) if orientation < 5 else (6, 10))
     assert (turned.tobytes() == upright.tobytes()) == (orientation == 1)
+
+
+def test_an_answer_is_about_the_picture_as_it_was_stored_unless_it_is_to_be_turned(
+    model: FastVLM, picture: Path
+) -> None:
+    with Image.open(picture) as opened:
+        upright = opened.convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    file = io.BytesIO()
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    stored.save(file, "PNG", exif=exif)
+
+    def answer(picture: object, **options: bool) -> list[int]:
+        return model.generate(picture, "Describe the image.", **options).token_ids
+
+    assert answer(file.getvalue(), orient=True) == answer(upright)
+    assert answer(file.getvalue()) == answer(stored)
+    assert answer(stored) != answer(upright)

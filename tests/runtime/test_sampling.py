@@ -48,6 +48,11 @@ def test_top_p_always_keeps_one() -> None:
     assert drawn(Sampling(temperature=1.0, top_p=1e-9, seed=1), 20)[1] == 1
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 5e-324])
+def test_a_temperature_next_to_zero_is_greedy(temperature: float) -> None:
+    assert drawn(Sampling(temperature=temperature, top_p=0.9, seed=1), 20)[1] == 1
+
+
 def test_one_seed_draws_the_same_tokens_again() -> None:
     first, again = (Sampler(Sampling(temperature=1.0, seed=7)) for _ in range(2))
     assert [first(LOGITS) for _ in range(50)] == [again(LOGITS) for _ in range(50)]

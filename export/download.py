@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 
@@ -87,8 +88,8 @@ def download_checkpoint(
         PackageError: the destination holds something else or cannot be written, or no room.
     """
     name = checkpoint_name(size, stage)
-    if not base_url.startswith(("https://", "http://")):
-        raise InputError(f"base URL is {base_url!r}; expected one that begins with https://.")
+    if not _is_address(base_url):
+        raise InputError(f"base URL is {base_url!r}; expected one like {APPLE_BASE_URL}.")
     destination = destination.absolute()
     if is_whole_checkpoint(destination):
         return destination
@@ -134,6 +135,14 @@ def _unpack(part: Path, destination: Path, progress: Progress) -> None:
             f"{destination.name}: what was downloaded is no whole checkpoint and was removed "
             f"({error}); download it again."
         ) from None
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not match, or a port that is no number
+        return False
 
 
 def _is_empty_folder(path: Path) -> bool:

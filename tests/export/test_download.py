@@ -261,7 +261,11 @@ def test_an_archive_that_is_not_there_is_asked_for_once(
 
 def test_a_server_that_is_not_there_is_said(refusal: Callable) -> None:
     assert "cannot be reached" in refusal(base_url="http://127.0.0.1:9")
-    assert "base URL" in refusal(InputError, base_url="file:///etc")
+
+
+@pytest.mark.parametrize("address", ["file:///etc", "http://", "http://[", "http://host:port", ""])
+def test_an_address_that_is_none_is_refused(refusal: Callable, address: str) -> None:
+    assert "base URL" in refusal(InputError, base_url=address)
 
 
 def test_a_length_beyond_the_file_is_never_whole(

@@ -5,8 +5,9 @@
     python benchmarks/side_by_side.py -o /tmp/table --quick          # does it work at all?
 
 Makes a random checkpoint, installs the peers into `.venv-peers`, converts the weights for each, and
-measures every way in a process of its own, round after round in the same order. Wants an idle
-machine. What was made stays under --work for the next run.
+measures every way in a process of its own, round after round in the same order; the table is
+written anew after each round. Wants an idle machine. What was made stays under --work for the next
+run.
 """
 
 import argparse
@@ -14,70 +15,27 @@ import fcntl
 import json
 import os
 import platform
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peers import environment, plot
 from peers.job import STEPS, Job
+from peers.ways import WAYS
 
 HERE = Path(__file__).resolve().parent
 ENOUGH = 20  # lines of a failed process that are shown
 IMAGE_SIZES = (1024, 768, 512)
 QUICK_IMAGE_SIZE = 128
-
-
-@dataclass(frozen=True)
-class Way:
-    """How one row is made.
-
-    Attributes:
-        module: of `peers`, with `convert` and `load`.
-        is_peer: runs in the peers' environment.
-        text: what is measured, for the reader of the table.
-    """
-
-    module: str
-    is_peer: bool
-    text: str
-
-
-WAYS = {
-    "ours-fp32": Way("ours", False, "this project, fp32"),
-    "ours-int8": Way("ours", False, "this project, int8"),
-    "ours-int4": Way("ours", False, "this project, int8 vision, int4 decoder"),
-    "ours-fast": Way("ours", False, "this project, int8 vision and prefill, int4 decoder"),
-    "pytorch": Way("eager", False, "PyTorch eager fp32: FastViTHD, transformers' Qwen2"),
-    "openvino-fp32": Way("openvino_model", True, "OpenVINO fp32, keys and values in fp32"),
-    "openvino-bf16": Way(
-        "openvino_model", True, "the same files with OpenVINO's defaults: bf16 if the CPU has it"
-    ),
-    "openvino-int8": Way(
-        "openvino_model",
-        True,
-        "OpenVINO: static int8 vision (nncf.quantize, default preset, 8 pictures drawn by chance), "
-        "int8 weights per channel, dynamic quantisation in groups of 128",
-    ),
-    "openvino-int4": Way(
-        "openvino_model",
-        True,
-        "OpenVINO: the same vision, symmetric int4 weights in groups of 128, lm_head int8, dynamic "
-        "quantisation in groups of 128",
-    ),
-    "onnxruntime-genai-int4": Way(
-        "genai",
-        True,
-        "onnxruntime-genai's int4 (blocks of 32, its default; lm_head int4) on token ids, "
-        "embeddings lookup included; our fp32 vision graphs in ORT",
-    ),
-    "onnxruntime-genai-int4-128": Way("genai", True, "the same in blocks of 128"),
-}
+# What a work folder holds at most, one image size converted.
+FOLDER_GB = {"quick": 1, "0.5b": 16, "1.5b": 45}
 
 # --- processes -----------------------------------------------------------------------------------
 
@@ -105,7 +63,10 @@ def run(action: str, module: str, job: Job, python: str | Path) -> Any:
             command, env=os.environ | quiet, capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            raise ProcessError("\n".join((done.stdout + done.stderr).splitlines()[-ENOUGH:]))
+            lines = (done.stdout + done.stderr).splitlines()[-ENOUGH:]
+            if done.returncode < 0:  # nothing it could say itself: out of memory, as a rule
+                lines.append(f"killed by signal {-done.returncode}")
+            raise ProcessError("\n".join(lines))
         return json.loads(out.read_text())
 
 
@@ -132,39 +93,49 @@ def prepare(jobs: dict[str, Job], failures: dict[str, str]) -> None:
         say(f"preparing {module}")
         run("convert", module, job, sys.executable)
     peers = {name: WAYS[name].module for name in jobs if WAYS[name].is_peer}
-    if not peers:
-        return
-    try:
-        environment.install_peers()
-    except (OSError, subprocess.CalledProcessError) as error:
-        failures |= dict.fromkeys(peers, f"could not be installed: {error}")
-        return
     converters = {"openvino_model": "openvino_graphs", "genai": "genai"}
     for module in dict.fromkeys(peers.values()):
         say(f"preparing {converters[module]}")
         try:
+            environment.install_peer(module)
             run("convert", converters[module], job, environment.PYTHON)
+        except (environment.InstallError, ProcessError) as error:
+            say(str(error))
+            is_missing = isinstance(error, environment.InstallError)
+            reason = "not installed" if is_missing else "could not be converted"
+            failures |= {
+                name: f"{reason}: {last_line(error)}" for name in peers if peers[name] == module
+            }
+
+
+def measure_round(
+    jobs: dict[str, Job], figures: dict[str, list[Any]], failures: dict[str, str]
+) -> None:
+    """Every way once, in turn: a slow minute falls on all of them, not on all rounds of one."""
+    for name in jobs:
+        if name in failures:
+            continue
+        say(name)
+        python = environment.PYTHON if WAYS[name].is_peer else sys.executable
+        try:
+            figures.setdefault(name, []).append(
+                run("measure", WAYS[name].module, jobs[name], python)
+            )
         except ProcessError as error:
             say(str(error))
-            reason = f"could not be converted: {last_line(error)}"
-            failures |= {name: reason for name in peers if peers[name] == module}
+            figures.pop(name, None)
+            failures[name] = f"failed: {last_line(error)}"
 
 
-def measure(jobs: dict[str, Job], rounds: int, failures: dict[str, str]) -> dict[str, list[Any]]:
-    """Every way once per round, in turn, so that a slow minute falls on all of them."""
-    figures: dict[str, list[Any]] = {name: [] for name in jobs if name not in failures}
-    for number in range(rounds):
-        for name in figures:
-            if name in failures:
-                continue
-            say(f"round {number + 1} of {rounds}: {name}")
-            python = environment.PYTHON if WAYS[name].is_peer else sys.executable
-            try:
-                figures[name].append(run("measure", WAYS[name].module, jobs[name], python))
-            except ProcessError as error:
-                say(str(error))
-                failures[name] = f"failed: {last_line(error)}"
-    return {name: found for name, found in figures.items() if name not in failures}
+def check_disk_space(args: argparse.Namespace) -> None:
+    """End here when the disk would be full on the way: converters then say nothing of use."""
+    held = sum(path.stat().st_size for path in args.work.rglob("*") if path.is_file())
+    missing = FOLDER_GB[args.size] * 1e9 - held - shutil.disk_usage(args.work).free
+    if missing > 0:
+        sys.exit(
+            f"error: {args.work} may grow to {FOLDER_GB[args.size]} GB, for which the disk lacks "
+            f"{missing / 1e9:.0f} GB; free them or name another folder with --work."
+        )
 
 
 def say(text: str) -> None:
@@ -222,24 +193,42 @@ def table(summaries: dict[str, Any], failures: dict[str, str], names: list[str])
     return "\n".join(lines)
 
 
-def report(args: argparse.Namespace, summaries: dict[str, Any], failures: dict[str, str]) -> str:
+def report(
+    args: argparse.Namespace, summaries: dict[str, Any], failures: dict[str, str], rounds: int
+) -> str:
     """The Markdown text: conditions, table, what each row is."""
     first = Job("", args.work, args.image_size, args.threads, args.repeats)
     ways = "\n".join(f"- `{name}`: {WAYS[name].text}" for name in args.ways)
     return f"""# Side by side: {args.size}, {args.image_size} pixels, {args.threads} threads
 
 {processor()}, {os.cpu_count()} cores; random weights of the true size.
-Prompt of {first.prompt_tokens} positions. Medians, minima in brackets, over {args.rounds} rounds
-(each a new process) of {args.repeats} answers after one to warm up. Vision includes the projector;
-first token is vision, prefill and argmax; ms/token is the median of {STEPS} tokens after the
-prompt. Load: files cached, libraries imported. Cosines: of
-image_features and of the first logits with PyTorch's fp32. Random weights are the hardest case for
-int4: the cosines prove that the weights are the same, and say little of a trained model.
+Prompt of {first.prompt_tokens} positions. Medians, minima in brackets, over {rounds} round(s)
+(each a new process) of {args.repeats} answer(s) after one to warm up. Vision includes the
+projector; first token is vision, prefill and argmax; ms/token is the median of {STEPS} tokens
+after the prompt. Load: files cached, libraries imported. Cosines: of image_features and of the
+first logits with PyTorch's fp32. Random weights are the hardest case for int4: the cosines prove
+that the weights are the same, and say little of a trained model.
 
 {table(summaries, failures, args.ways)}
 
 {ways}
 """
+
+
+def write_results(
+    args: argparse.Namespace, figures: dict[str, list[Any]], failures: dict[str, str], rounds: int
+) -> str:
+    """Table, plot and figures into the output folder; what to print."""
+    summaries = {name: summarise(figures[name]) for name in args.ways if name in figures}
+    text = report(args, summaries, failures, rounds)
+    stem = f"side-by-side.{args.size}.{args.image_size}.{args.threads}-threads"
+    (args.output / f"{stem}.md").write_text(text, encoding="utf-8")
+    if summaries:
+        title = f"{args.size}, {args.image_size} pixels, {args.threads} threads, {processor()}"
+        (args.output / f"{stem}.svg").write_text(plot.draw(title, summaries), encoding="utf-8")
+    everything = {"runs": figures, "summary": summaries, "failures": failures}
+    (args.output / f"{stem}.json").write_text(json.dumps(everything, indent=2) + "\n")
+    return json.dumps(everything) if args.json else text
 
 
 def processor() -> str:
@@ -266,7 +255,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("/tmp/fastvlm-side-by-side"))
     parser.add_argument("--quick", action="store_true", help="a tiny model, for a test")
-    parser.add_argument("--json", action="store_true", help="print the figures too")
+    parser.add_argument("--json", action="store_true", help="print the figures, not the table")
     args = parser.parse_args()
     args.ways = args.ways.split(",")
     if unknown := [name for name in args.ways if name not in WAYS]:
@@ -287,11 +276,18 @@ def main() -> None:
         name: Job(name, args.work, args.image_size, args.threads, args.repeats)
         for name in args.ways
     }
+    figures: dict[str, list[Any]] = {}
     failures: dict[str, str] = {}
+    # A run that is ended takes the process that it waits for along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with locked(args.work):
+            check_disk_space(args)
             prepare(jobs, failures)
-            found = measure(jobs, args.rounds, failures)
+            for number in range(1, args.rounds + 1):
+                say(f"round {number} of {args.rounds}")
+                measure_round(jobs, figures, failures)
+                text = write_results(args, figures, failures, number)
     except ProcessError as error:
         sys.exit(f"error: {error}")
     except BlockingIOError:
@@ -299,16 +295,7 @@ def main() -> None:
             f"error: {args.work} is in use by another comparison, expected to have it alone; "
             "wait until that one has ended."
         )
-    summaries = {name: summarise(figures) for name, figures in found.items()}
-    text = report(args, summaries, failures)
-    stem = f"side-by-side.{args.size}.{args.image_size}.{args.threads}-threads"
-    (args.output / f"{stem}.md").write_text(text, encoding="utf-8")
-    if summaries:
-        title = f"{args.size}, {args.image_size} pixels, {args.threads} threads, {processor()}"
-        (args.output / f"{stem}.svg").write_text(plot.draw(title, summaries), encoding="utf-8")
-    everything = {"runs": found, "summary": summaries, "failures": failures}
-    (args.output / f"{stem}.json").write_text(json.dumps(everything, indent=2) + "\n")
-    print(json.dumps(everything) if args.json else text)
+    print(text)
 
 
 if __name__ == "__main__":

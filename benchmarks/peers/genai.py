@@ -75,7 +75,10 @@ class GenaiModel:
 
     def prefill(self, prompt: Prompt, image_features: FloatArray) -> int:  # noqa: ARG002
         parameters = og.GeneratorParams(self._model)
-        parameters.set_search_options(max_length=self._capacity, do_sample=False)
+        # The least length keeps an end token from coming up: steps after one cost nothing.
+        parameters.set_search_options(
+            min_length=self._capacity, max_length=self._capacity, do_sample=False
+        )
         self._generator = og.Generator(self._model, parameters)
         self._generator.append_tokens(np.array(prompt.token_ids, np.int32))
         self._logits: FloatArray = self._generator.get_logits().ravel()

@@ -9,18 +9,20 @@ from peers.job import STEPS, Job
 from peers.measuring import FloatArray, Prompt
 
 import fastvlm_onnx
-from fastvlm_onnx.export import pipeline
+from fastvlm_onnx.names import PRECISIONS
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.prompt import PromptIds
 
-PRECISIONS = ("fp32", "int8", "int4", "fast")
 IMAGE_SIZES = (1024, 768, 512)
 FINGERPRINT = "made-by.sha256"
 
 
 def convert(job: Job) -> None:
     """Export every variant; again whenever the exporter's source has changed."""
-    digest = hashlib.sha256()
+    # Here, so that a measurement's memory does not hold the exporter.
+    from fastvlm_onnx.export import pipeline
+
+    digest = hashlib.sha256(repr(PRECISIONS).encode())
     for file in sorted(Path(pipeline.__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     made_by = job.work / FINGERPRINT

@@ -1,0 +1,55 @@
+"""Every row of the table: its name, and how it is made."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one row is made.
+
+    Attributes:
+        module: of `peers`, with `convert` and `load`.
+        is_peer: runs in the peers' environment.
+        text: what is measured, for the reader of the table.
+    """
+
+    module: str
+    is_peer: bool
+    text: str
+
+
+OPENVINO_VISION = "static int8 vision (nncf.quantize, default preset, 8 pictures drawn by chance)"
+OPENVINO_ACTIVATIONS = "activations quantised as they come in groups of 128"
+GENAI = (
+    "lm_head int4 too, on as many token ids, embeddings lookup included; our fp32 vision graphs "
+    "in ONNX Runtime"
+)
+WAYS = {
+    "ours-fp32": Way("ours", False, "this project, fp32"),
+    "ours-fp16": Way("ours", False, "this project, fp16 weights"),
+    "ours-int8": Way("ours", False, "this project, int8"),
+    "ours-int4": Way("ours", False, "this project, int8 vision, int4 decoder"),
+    "ours-fast": Way("ours", False, "this project, int8 vision and prefill, int4 decoder"),
+    "pytorch": Way("eager", False, "PyTorch eager fp32: FastViTHD, transformers' Qwen2"),
+    "openvino-fp32": Way("openvino_model", True, "OpenVINO fp32, keys and values in fp32"),
+    "openvino-bf16": Way(
+        "openvino_model", True, "OpenVINO fp32 files at its defaults: bf16 if the processor has it"
+    ),
+    "openvino-int8": Way(
+        "openvino_model",
+        True,
+        f"OpenVINO, {OPENVINO_VISION}; int8 weights per channel, {OPENVINO_ACTIVATIONS}",
+    ),
+    "openvino-int4": Way(
+        "openvino_model",
+        True,
+        f"OpenVINO, {OPENVINO_VISION}; symmetric int4 weights in groups of 128, lm_head int8, "
+        f"{OPENVINO_ACTIVATIONS}",
+    ),
+    "onnxruntime-genai-int4": Way(
+        "genai", True, f"onnxruntime-genai int4, blocks of 32 (its default), {GENAI}"
+    ),
+    "onnxruntime-genai-int4-128": Way(
+        "genai", True, f"onnxruntime-genai int4, blocks of 128, {GENAI}"
+    ),
+}

@@ -8,7 +8,8 @@ from argparse import ArgumentParser
 import click
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from fastvlm_onnx.cli import export, main
+from fastvlm_onnx.cli import main
+from fastvlm_onnx.commands.export import export
 
 HELP = "Export Apple's FastVLM to ONNX graphs for ONNX Runtime, without PyTorch."
 

@@ -1,0 +1,91 @@
+"""`fastvlm-onnx export`."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastvlm_onnx.agreement import Agreement, VariantAgreement
+from fastvlm_onnx.commands.progress import count, megabytes, progress_bar
+from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
+from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.locations import remember_export
+
+
+@click.command()
+@click.argument("checkpoint", default="demo")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--precision", default="fp32", show_default=True, help="Variants, with commas.")
+@click.option("--image-size", help="Pixels, with commas; the first is the default.")
+@click.option("--base", help="The checkpoint under CHECKPOINT, if that is a LoRA adapter.")
+@click.option("--allow-nonfinite", is_flag=True, help="Export NaN and infinite weights too.")
+@click.option("--overwrite", is_flag=True, help="Replace a package that is there already.")
+@click.option("--verify", is_flag=True, help="Measure it, as `fastvlm-onnx verify` does.")
+def export(
+    checkpoint: str,
+    output: Path | None,
+    precision: str,
+    image_size: str | None,
+    base: str | None,
+    allow_nonfinite: bool,
+    overwrite: bool,
+    verify: bool,
+) -> None:
+    """Export CHECKPOINT to ONNX graphs.
+
+    CHECKPOINT is a folder or zip in Apple's or transformers' layout, a LoRA adapter over --base, a
+    Hugging Face id such as apple/FastVLM-0.5B, `0.5b`, `1.5b` or `7b` for Apple's own, or `demo`
+    for the built-in model.
+    """
+    folder = output or Path(f"{Path(checkpoint).resolve().name.removesuffix('.zip')}-onnx")
+    measured = export_with_progress(
+        checkpoint,
+        folder,
+        verify,
+        precisions=precision.split(","),
+        image_sizes=None if image_size is None else _numbers(image_size, "--image-size"),
+        base=base,
+        allow_nonfinite=allow_nonfinite,
+        overwrite=overwrite,
+    )
+    click.echo(f"wrote {folder}", err=True)
+    exit_if_outside(Agreement(measured))
+    remember_export(folder.absolute())
+
+
+def export_with_progress(
+    checkpoint: str, folder: Path, verify: bool = False, **options: Any
+) -> dict[str, VariantAgreement]:
+    try:
+        from fastvlm_onnx.export.pipeline import export_package
+    except ImportError as error:
+        raise InputError(
+            f"exporting needs packages that are not installed ({error.name}); "
+            'run `pip install "fastvlm-onnx[export]"`.'
+        ) from None
+    verify_package = import_verify_package() if verify else None
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar("export", megabytes()))
+
+        def measure(folder: Path, opened: Any) -> Agreement:
+            stack.close()  # the export's bar is done
+            assert verify_package is not None
+            with progress_bar("verify", count) as verifying:
+                return verify_package(folder, opened, progress=verifying)
+
+        manifest = export_package(
+            checkpoint,
+            folder,
+            progress=progress,
+            verify=measure if verify else None,
+            **options,
+        )
+    return manifest.measured
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} is {text!r}; expected numbers separated by commas.") from None

@@ -1,0 +1,95 @@
+"""`fastvlm-onnx generate`."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+import fastvlm_onnx
+from fastvlm_onnx.commands.model import model_folder
+from fastvlm_onnx.errors import InputError
+
+
+@click.command()
+@click.argument("image")
+@click.argument("prompt")
+@click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
+@click.option("--precision", help="A variant of the package; its first by default.")
+@click.option("--provider", default="auto", show_default=True, help="auto, cpu, cuda or coreml.")
+@click.option("--max-new-tokens", default=256, show_default=True)
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", default=50, show_default=True, help="0 is off.")
+@click.option("--top-p", default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Repeat a drawn answer.")
+@click.option("--image-size", type=int, help="One the package was exported for.")
+@click.option("--orient", is_flag=True, help="Turn the picture as its EXIF data say.")
+@click.option("--threads", type=int, help="Per graph; one per physical core by default.")
+@click.option("--stats", is_flag=True, help="Where the time went, on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")
+def generate(
+    image: str,
+    prompt: str,
+    model: Path | None,
+    precision: str | None,
+    provider: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    image_size: int | None,
+    orient: bool,
+    threads: int | None,
+    stats: bool,
+    as_json: bool,
+) -> None:
+    """Ask PROMPT about IMAGE; the answer streams to stdout.
+
+    IMAGE is a file, or `-` for standard input.
+    """
+    picture = _standard_input() if image == "-" else image
+    loaded = fastvlm_onnx.load(
+        model or model_folder(),
+        precision=precision,
+        provider=provider,
+        image_size=image_size,
+        threads=threads,
+    )
+    pieces = loaded.stream(
+        picture,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        orient=orient,
+    )
+    generation = None
+    for piece in pieces:
+        if not as_json:
+            click.echo(piece.text, nl=False)
+            sys.stdout.flush()
+        generation = piece.generation
+    assert generation is not None
+    click.echo(json.dumps(asdict(generation), ensure_ascii=False) if as_json else "")
+    if stats:
+        timings = generation.timings
+        click.echo(
+            f"load {timings.load:.3f} s, preprocess {timings.preprocess:.3f} s, "
+            f"vision {timings.vision:.3f} s, prefill {timings.prefill:.3f} s "
+            f"({generation.prompt_tokens} tokens), first token {timings.first_token:.3f} s, "
+            f"decode {timings.decode:.3f} s ({len(generation.token_ids)} tokens, "
+            f"{timings.tokens_per_second:.1f} a second), finish_reason {generation.finish_reason}",
+            err=True,
+        )
+
+
+def _standard_input() -> bytes:
+    # A process started without standard input has None there.
+    content = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
+    if not content:
+        raise InputError("standard input holds no picture; pipe one in, or give a file's path.")
+    return content

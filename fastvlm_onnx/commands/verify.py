@@ -1,0 +1,82 @@
+"""`fastvlm-onnx verify`."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from fastvlm_onnx.agreement import Agreement, agreement_table
+from fastvlm_onnx.commands.progress import count, progress_bar
+from fastvlm_onnx.errors import InputError
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
+@click.option("--base", help="The checkpoint under CHECKPOINT, if that is a LoRA adapter.")
+@click.option("--picture", "pictures", multiple=True, help="May be repeated.")
+@click.option("--prompt", "prompts", multiple=True, help="May be repeated; asked of each picture.")
+@click.option("--steps", default=32, show_default=True, help="Tokens of each answer, at most.")
+@click.option("--precision", help="Variants, with commas; all by default.")
+@click.option("--image-size", type=int, help="One the package was exported for.")
+@click.option("--threads", type=int, help="One per physical core by default.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+def verify(
+    folder: Path,
+    checkpoint: str,
+    base: str | None,
+    pictures: tuple[str, ...],
+    prompts: tuple[str, ...],
+    steps: int,
+    precision: str | None,
+    image_size: int | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compare the package DIR with PyTorch running CHECKPOINT, stage by stage.
+
+    Pictures and prompts are the built-in samples by default. Exits with 1 if a figure is outside
+    the tolerance of its precision, which the table states.
+
+    PyTorch holds the whole model in float32, four bytes a parameter, and twice that while it
+    loads: 0.5B takes 6 GB, 7B 62 GB.
+    """
+    verify_package = import_verify_package()
+    with progress_bar("verify", count) as progress:
+        agreement = verify_package(
+            folder,
+            checkpoint,
+            base=base,
+            pictures=pictures,
+            prompts=prompts,
+            steps=steps,
+            precisions=precision.split(",") if precision else None,
+            image_size=image_size,
+            threads=threads,
+            progress=progress,
+        )
+    found = {"outside_tolerance": agreement.outside, **asdict(agreement)}
+    click.echo(
+        json.dumps(found, ensure_ascii=False) if as_json else agreement_table(agreement.variants)
+    )
+    exit_if_outside(agreement)
+
+
+def import_verify_package() -> Callable[..., Agreement]:
+    try:
+        from fastvlm_onnx.export.verify import verify_package
+    except ImportError as error:
+        raise InputError(
+            f"verifying needs packages that are not installed ({error.name}); "
+            'run `pip install "fastvlm-onnx[verify]"`.'
+        ) from None
+    return verify_package
+
+
+def exit_if_outside(agreement: Agreement) -> None:
+    if agreement.outside:
+        click.echo(f"outside tolerance: {'; '.join(agreement.outside)}", err=True)
+        sys.exit(1)

@@ -172,6 +172,16 @@ def check_files(folder: Path, names: list[str], manifest: Manifest) -> None:
     Raises:
         PackageError: a file is missing, cut or altered.
     """
+    check_sizes(folder, names, manifest)
+    check_hashes(folder, names, manifest)
+
+
+def check_sizes(folder: Path, names: list[str], manifest: Manifest) -> None:
+    """Hold files against the size that the manifest states.
+
+    Raises:
+        PackageError: a file is missing or cut.
+    """
     for name in names:
         entry = manifest.files[name]
         path = folder / name
@@ -187,6 +197,14 @@ def check_files(folder: Path, names: list[str], manifest: Manifest) -> None:
                 f"{path}: found {size:,} bytes, expected {entry.bytes:,}; "
                 "the file was cut or replaced: copy or export the package again."
             )
+
+
+def check_hashes(folder: Path, names: list[str], manifest: Manifest) -> None:
+    """Hold files against the SHA-256 that the manifest states.
+
+    Raises:
+        PackageError: a file is altered, or cannot be read.
+    """
     for name in names:
         try:
             found = sha256_of(folder / name)

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from fastvlm_onnx.names import (
     TOKENIZER_FILE,
     VISION_ENCODER,
 )
-from fastvlm_onnx.package import Manifest, check_files, read_manifest
+from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
 from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
 from fastvlm_onnx.runtime.generation import Generation, Piece, Timings
@@ -61,8 +62,19 @@ def load(
     precision = choose_precision(manifest, precision, path)
     image_size = choose_image_size(manifest, precision, image_size, path)
     provider_name = resolve_provider(provider)
-    check_files(path, manifest.files_of(precision, image_size), manifest)
-    return FastVLM(path, manifest, precision, image_size, provider_name, threads, begin)
+    files = manifest.files_of(precision, image_size)
+    weights = [name for name in files if name.endswith((".data", ".npy"))]
+    check_sizes(path, weights, manifest)
+    check_files(path, [name for name in files if name not in weights], manifest)
+    # Weights take long to hash, and are opened meanwhile: whatever their bytes, they are numbers.
+    with ThreadPoolExecutor(1) as pool:
+        check = pool.submit(check_hashes, path, weights, manifest)
+        try:
+            model = FastVLM(path, manifest, precision, image_size, provider_name, threads)
+        finally:
+            check.result()
+    model.load_seconds = time.perf_counter() - begin
+    return model
 
 
 class FastVLM:
@@ -76,7 +88,6 @@ class FastVLM:
         image_size: int,
         provider: str,
         threads: int | None,
-        load_began: float,
     ) -> None:
         variant = manifest.variants[precision]
         self.manifest, self.precision, self.image_size = manifest, precision, image_size
@@ -96,7 +107,7 @@ class FastVLM:
         self.providers = {graph: s.get_providers()[0] for graph, s in sessions.items()}
         self._vision_encoder, self._projector = sessions[VISION_ENCODER], sessions[PROJECTOR]
         self._decoder = DecoderSession(sessions[DECODER], manifest.decoder, sessions.get(PREFILL))
-        self._load_seconds = time.perf_counter() - load_began
+        self.load_seconds = 0.0
 
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:
         """pixel_values [B, 3, S, S] -> image_features [B, num_image_tokens, hidden_size]."""
@@ -266,7 +277,7 @@ class FastVLM:
                 finish_reason=finish_reason,
                 prompt_tokens=prompt_tokens,
                 timings=Timings(
-                    load=self._load_seconds,
+                    load=self.load_seconds,
                     preprocess=preprocessed - began,
                     vision=encoded - preprocessed,
                     prefill=prefilled - encoded,

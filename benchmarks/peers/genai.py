@@ -14,25 +14,26 @@ import onnxruntime_genai as og
 from peers.job import STEPS, Job, unfinished
 from peers.measuring import FloatArray, Prompt
 
-# Weights that share a scale: the builder's default, and the fastest.
-BLOCK_SIZES = {"onnxruntime-genai-int4": 32, "onnxruntime-genai-int4-128": 128}
+# The builder's options: its default block of weights that share a scale, the fastest one, and that
+# with lm_head in int8, as ours has it (matmul_mixed_precision makes a model that does not load).
+OPTIONS = {
+    "onnxruntime-genai-int4": ["block_size=32"],
+    "onnxruntime-genai-int4-128": ["block_size=128"],
+    "onnxruntime-genai-int4-128-head8": ["block_size=128", "algo_config=rtn_last"],
+}
 
 
 def convert(job: Job) -> None:
-    """Run the model builder, which puts the vocabulary's matrix in int4 too."""
-    for block_size in BLOCK_SIZES.values():
-        if not job.genai(block_size).exists():
-            _build(job, block_size)
-
-
-def _build(job: Job, block_size: int) -> None:
-    with unfinished(job.genai(block_size)) as folder:
-        # A local folder is input and its own name: nothing is fetched.
-        source = ["-m", str(job.language), "-i", str(job.language)]
-        target = ["-o", str(folder), "-c", str(folder / "cache"), "-p", "int4", "-e", "cpu"]
-        options = ["--extra_options", "prune_lm_head=true", f"block_size={block_size}"]
-        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        subprocess.run([*builder, *source, *target, *options], check=True)
+    """Run the model builder."""
+    for way, options in OPTIONS.items():
+        if not job.genai(way).exists():
+            with unfinished(job.genai(way)) as folder:
+                # A local folder is input and its own name: nothing is fetched.
+                source = ["-m", str(job.language), "-i", str(job.language)]
+                target = ["-o", str(folder), "-c", str(folder / "cache"), "-p", "int4", "-e", "cpu"]
+                builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+                extra = ["--extra_options", "prune_lm_head=true", *options]
+                subprocess.run([*builder, *source, *target, *extra], check=True)
 
 
 def graphs_of(job: Job) -> list[Path]:
@@ -45,7 +46,7 @@ def graphs_of(job: Job) -> list[Path]:
 
 def files(job: Job) -> list[Path]:
     weights = [job.package / f"{name}.fp32.onnx.data" for name in ("vision_encoder", "projector")]
-    return [*graphs_of(job), *weights, *job.genai(BLOCK_SIZES[job.way]).glob("model.onnx*")]
+    return [*graphs_of(job), *weights, *job.genai(job.way).glob("model.onnx*")]
 
 
 class GenaiModel:
@@ -61,7 +62,7 @@ class GenaiModel:
         self._graphs = [
             onnxruntime.InferenceSession(str(graph), options) for graph in graphs_of(job)
         ]
-        config = og.Config(str(job.genai(BLOCK_SIZES[job.way])))
+        config = og.Config(str(job.genai(job.way)))
         threads = {"intra_op_num_threads": job.threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
         self._model = og.Model(config)

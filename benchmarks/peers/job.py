@@ -58,8 +58,8 @@ class Job:
     def openvino_vision(self) -> Path:
         return self.work / f"openvino-vision.{self.image_size}"
 
-    def genai(self, block_size: int) -> Path:
-        return self.work / f"onnxruntime-genai.{block_size}"
+    def genai(self, way: str) -> Path:
+        return self.work / way
 
     @property
     def prompt_tokens(self) -> int:

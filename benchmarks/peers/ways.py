@@ -20,10 +20,7 @@ class Way:
 
 OPENVINO_VISION = "static int8 vision (nncf.quantize, default preset, 8 pictures drawn by chance)"
 OPENVINO_ACTIVATIONS = "activations quantised as they come in groups of 128"
-GENAI = (
-    "lm_head int4 too, on as many token ids, embeddings lookup included; our fp32 vision graphs "
-    "in ONNX Runtime"
-)
+GENAI = "on as many token ids, embeddings lookup included; our fp32 vision graphs in ONNX Runtime"
 WAYS = {
     "ours-fp32": Way("ours", False, "this project, fp32"),
     "ours-fp16": Way("ours", False, "this project, fp16 weights"),
@@ -47,9 +44,14 @@ WAYS = {
         f"{OPENVINO_ACTIVATIONS}",
     ),
     "onnxruntime-genai-int4": Way(
-        "genai", True, f"onnxruntime-genai int4, blocks of 32 (its default), {GENAI}"
+        "genai",
+        True,
+        f"onnxruntime-genai int4, blocks of 32 (its default), lm_head int4 too, {GENAI}",
     ),
     "onnxruntime-genai-int4-128": Way(
-        "genai", True, f"onnxruntime-genai int4, blocks of 128, {GENAI}"
+        "genai", True, f"onnxruntime-genai int4, blocks of 128, lm_head int4 too, {GENAI}"
+    ),
+    "onnxruntime-genai-int4-128-head8": Way(
+        "genai", True, f"onnxruntime-genai int4, blocks of 128, lm_head int8, {GENAI}"
     ),
 }

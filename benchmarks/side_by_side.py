@@ -14,7 +14,6 @@ import argparse
 import fcntl
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -28,6 +27,7 @@ from typing import Any
 
 from peers import environment, plot
 from peers.job import STEPS, Job
+from peers.machine import processor
 from peers.ways import WAYS
 
 HERE = Path(__file__).resolve().parent
@@ -229,16 +229,6 @@ def write_results(
     everything = {"runs": figures, "summary": summaries, "failures": failures}
     (args.output / f"{stem}.json").write_text(json.dumps(everything, indent=2) + "\n")
     return json.dumps(everything) if args.json else text
-
-
-def processor() -> str:
-    """The processor's name, as Linux gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 # --- command line --------------------------------------------------------------------------------

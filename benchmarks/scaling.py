@@ -1,0 +1,134 @@
+"""What an answer costs by the size of the picture and by the length of the prompt.
+
+    python benchmarks/scaling.py -o docs/benchmarks             # about 15 minutes
+    python benchmarks/scaling.py -o /tmp/scaling --package DIR  # a package of yours
+
+Random weights of the 0.5B's size. Vision encoder and projector by image size, the decoder's prefill
+by positions: medians of --repeats runs after one to warm up, the precisions in turn. Wants an idle
+machine. Writes a table, the figures, and a plot of each.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from peers import plot
+from peers.machine import processor
+from random_checkpoint import PUBLISHED, write_random_checkpoint
+
+import fastvlm_onnx
+from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.package import read_manifest
+
+IMAGE_SIZES = (256, 512, 768, 1024, 1280, 1536)
+PROMPT_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
+PRECISIONS = ("fp32", "int8", "int4", "fast")
+
+Figures = dict[str, dict[int, float]]
+"""Seconds by precision, then by size or length."""
+
+
+def seconds_of(run: Callable[[], object], repeats: int) -> float:
+    """The median of `repeats` runs after one to warm up."""
+    run()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def measure(package: Path, threads: int, repeats: int) -> tuple[Figures, Figures]:
+    """Vision by image size, and prefill by prompt length, of every variant in the package.
+
+    Variants that share a vision encoder have it under the first one's name.
+    """
+    rng = np.random.default_rng(0)
+    manifest = read_manifest(package)
+    vision: Figures = {}
+    prefill: Figures = {}
+    encoders = [variant.vision_encoder for variant in manifest.variants.values()]
+    for number, (precision, variant) in enumerate(manifest.variants.items()):
+        is_new = variant.vision_encoder not in encoders[:number]
+        for size in sorted(map(int, variant.vision_encoder)) if is_new else ():
+            model = fastvlm_onnx.load(
+                package, precision=precision, image_size=size, threads=threads, provider="cpu"
+            )
+            pixel_values = rng.random((1, 3, size, size), np.float32)
+            seconds = seconds_of(lambda m=model, p=pixel_values: m.encode_image(p), repeats)
+            vision.setdefault(precision, {})[size] = seconds
+            print(f"{precision}: {size} pixels, {seconds:.3f} s", flush=True)
+        model = fastvlm_onnx.load(package, precision=precision, threads=threads, provider="cpu")
+        for length in PROMPT_LENGTHS:
+            embeds = rng.standard_normal((1, length, manifest.decoder.hidden_size), np.float32)
+            seconds = seconds_of(
+                lambda m=model, e=0.02 * embeds: next(m.logits_along(e, [0])), repeats
+            )
+            prefill.setdefault(precision, {})[length] = seconds
+            print(f"{precision}: {length} positions, {seconds:.3f} s", flush=True)
+    return vision, prefill
+
+
+def table(heading: str, figures: Figures) -> str:
+    """Milliseconds, a row for each precision."""
+    columns = list(next(iter(figures.values())))
+    lines = [
+        f"| {heading} | " + " | ".join(map(str, columns)) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for name, by_column in figures.items():
+        cells = [f"{by_column[column] * 1e3:.0f}" for column in columns]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--package", type=Path, help="an exported folder instead of random weights")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        package = args.package
+        if package is None:
+            checkpoint, package = Path(folder) / "checkpoint", Path(folder) / "package"
+            write_random_checkpoint(checkpoint, PUBLISHED["0.5b"])
+            export_package(checkpoint, package, precisions=PRECISIONS, image_sizes=IMAGE_SIZES)
+        vision, prefill = measure(package, args.threads, args.repeats)
+    machine = f"{processor()}, {os.cpu_count()} cores, {args.threads} threads"
+    text = f"""# Cost by image size and by prompt length
+
+{machine}; medians of {args.repeats} runs, in milliseconds.
+
+{table("vision encoder and projector, by pixels", vision)}
+
+{table("prefill, by positions", prefill)}
+"""
+    (args.output / "scaling.md").write_text(text, encoding="utf-8")
+    (args.output / "scaling.json").write_text(
+        json.dumps({"machine": machine, "vision": vision, "prefill": prefill}, indent=2) + "\n"
+    )
+    for name, figures, axis in (
+        ("image-size", vision, "pixels"),
+        ("prompt-length", prefill, "positions"),
+    ):
+        drawn = plot.draw_lines(f"milliseconds by {axis}: {machine}", figures)
+        (args.output / f"scaling.{name}.svg").write_text(drawn, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

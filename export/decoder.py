@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from fastvlm_onnx.export.config import DecoderConfig
-from fastvlm_onnx.export.layers import MICROSOFT, Graph, Op, parameter
+from fastvlm_onnx.export.layers import MICROSOFT, OPSET, Graph, Op, parameter
 from fastvlm_onnx.export.projections import (
     INT8_BLOCK,
     BlockProduct,
@@ -98,8 +98,20 @@ class Attention(nn.Module):  # type: ignore[misc]
     ) -> tuple[ir.Value | None, Cached]:
         """The update of the residual stream, unless nobody wants it; then key and value."""
         (qkv,) = self.qkv_proj(op, x)
-        mixed, key, value = op.GroupQueryAttention(
-            cache.cast(op, qkv),
+        mixed, key, value = self.attend(op, cache.cast(op, qkv), past, cache)
+        if part == "cache":
+            return None, (key, value)
+        if part == "last position":
+            mixed = last_position(op, mixed)
+        (update,) = self.o_proj(op, cache.cast_back(op, mixed))
+        return update, (key, value)
+
+    def attend(
+        self, op: Op, qkv: ir.Value, past: Cached, cache: "CacheInputs"
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Values mixed over all positions, [B, sequence_length, heads * head_dim]; key, value."""
+        return op.GroupQueryAttention(
+            qkv,
             None,
             None,
             *past,
@@ -114,12 +126,6 @@ class Attention(nn.Module):  # type: ignore[misc]
             _domain=MICROSOFT,
             _outputs=3,
         )
-        if part == "cache":
-            return None, (key, value)
-        if part == "last position":
-            mixed = last_position(op, mixed)
-        (update,) = self.o_proj(op, cache.cast_back(op, mixed))
-        return update, (key, value)
 
 
 class MLP(nn.Module):  # type: ignore[misc]
@@ -140,12 +146,19 @@ class MLP(nn.Module):  # type: ignore[misc]
 
 
 class DecoderLayer(nn.Module):  # type: ignore[misc]
-    def __init__(self, weights: Weights, config: DecoderConfig, projection: Projections) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        config: DecoderConfig,
+        projection: Projections,
+        operators: "Operators",
+    ) -> None:
         super().__init__()
         eps, width = config.rms_norm_eps, config.hidden_size
-        self.input_layernorm = RMSNorm(weights / "input_layernorm", width, eps)
-        self.self_attn = Attention(weights / "self_attn", config, projection)
-        self.post_attention_layernorm = RMSNorm(weights / "post_attention_layernorm", width, eps)
+        norm = operators.norm
+        self.input_layernorm = norm(weights / "input_layernorm", width, eps)
+        self.self_attn = operators.attention(weights / "self_attn", config, projection)
+        self.post_attention_layernorm = norm(weights / "post_attention_layernorm", width, eps)
         self.mlp = MLP(weights / "mlp", config, projection)
 
     def forward(
@@ -198,17 +211,27 @@ def last_position(op: Op, x: ir.Value) -> ir.Value:
 class CacheInputs:
     """What GroupQueryAttention needs to know besides the cache: lengths, and rotary tables."""
 
-    def __init__(self, graph: Graph, config: DecoderConfig, dtype: ir.DataType) -> None:
-        op, self.dtype = graph.op, dtype
+    def __init__(
+        self, graph: Graph, config: DecoderConfig, dtype: ir.DataType, inputs_embeds: ir.Value
+    ) -> None:
+        op, self.dtype, self.inputs_embeds = graph.op, dtype, inputs_embeds
         mask = graph.input(ATTENTION_MASK, ir.DataType.INT64, [BATCH_SIZE, TOTAL_SEQUENCE_LENGTH])
-        valid = op.ReduceSum(mask, [1], keepdims=0)
-        self.seqlens_k = op.Cast(op.Sub(valid, 1), to=ir.DataType.INT32)
-        total = op.Squeeze(op.Shape(mask, start=1, end=2), [0])
-        self.total_sequence_length = op.Cast(total, to=ir.DataType.INT32)
         self.cos, self.sin = (
             op.initializer(parameter(table, dtype).const_value, name)
             for name, table in zip(("cos_cache", "sin_cache"), rotary_tables(config), strict=True)
         )
+        valid = op.ReduceSum(mask, [1], keepdims=0)
+        self.read_lengths(op, valid, op.Shape(mask, start=1, end=2))
+
+    def read_lengths(self, op: Op, valid: ir.Value, total: ir.Value) -> None:
+        """What attention asks for.
+
+        Args:
+            valid: int64 [B], each sequence's length without its padding.
+            total: int64 [1], with it.
+        """
+        self.seqlens_k = op.Cast(op.Sub(valid, 1), to=ir.DataType.INT32)
+        self.total_sequence_length = op.Cast(op.Squeeze(total, [0]), to=ir.DataType.INT32)
 
     def cast(self, op: Op, x: ir.Value) -> ir.Value:
         """float32 -> what the cache holds."""
@@ -255,6 +278,16 @@ def _int8_head(weight: LazyArray) -> BlockProduct:
     return BlockProduct(weight, INT8_BLOCK, 8)
 
 
+@dataclass(frozen=True)
+class Operators:
+    """The building blocks that are not made of plain arithmetic, and the opset they need."""
+
+    norm: type[RMSNorm] = RMSNorm
+    attention: type[Attention] = Attention
+    cache_inputs: type[CacheInputs] = CacheInputs
+    opset: int = OPSET
+
+
 FORMS: Mapping[str, DecoderForm] = {
     "fp32": DecoderForm(FloatProjection, partial(LMHead, dtype=ir.DataType.FLOAT)),
     "fp16": DecoderForm(
@@ -271,6 +304,7 @@ def build_decoder(
     producer_version: str,
     precision: str = "fp32",
     *,
+    operators: Operators = Operators(),
     fills_cache_only: bool = False,
 ) -> ir.Model:
     """inputs_embeds and the cache -> logits [B, 1, vocab_size] of the last position, and the cache.
@@ -287,18 +321,18 @@ def build_decoder(
     model = weights / "model"
     layers = nn.ModuleList(
         [
-            DecoderLayer(model / f"layers.{i}", config, form.projection)
+            DecoderLayer(model / f"layers.{i}", config, form.projection, operators)
             for i in range(config.num_hidden_layers)
         ]
     )
     layers._set_name("layers")
 
-    graph = Graph(DECODER)
+    graph = Graph(DECODER, operators.opset)
     op = graph.op
     residual = graph.input(
         INPUTS_EMBEDS, ir.DataType.FLOAT, [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]
     )
-    cache = CacheInputs(graph, config, form.cache_dtype)
+    cache = operators.cache_inputs(graph, config, form.cache_dtype, residual)
     heads: list[str | int] = [BATCH_SIZE, config.num_key_value_heads]
     update = None
     presents: list[Cached] = []
@@ -317,7 +351,7 @@ def build_decoder(
         )
         presents.append(present)
     if not fills_cache_only:
-        norm = RMSNorm(model / "norm", config.hidden_size, config.rms_norm_eps)
+        norm = operators.norm(model / "norm", config.hidden_size, config.rms_norm_eps)
         norm._set_name("norm")
         lm_head = form.lm_head(lm_head_rows(weights, config))
         lm_head._set_name("lm_head")

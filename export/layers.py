@@ -14,7 +14,7 @@ from onnxscript import GraphBuilder, nn
 from fastvlm_onnx.export.stored import StoredTensor
 from fastvlm_onnx.export.tensors import FloatArray, LazyArray, Weights
 
-OPSET_IMPORTS = {"": 21, "com.microsoft": 1}
+OPSET = 21
 MICROSOFT = "com.microsoft"
 LAYER_NORM_EPS = 1e-5  # FastViTHD's LayerNormChannel and BatchNorm2d alike
 
@@ -104,10 +104,9 @@ class MatMul(nn.Module):  # type: ignore[misc]
 class Graph:
     """A graph under construction: inputs, nodes through `op`, outputs."""
 
-    def __init__(self, name: str) -> None:
-        self._graph = ir.Graph(
-            inputs=[], outputs=[], nodes=[], name=name, opset_imports=dict(OPSET_IMPORTS)
-        )
+    def __init__(self, name: str, opset: int = OPSET) -> None:
+        imports = {"": opset, MICROSOFT: 1}
+        self._graph = ir.Graph(inputs=[], outputs=[], nodes=[], name=name, opset_imports=imports)
         self._builder = GraphBuilder(self._graph)
         self.op: Op = self._builder.op
 

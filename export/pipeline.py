@@ -12,16 +12,16 @@ import numpy as np
 
 import fastvlm_onnx
 from fastvlm_onnx.agreement import Agreement
-from fastvlm_onnx.errors import InputError, PackageError
+from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.export.card import license_text, write_card
 from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_onnx.export.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.progress import Progress, no_progress
 from fastvlm_onnx.export.read_config import check_image_size
 from fastvlm_onnx.export.unfinished import check_destination, unfinished_folder
-from fastvlm_onnx.export.variants import Parts, declare
+from fastvlm_onnx.export.variants import Parts, check_variants, declare
 from fastvlm_onnx.export.writer import PackageWriter
-from fastvlm_onnx.names import CARD_FILE, LICENSE_FILE, PRECISIONS, TOKENIZER_FILE
+from fastvlm_onnx.names import CARD_FILE, LICENSE_FILE, TOKENIZER_FILE
 from fastvlm_onnx.package import (
     FORMAT_VERSION,
     DecoderFormat,
@@ -43,6 +43,7 @@ def export_package(
     *,
     precisions: Sequence[str] = ("fp32",),
     image_sizes: Sequence[int] | None = None,
+    operators: str = "microsoft",
     base: str | Path | None = None,
     allow_nonfinite: bool = False,
     overwrite: bool = False,
@@ -57,6 +58,8 @@ def export_package(
         precisions: variants to write, of `names.PRECISIONS`.
         image_sizes: sides of the square input in pixels, the first being the default; the
             checkpoint's own when None.
+        operators: what the decoder is made of: ONNX Runtime's fused operators, or "standard" for
+            ONNX's own alone.
         base: the checkpoint that a LoRA adapter was trained on.
         allow_nonfinite: export NaN and infinity instead of refusing the checkpoint.
         overwrite: replace a package that is already there, once the new one is whole.
@@ -65,18 +68,15 @@ def export_package(
 
     Raises:
         CheckpointError: the checkpoint cannot be read; nothing was written.
-        UnsupportedError: its configuration, or an image size, is not built.
-        InputError: an unknown precision.
+        UnsupportedError: its configuration, an image size, or a precision in these operators is
+            not built.
+        InputError: an unknown precision or set of operators.
         PackageError: the destination exists or cannot be written.
     """
     destination = Path(destination).absolute()
 
     # 1. Everything that can be refused is refused before a byte is written.
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}."
-            )
+    check_variants(precisions, operators)
     check_destination(destination, overwrite)
     checkpoint = open_checkpoint(
         source, base=base, allow_nonfinite=allow_nonfinite, progress=progress
@@ -86,7 +86,7 @@ def export_package(
         check_image_size(size)
 
     # 2. Declare the graphs; every tensor of the checkpoint is accounted for.
-    parts = declare(checkpoint, tuple(dict.fromkeys(precisions)), sizes)
+    parts = declare(checkpoint, tuple(dict.fromkeys(precisions)), sizes, operators)
 
     # 3. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
     writer = PackageWriter(parts, progress)

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import onnx_ir as ir
 
 import fastvlm_onnx
+from fastvlm_onnx.errors import InputError, UnsupportedError
 from fastvlm_onnx.export.checkpoint import Checkpoint
-from fastvlm_onnx.export.decoder import build_decoder, embedding_rows
+from fastvlm_onnx.export.decoder import Operators, build_decoder, embedding_rows
+from fastvlm_onnx.export.decoder_standard import STANDARD_OPERATORS
 from fastvlm_onnx.export.embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
 from fastvlm_onnx.export.half import to_half
 from fastvlm_onnx.export.layouts import PROJECTOR_PREFIX, VISION_PREFIX
@@ -16,7 +18,14 @@ from fastvlm_onnx.export.projector import build_projector
 from fastvlm_onnx.export.tensors import Weights
 from fastvlm_onnx.export.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.vision_encoder_int8 import build_vision_encoder_int8
-from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, graph_file, vision_encoder_file
+from fastvlm_onnx.names import (
+    DECODER,
+    OPERATORS,
+    PREFILL,
+    PROJECTOR,
+    graph_file,
+    vision_encoder_file,
+)
 from fastvlm_onnx.package import Variant
 
 
@@ -48,6 +57,14 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
+DECODER_OPERATORS: Mapping[str, Operators] = {
+    "microsoft": Operators(),
+    "standard": STANDARD_OPERATORS,
+}
+# ONNX has no product of 8 or 4 bits whose activations are scaled by the token.
+STANDARD_PRECISIONS: Final = ("fp32", "fp16")
+
+
 def build_vision_encoder_fp16(*args: Any) -> ir.Model:
     return to_half(build_vision_encoder(*args))
 
@@ -75,8 +92,34 @@ class Parts:
     variants: Mapping[str, Variant]
 
 
-def declare(checkpoint: Checkpoint, precisions: Sequence[str], sizes: Sequence[int]) -> Parts:
+def check_variants(precisions: Sequence[str], operators: str) -> None:
+    """Refuse what is not built.
+
+    Raises:
+        InputError: an unknown precision or set of operators.
+        UnsupportedError: a precision that these operators cannot express.
+    """
+    for precision in precisions:
+        if precision not in RECIPES:
+            raise InputError(
+                f"precision {precision!r} is unknown; expected one of {', '.join(RECIPES)}."
+            )
+        if operators == "standard" and precision not in STANDARD_PRECISIONS:
+            raise UnsupportedError(
+                f"precision {precision} needs com.microsoft operators; with standard ones there "
+                f"are {', '.join(STANDARD_PRECISIONS)}."
+            )
+    if operators not in OPERATORS:
+        raise InputError(f"operators are {operators!r}, expected one of {', '.join(OPERATORS)}.")
+
+
+def declare(
+    checkpoint: Checkpoint, precisions: Sequence[str], sizes: Sequence[int], operators: str
+) -> Parts:
     """Declare the graphs of some precisions; what several of them share comes once.
+
+    Args:
+        operators: of the decoder, one of `names.OPERATORS`.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, or of another shape.
@@ -93,7 +136,7 @@ def declare(checkpoint: Checkpoint, precisions: Sequence[str], sizes: Sequence[i
         recipe = RECIPES[precision]
         encoder_files = {size: vision_encoder_file(size, recipe.vision) for size in sizes}
         projector_file = graph_file(PROJECTOR, recipe.vision)
-        decoder_file = graph_file(DECODER, recipe.decoder)
+        decoder_file = graph_file(DECODER, recipe.decoder, operators)
         if projector_file not in models:
             for size, file in encoder_files.items():
                 models[file] = BUILD_VISION_ENCODER[recipe.vision](
@@ -101,7 +144,13 @@ def declare(checkpoint: Checkpoint, precisions: Sequence[str], sizes: Sequence[i
                 )
             models[projector_file] = build_projector(projector, config, version, recipe.vision)
         if decoder_file not in models:
-            models[decoder_file] = build_decoder(weights, config.decoder, version, recipe.decoder)
+            models[decoder_file] = build_decoder(
+                weights,
+                config.decoder,
+                version,
+                recipe.decoder,
+                operators=DECODER_OPERATORS[operators],
+            )
         prefill_file = decoder_file
         if recipe.prefill:
             prefill_file = graph_file(PREFILL, recipe.prefill)

@@ -48,6 +48,8 @@ EMBED_TOKENS_INT8_FILE: Final = "embed_tokens.int8.npy"
 LICENSE_FILE: Final = "LICENSE_MODEL"
 CARD_FILE: Final = "README.md"
 
+# What a decoder is made of: ONNX Runtime's fused operators, or ONNX's own alone.
+OPERATORS: Final = ("microsoft", "standard")
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4", "fast")
 IMAGE_TOKEN: Final = "<image>"
 
@@ -56,16 +58,18 @@ def vision_encoder_file(image_size: int, precision: str) -> str:
     return f"vision_encoder.{image_size}.{precision}.onnx"
 
 
-def graph_file(graph: str, precision: str) -> str:
+def graph_file(graph: str, precision: str, operators: str = "microsoft") -> str:
     """File name of the projector or the decoder."""
-    return f"{graph}.{precision}.onnx"
+    form = "" if operators == "microsoft" else f".{operators}"
+    return f"{graph}{form}.{precision}.onnx"
 
 
 def weights_file(graph_file_name: str) -> str:
     """The weights beside a graph.
 
     A vision encoder's image sizes share one file, and so do a decoder and its prefill:
-    `vision_encoder.1024.fp32.onnx` -> `vision_encoder.fp32.onnx.data`.
+    `vision_encoder.1024.fp32.onnx` -> `vision_encoder.fp32.onnx.data`, and
+    `decoder.standard.fp32.onnx` -> `decoder.fp32.onnx.data`.
     """
     graph, *_, precision, suffix = graph_file_name.split(".")
     return ".".join((DECODER if graph == PREFILL else graph, precision, suffix, "data"))

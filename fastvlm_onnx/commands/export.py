@@ -11,6 +11,7 @@ from fastvlm_onnx.commands.progress import count, megabytes, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.locations import remember_export
+from fastvlm_onnx.names import OPERATORS
 
 
 @click.command()
@@ -18,6 +19,13 @@ from fastvlm_onnx.locations import remember_export
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--precision", default="fp32", show_default=True, help="Variants, with commas.")
 @click.option("--image-size", help="Pixels, with commas; the first is the default.")
+@click.option(
+    "--operators",
+    type=click.Choice(OPERATORS),
+    default="microsoft",
+    show_default=True,
+    help="What the decoder is made of: fused for ONNX Runtime, or ONNX's own alone.",
+)
 @click.option("--base", help="The checkpoint under CHECKPOINT, if that is a LoRA adapter.")
 @click.option("--allow-nonfinite", is_flag=True, help="Export NaN and infinite weights too.")
 @click.option("--overwrite", is_flag=True, help="Replace a package that is there already.")
@@ -27,6 +35,7 @@ def export(
     output: Path | None,
     precision: str,
     image_size: str | None,
+    operators: str,
     base: str | None,
     allow_nonfinite: bool,
     overwrite: bool,
@@ -45,6 +54,7 @@ def export(
         verify,
         precisions=precision.split(","),
         image_sizes=None if image_size is None else _numbers(image_size, "--image-size"),
+        operators=operators,
         base=base,
         allow_nonfinite=allow_nonfinite,
         overwrite=overwrite,

@@ -7,13 +7,14 @@ from typing import Any
 import onnxruntime  # noqa: F401  importing is no part of loading
 from peers.job import STEPS, Job
 from peers.measuring import FloatArray, Prompt
+from peers.ways import WAYS
 
 import fastvlm_onnx
-from fastvlm_onnx.names import PRECISIONS
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.prompt import PromptIds
 
 IMAGE_SIZES = (1024, 768, 512)
+PRECISIONS = tuple(name.removeprefix("ours-") for name, way in WAYS.items() if way.module == "ours")
 FINGERPRINT = "made-by.sha256"
 
 

@@ -16,7 +16,7 @@ from fastvlm_onnx.export.tensors import LazyArray, stacked, transposed
 
 # Values of the input that share a scale of the weights. Smaller blocks are closer to the weights,
 # larger ones faster to read; docs/quantisation.md has the figures.
-INT4_BLOCK: Final = 64
+INT4_BLOCK: Final = 128
 INT8_BLOCK: Final = 128
 # MatMulNBits: quantise activations to int8, each row's blocks by themselves.
 ACCURACY_INT8: Final = 4
@@ -104,7 +104,7 @@ class Int8Projection(nn.Module):  # type: ignore[misc]
 
 
 class Int4Projection(nn.Module):  # type: ignore[misc]
-    """int4 weights in blocks with a scale each: few bytes to read, for one token at a time."""
+    """int4 weights in blocks with a scale and a zero point each: few bytes to read for a token."""
 
     def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None):
         super().__init__()
@@ -129,12 +129,16 @@ class BlockProduct(nn.Module):  # type: ignore[misc]
         blocks = bit_blocks(weight, block_size, bits)
         self.weight = parameter(blocks.values, ir.DataType.UINT8)
         self.scales = parameter(blocks.scales)
+        self.zero_points = (
+            None if blocks.zero_points is None else parameter(blocks.zero_points, ir.DataType.UINT8)
+        )
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         return op.MatMulNBits(
             x,
             self.weight,
             self.scales,
+            self.zero_points,
             K=self.in_size,
             N=self.out_size,
             bits=self.bits,

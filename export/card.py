@@ -63,8 +63,8 @@ def _agreement(manifest: Manifest) -> str:
 
 Relative error is ‖package - reference‖ / ‖reference‖. It and the cosine are the worst of all
 pictures (for the logits, of all prompts), and each side feeds its own stages. In the answers, both
-sides are fed the tokens that the reference chose; KL divergence is in nats, the mean over the
-steps.""")
+sides are fed the tokens that the reference chose; KL divergence is in nats, of one step's
+distribution over the next token from the reference's.""")
     if missing := [name for name in manifest.variants if name not in manifest.measured]:
         parts.append(f"Agreement with PyTorch was not measured ({', '.join(missing)}).")
     return "\n\n".join(parts)

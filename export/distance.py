@@ -26,25 +26,24 @@ def cosine(found: FloatArray, expected: FloatArray) -> float | None:
     return _finite(_dot(found, expected) / norms)
 
 
-def kl_divergence(found: FloatArray, expected: FloatArray) -> float | None:
-    """Mean over the rows of the divergence of softmax(found) from softmax(expected).
+def kl_divergences(found: FloatArray, expected: FloatArray) -> NDArray[np.float64]:
+    """Of each row, the divergence of softmax(found) from softmax(expected).
 
     Args:
         found: logits, float32 [rows, vocab_size].
         expected: likewise.
 
     Returns:
-        Nats; None when that is not finite.
+        Nats, float64 [rows].
     """
-    divergences = []
+    divergences = np.empty(len(expected))
     # Row by row: float64 of all rows of a full vocabulary would be hundreds of megabytes.
-    for found_row, expected_row in zip(found, expected, strict=True):
+    for i, (found_row, expected_row) in enumerate(zip(found, expected, strict=True)):
         p, q = _log_softmax(expected_row), _log_softmax(found_row)
         with np.errstate(invalid="ignore"):
-            divergences.append(float(np.exp(p) @ (p - q)))
+            divergences[i] = np.exp(p) @ (p - q)
     # Rounding can leave two equal distributions a hair below zero.
-    mean = math.fsum(divergences) / len(divergences) if np.isfinite(divergences).all() else math.nan
-    return _finite(max(mean, 0.0))
+    return np.maximum(divergences, 0)
 
 
 def top_2_gap(logits: FloatArray) -> FloatArray:

@@ -9,7 +9,7 @@ The reference holds the whole model in float32, and is gone before the first var
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,12 +22,11 @@ from fastvlm_onnx.agreement import (
     Agreement,
     PromptAgreement,
     StageAgreement,
-    Tolerance,
     VariantAgreement,
 )
 from fastvlm_onnx.errors import CheckpointError, InputError
 from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
-from fastvlm_onnx.export.distance import cosine, kl_divergence, relative_error, top_2_gap
+from fastvlm_onnx.export.comparison import TOLERANCES, compare_answers, compare_stage, worst_of
 from fastvlm_onnx.export.reference_run import Question, ReferenceRun, run_reference
 from fastvlm_onnx.names import (
     IMAGE_FEATURES,
@@ -47,25 +46,6 @@ FloatArray = NDArray[np.float32]
 
 SAMPLE_PICTURES: Final = Path(fastvlm_onnx.__file__).parent / "demo" / "pictures"
 DEFAULT_PROMPT: Final = "Describe the image."
-
-TOLERANCES: Final[Mapping[str, Tolerance]] = {
-    # Folding and fusing only reorder sums: 1e-6 on true sizes, and room for depth.
-    "fp32": Tolerance(1e-4, cosine=0.99999, kl_divergence=1e-6, argmax_agreement=1.0),
-    # Provisional from here on: plausible values, to be tuned on measurements.
-    # Weights rounded to 11 bits, sums in float32.
-    "fp16": Tolerance(0.02, cosine=0.9995, kl_divergence=1e-3, argmax_agreement=0.99),
-    # Eight bits, of weights and of activations.
-    "bf16": Tolerance(0.1, cosine=0.995, kl_divergence=0.02, argmax_agreement=0.95),
-    # Weights and activations on 255 levels, and the errors of every layer add up.
-    "int8": Tolerance(0.2, cosine=0.98, kl_divergence=0.05, argmax_agreement=0.9),
-    # As int8 up to image_features; then weights on 16 levels.
-    "int4": Tolerance(0.4, cosine=0.9, kl_divergence=0.3, argmax_agreement=0.8),
-    # The prompt as int8, the answer as int4.
-    "fast": Tolerance(0.4, cosine=0.9, kl_divergence=0.3, argmax_agreement=0.8),
-}
-# A gap below this share of the largest logit is one that float32 itself does not resolve after
-# some tens of layers: either token is right.
-TIE: Final = 1e-4
 
 Progress = Callable[[str, int, int], None]
 """Called with what is about to run, pictures and prompts done so far, and how many in all."""
@@ -250,8 +230,7 @@ def _compare(
         if found.shape != wanted.shape:
             shapes = list(wanted.shape), list(found.shape)
             raise _foreign(model.manifest, "the checkpoint", f"the shape of {stage}", *shapes)
-        row = StageAgreement(stage, relative_error(found, wanted), cosine(found, wanted))
-        rows.setdefault(stage, []).append(row)
+        rows.setdefault(stage, []).append(compare_stage(stage, found, wanted))
 
     features = {}
     for picture, stages in expected.stages.items():
@@ -270,33 +249,7 @@ def _compare(
         steps = model.logits_along(inputs_embeds, answer.token_ids)
         logits = np.stack([row.copy() for row in steps])
         measure(LOGITS, logits, answer.logits)
-        prompts.append(compare_answers(question, logits, answer.logits))
-    return [_worst(stage, of_stage) for stage, of_stage in rows.items()], prompts
-
-
-def _worst(stage: str, rows: Sequence[StageAgreement]) -> StageAgreement:
-    errors = [row.relative_error for row in rows if row.relative_error is not None]
-    cosines = [row.cosine for row in rows if row.cosine is not None]
-    return StageAgreement(
-        stage,
-        max(errors) if len(errors) == len(rows) else None,
-        min(cosines) if len(cosines) == len(rows) else None,
-    )
-
-
-def compare_answers(question: Question, found: FloatArray, expected: FloatArray) -> PromptAgreement:
-    """One row of the table, from logits float32 [steps, vocab_size]."""
-    differs = found.argmax(-1) != expected.argmax(-1)
-    gaps = top_2_gap(expected)
-    ties = gaps < TIE * np.abs(expected).max(-1)
-    first = int(differs.argmax()) if differs.any() else None
-    return PromptAgreement(
-        picture=question.picture.name,
-        prompt=question.prompt,
-        steps=len(differs),
-        agreeing_steps=int((~differs).sum()),
-        tied_steps=int((differs & ties).sum()),
-        kl_divergence=kl_divergence(found, expected),
-        first_difference=None if first is None else first + 1,
-        reference_gap=None if first is None else float(gaps[first]),
-    )
+        prompts.append(
+            compare_answers(question.picture.name, question.prompt, logits, answer.logits)
+        )
+    return list(map(worst_of, rows.values())), prompts

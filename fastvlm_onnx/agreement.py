@@ -7,7 +7,7 @@ only; how they are measured is not known here.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fastvlm_onnx.names import PIXEL_VALUES
+from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, LOGITS, PIXEL_VALUES
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class PromptAgreement:
         tied_steps: of the others, how many at which the reference itself hardly decides.
         kl_divergence: of the package's distribution from the reference's, in nats, the mean over
             the steps; None when it is not finite.
+        max_kl_divergence: likewise, the largest of the steps.
         first_difference: the first step, counted from 1, at which the preferred tokens differ;
             None when there is none.
         reference_gap: the reference's largest logit there less its second largest; None likewise.
@@ -65,6 +66,7 @@ class PromptAgreement:
     agreeing_steps: int
     tied_steps: int
     kl_divergence: float | None
+    max_kl_divergence: float | None
     first_difference: int | None
     reference_gap: float | None
 
@@ -87,6 +89,26 @@ class VariantAgreement:
     tolerance: Tolerance
 
     @property
+    def steps(self) -> int:
+        return sum(prompt.steps for prompt in self.prompts)
+
+    @property
+    def agreeing_steps(self) -> int:
+        return sum(prompt.agreeing_steps for prompt in self.prompts)
+
+    @property
+    def kl_divergence(self) -> float | None:
+        """The mean over the steps of all prompts."""
+        sums = [p.kl_divergence * p.steps for p in self.prompts if p.kl_divergence is not None]
+        return sum(sums) / self.steps if len(sums) == len(self.prompts) else None
+
+    @property
+    def max_kl_divergence(self) -> float | None:
+        """The largest of all steps."""
+        known = [p.max_kl_divergence for p in self.prompts if p.max_kl_divergence is not None]
+        return max(known) if len(known) == len(self.prompts) else None
+
+    @property
     def outside(self) -> list[str]:
         """What lies outside the tolerance, in words; empty when nothing does."""
         found: list[str] = []
@@ -107,11 +129,10 @@ class VariantAgreement:
                     f"{prompt.picture}, {prompt.prompt!r}: KL divergence {_number(divergence)}, "
                     f"at most {most:g}"
                 )
-        steps = sum(prompt.steps for prompt in self.prompts)
-        agreeing = sum(prompt.agreeing_steps + prompt.tied_steps for prompt in self.prompts)
-        if agreeing < self.tolerance.argmax_agreement * steps:
+        agreeing = self.agreeing_steps + sum(prompt.tied_steps for prompt in self.prompts)
+        if agreeing < self.tolerance.argmax_agreement * self.steps:
             found.append(
-                f"argmax agreement at {agreeing} of {steps} steps, "
+                f"argmax agreement at {agreeing} of {self.steps} steps, "
                 f"at least {self.tolerance.argmax_agreement:.0%}"
             )
         return found
@@ -133,6 +154,29 @@ class Agreement:
         ]
 
 
+def summary_table(variants: Mapping[str, VariantAgreement]) -> str:
+    """One row for each variant: the relative error of its stages, and how its answers differ."""
+    stages = {
+        "vision encoder": IMAGE_HIDDEN_STATES,
+        "projector": IMAGE_FEATURES,
+        "logits": LOGITS,
+    }
+    rows = []
+    for precision, variant in variants.items():
+        errors = {row.stage: _number(row.relative_error) for row in variant.stages}
+        rows.append(
+            (
+                precision,
+                *(errors.get(stage, "") for stage in stages.values()),
+                _number(variant.kl_divergence),
+                _number(variant.max_kl_divergence),
+                f"{variant.agreeing_steps} of {variant.steps}",
+            )
+        )
+    header = ("precision", *(f"{name}: relative error" for name in stages))
+    return _table((*header, "KL divergence, mean", "largest", "argmax agreement"), rows)
+
+
 def agreement_table(variants: Mapping[str, VariantAgreement]) -> str:
     """What was measured, as Markdown that also reads well in a terminal."""
     stages = [
@@ -147,6 +191,7 @@ def agreement_table(variants: Mapping[str, VariantAgreement]) -> str:
             row.prompt,
             f"{row.agreeing_steps} of {row.steps}",
             _number(row.kl_divergence),
+            _number(row.max_kl_divergence),
             "none" if row.first_difference is None else str(row.first_difference),
             "" if row.first_difference is None else _number(row.reference_gap),
         )
@@ -155,6 +200,7 @@ def agreement_table(variants: Mapping[str, VariantAgreement]) -> str:
     ]
     return "\n\n".join(
         [
+            summary_table(variants),
             _table(("precision", "stage", "relative error", "cosine"), stages),
             _table(
                 (
@@ -162,7 +208,8 @@ def agreement_table(variants: Mapping[str, VariantAgreement]) -> str:
                     "picture",
                     "prompt",
                     "argmax agreement",
-                    "KL divergence",
+                    "KL divergence, mean",
+                    "largest",
                     "first step that differs",
                     "reference's top-2 gap there",
                 ),

@@ -16,6 +16,7 @@ from fastvlm_onnx.agreement import (
     Tolerance,
     VariantAgreement,
     agreement_table,
+    summary_table,
 )
 from fastvlm_onnx.package import read_manifest
 
@@ -30,7 +31,7 @@ def measured() -> VariantAgreement:
         runtime="ONNX Runtime 1",
         image_size=256,
         stages=[StageAgreement("pixel_values", 0.0, 1.0), StageAgreement("logits", 0.01, 0.999)],
-        prompts=[PromptAgreement("a.png", "Why?", 10, 8, 1, 0.02, 3, 0.5)],
+        prompts=[PromptAgreement("a.png", "Why?", 10, 8, 1, 0.02, 0.1, 3, 0.5)],
         tolerance=Tolerance(0.01, 0.999, 0.02, 0.9),
     )
 
@@ -60,11 +61,11 @@ def test_figures_at_the_tolerance_are_within_it(measured: VariantAgreement) -> N
             "logits: cosine 0.900000, at least 0.999",
         ),
         (
-            {"prompts": [PromptAgreement("a.png", "Why?", 10, 10, 0, 0.03, None, None)]},
+            {"prompts": [PromptAgreement("a.png", "Why?", 10, 10, 0, 0.03, 0.03, None, None)]},
             "a.png, 'Why?': KL divergence 3.0e-02, at most 0.02",
         ),
         (
-            {"prompts": [PromptAgreement("a.png", "Why?", 10, 7, 1, 0.0, 1, 0.5)]},
+            {"prompts": [PromptAgreement("a.png", "Why?", 10, 7, 1, 0.0, 0.0, 1, 0.5)]},
             "argmax agreement at 8 of 10 steps, at least 90%",
         ),
     ],
@@ -79,7 +80,7 @@ def test_each_figure_outside_is_named(
 
 
 def test_argmax_agreement_is_of_all_prompts_together(measured: VariantAgreement) -> None:
-    good, bad = (PromptAgreement("a.png", "Why?", 90, n, 0, 0.0, None, None) for n in (90, 75))
+    good, bad = (PromptAgreement("a.png", "Why?", 90, n, 0, 0.0, 0.0, None, None) for n in (90, 75))
     assert replace(measured, prompts=[bad, good]).outside == []
 
 
@@ -87,7 +88,22 @@ def test_the_table_has_a_row_for_each_figure(measured: VariantAgreement) -> None
     lines = [re.sub(" +", " ", line) for line in agreement_table({"int8": measured}).splitlines()]
     assert "| int8 | pixel_values | 0 | 1.000000 |" in lines
     assert "| int8 | logits | 1.0e-02 | 0.999000 |" in lines
-    assert "| int8 | a.png | Why? | 8 of 10 | 2.0e-02 | 3 | 5.0e-01 |" in lines
+    assert "| int8 | a.png | Why? | 8 of 10 | 2.0e-02 | 1.0e-01 | 3 | 5.0e-01 |" in lines
+
+
+def test_the_summary_is_over_the_steps_of_all_prompts(measured: VariantAgreement) -> None:
+    (prompt,) = measured.prompts
+    longer = replace(prompt, steps=30, agreeing_steps=30, kl_divergence=0.04, max_kl_divergence=0.3)
+    variants = {"int8": replace(measured, prompts=[prompt, longer])}
+    row = re.sub(" +", " ", summary_table(variants).splitlines()[2])
+    assert row == "| int8 | | | 1.0e-02 | 3.5e-02 | 3.0e-01 | 38 of 40 |"
+
+
+def test_one_divergence_that_is_not_finite_makes_the_summary_so(measured: VariantAgreement) -> None:
+    (prompt,) = measured.prompts
+    lost = replace(prompt, kl_divergence=None, max_kl_divergence=None)
+    summary = summary_table({"int8": replace(measured, prompts=[prompt, lost])})
+    assert summary.count("not finite") == 2
 
 
 def test_a_prompt_cannot_break_the_table(measured: VariantAgreement) -> None:

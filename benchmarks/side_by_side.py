@@ -27,8 +27,9 @@ from typing import Any
 
 from peers import environment, plot
 from peers.job import STEPS, Job
-from peers.machine import processor
 from peers.ways import WAYS
+
+from fastvlm_onnx.runtime.machine import processor
 
 HERE = Path(__file__).resolve().parent
 ENOUGH = 20  # lines of a failed process that are shown

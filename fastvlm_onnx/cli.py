@@ -11,6 +11,7 @@ import warnings
 import click
 
 import fastvlm_onnx
+from fastvlm_onnx.commands.bench import bench
 from fastvlm_onnx.commands.demo import demo
 from fastvlm_onnx.commands.download import download
 from fastvlm_onnx.commands.export import export
@@ -60,5 +61,5 @@ def cli(debug: bool) -> None:
     """Apple's FastVLM in ONNX Runtime: export a checkpoint, ask about pictures."""
 
 
-for command in (download, export, verify, generate, demo):
+for command in (download, export, verify, generate, bench, demo):
     cli.add_command(command)

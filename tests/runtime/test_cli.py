@@ -7,31 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import refusal, run
 from PIL import Image
 
 import fastvlm_onnx
 
 PROMPT = "Describe the image."
-
-
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fastvlm_onnx", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
-
-
-def refusal(*arguments: object) -> str:
-    """The one line on stderr of a command that the caller got wrong."""
-    done = run(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    line, *more = done.stderr.splitlines()
-    assert not more
-    return line
 
 
 def test_the_answer_goes_to_stdout_and_nothing_else_does(package: Path, picture: Path) -> None:

@@ -1,0 +1,218 @@
+"""`fastvlm-onnx bench`."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastvlm_onnx.commands.numbers import numbers
+from fastvlm_onnx.commands.progress import count, progress_bar
+from fastvlm_onnx.errors import InputError
+
+if TYPE_CHECKING:
+    from fastvlm_onnx.package import Manifest
+    from fastvlm_onnx.runtime.bench import Case, Figures
+
+SAMPLE = "shapes.png"
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--precision", help="Variants to compare, with commas, or `all`; the first if none.")
+@click.option("--image-size", help="Pixels to compare, with commas, or `all`; the default if none.")
+@click.option("--threads", help="Numbers to compare, with commas; one per physical core if none.")
+@click.option("--picture", type=click.Path(path_type=Path), help="A sample by default.")
+@click.option("--prompt", default="Describe the image.", show_default=True)
+@click.option(
+    "--warmup", default=1, show_default=True, help="Answers before the first that counts."
+)
+@click.option("--repeats", default=5, show_default=True, help="Answers that count.")
+@click.option("--new-tokens", default=64, show_default=True, help="Length of each answer.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+def bench(
+    folder: Path,
+    precision: str | None,
+    image_size: str | None,
+    threads: str | None,
+    picture: Path | None,
+    prompt: str,
+    warmup: int,
+    repeats: int,
+    new_tokens: int,
+    as_json: bool,
+) -> None:
+    """Measure the package DIR on this machine.
+
+    Each row is a process of its own. A row that cannot be measured says why, and the command then
+    exits with 1.
+    """
+    from fastvlm_onnx.package import read_manifest
+    from fastvlm_onnx.runtime.bench import Case
+    from fastvlm_onnx.runtime.image import read_picture
+
+    for option, value, least in (
+        ("--warmup", warmup, 0),
+        ("--repeats", repeats, 1),
+        ("--new-tokens", new_tokens, 2),
+    ):
+        if value < least:
+            raise InputError(f"{option} is {value}; expected {least} or more.")
+    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / SAMPLE
+    with resources.as_file(sample) as sample_path:
+        asked = picture or sample_path
+        read_picture(asked)
+        cases = [
+            Case(str(folder), name, size, number, str(asked), prompt, warmup, repeats, new_tokens)
+            for name, size in _variants(read_manifest(folder), folder, precision, image_size)
+            for number in (numbers(threads, "--threads") if threads else [None])
+        ]
+        measured = _measure_all(cases)
+    click.echo(_as_json(measured) if as_json else _table(measured))
+    if any(isinstance(found, str) for _, found in measured):
+        sys.exit(1)
+
+
+def _variants(
+    manifest: "Manifest", folder: Path, precision: str | None, image_size: str | None
+) -> list[tuple[str, int]]:
+    from fastvlm_onnx.runtime.model import choose_image_size, choose_precision
+
+    names: Sequence[str | None] = [None]
+    if precision:
+        names = list(manifest.variants) if precision == "all" else precision.split(",")
+    pairs = []
+    for name in (choose_precision(manifest, name, folder) for name in names):
+        sizes: Sequence[int | None] = [None]
+        if image_size == "all":
+            sizes = sorted(map(int, manifest.variants[name].vision_encoder))
+        elif image_size:
+            sizes = numbers(image_size, "--image-size")
+        pairs += [(name, choose_image_size(manifest, name, size, folder)) for size in sizes]
+    return pairs
+
+
+# --- measuring ---------------------------------------------------------------------------------
+
+
+def _measure_all(cases: Sequence["Case"]) -> list[tuple["Case", "Figures | str"]]:
+    """What was found of each case: figures, or why there are none."""
+    total = sum(case.warmup + case.repeats for case in cases)
+    found: list[tuple[Case, Figures | str]] = []
+    with progress_bar("bench", count) as update:
+        done = 0
+        for case in cases:
+            stage = f"{case.precision}, {case.image_size} pixels"
+
+            def answered(stage: str = stage) -> None:
+                nonlocal done
+                done += 1
+                update(stage, done, total)
+
+            found.append((case, _measure(case, answered)))
+    return found
+
+
+def _measure(case: "Case", answered: Callable[[], None]) -> "Figures | str":
+    from fastvlm_onnx.runtime.bench import Figures
+
+    command = [sys.executable, "-m", "fastvlm_onnx.runtime.bench", json.dumps(asdict(case))]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for text in process.stdout:
+            line = json.loads(text)
+            if "figures" in line:
+                return Figures.from_json(line["figures"])
+            if "error" in line:
+                return str(line["error"])
+            answered()
+        last_words = process.stderr.read().strip().splitlines()
+    if process.returncode < 0:  # out of memory, as a rule
+        return f"killed by signal {-process.returncode}"
+    return last_words[-1] if last_words else f"exit code {process.returncode}"
+
+
+# --- what is said of it ------------------------------------------------------------------------
+
+
+def _conditions(case: "Case") -> dict[str, Any]:
+    import onnxruntime
+
+    from fastvlm_onnx.runtime.machine import cores, processor
+
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "onnxruntime": onnxruntime.__version__,
+        "warmup": case.warmup,
+        "repeats": case.repeats,
+    }
+
+
+def _as_json(measured: "list[tuple[Case, Figures | str]]") -> str:
+    rows = []
+    for case, found in measured:
+        row = {
+            "precision": case.precision,
+            "image_size": case.image_size,
+            "threads": case.threads,
+        }
+        rows.append(row | ({"error": found} if isinstance(found, str) else asdict(found)))
+    return json.dumps(_conditions(measured[0][0]) | {"cases": rows}, ensure_ascii=False)
+
+
+# Heading -> field of an answer, factor, format.
+COLUMNS = {
+    "preprocess ms": ("preprocess", 1e3, "{:.1f}"),
+    "vision ms": ("vision", 1e3, "{:.1f}"),
+    "prefill ms": ("prefill", 1e3, "{:.1f}"),
+    "first token ms": ("first_token", 1e3, "{:.1f}"),
+    "ms/token": ("decode_one_token", 1e3, "{:.2f}"),
+    "outside %": ("outside", 100, "{:.1f}"),
+}
+
+
+def _table(measured: "list[tuple[Case, Figures | str]]") -> str:
+    """Markdown: medians, and the least in brackets."""
+    header = ["variant", "pixels", "threads", "load s", *COLUMNS, "tokens/s", "peak RSS MB"]
+    rows = [header, ["---"] * len(header)]
+    tokens = []
+    for case, found in measured:
+        cells = [case.precision, str(case.image_size), str(case.threads or "all")]
+        if isinstance(found, str):
+            rows.append([*cells, found.replace("|", "/"), *[""] * (len(header) - 4)])
+            continue
+        tokens.append(
+            f"{found.prompt_tokens} of prompt and {found.new_tokens} of answer "
+            f"at {case.image_size} pixels"
+        )
+        cells.append(f"{found.load:.2f}")
+        for field, factor, form in COLUMNS.values():
+            median, least = (
+                form.format(factor * value) for value in (found.median(field), found.least(field))
+            )
+            cells.append(f"{median} ({least})")
+        peak = found.peak_rss_bytes
+        cells.append(f"{found.median('tokens_per_second'):.1f}")
+        cells.append("unknown" if peak is None else f"{peak / 1e6:.0f}")
+        rows.append(cells)
+    given = _conditions(measured[0][0])
+    return "\n".join(
+        [
+            f"{given['processor']}, {given['cores']} cores, onnxruntime {given['onnxruntime']}. "
+            f"Medians, the least in brackets, of {given['repeats']} answers after "
+            f"{given['warmup']} to warm up. First token: from the picture file on. Outside: share "
+            "of a token's time that is not ONNX Runtime's. "
+            f"Tokens: {', '.join(dict.fromkeys(tokens)) or 'unknown'}.",
+            "",
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
+    )

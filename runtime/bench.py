@@ -1,0 +1,169 @@
+"""What one variant costs on this machine: `python -m fastvlm_onnx.runtime.bench CASE`.
+
+A process of its own for each case, because loading and the peak of memory are a process's.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+from fastvlm_onnx.errors import FastVLMError
+from fastvlm_onnx.runtime.generation import Generation
+from fastvlm_onnx.runtime.machine import peak_rss_bytes
+from fastvlm_onnx.runtime.model import load
+from fastvlm_onnx.runtime.providers import import_onnxruntime
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        folder: the package.
+        picture: path of the picture that is asked about.
+        warmup: answers before the first that counts.
+        repeats: answers that count.
+        new_tokens: length of each answer, whatever the model would say.
+    """
+
+    folder: str
+    precision: str
+    image_size: int
+    threads: int | None
+    picture: str
+    prompt: str
+    warmup: int
+    repeats: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Seconds, but for the last two.
+
+    Attributes:
+        first_token: from the picture file until the first token is there.
+        decode_one_token: the mean of all tokens after the first.
+        outside: share of `decode_one_token` that is not spent in ONNX Runtime.
+    """
+
+    preprocess: float
+    vision: float
+    prefill: float
+    first_token: float
+    decode_one_token: float
+    tokens_per_second: float
+    outside: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of a case.
+
+    Attributes:
+        load: seconds; the first time, so files may come from the disk.
+        new_tokens: of each answer; fewer than asked for where the context ends.
+        peak_rss_bytes: of the whole process; None where the system does not say.
+    """
+
+    load: float
+    prompt_tokens: int
+    new_tokens: int
+    answers: list[Answer]
+    peak_rss_bytes: int | None
+
+    def median(self, field: str) -> float:
+        """The middle one of the answers' figures."""
+        return median(getattr(answer, field) for answer in self.answers)
+
+    def least(self, field: str) -> float:
+        """The smallest of the answers' figures."""
+        return min(getattr(answer, field) for answer in self.answers)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Figures":
+        return cls(**fields | {"answers": [Answer(**answer) for answer in fields["answers"]]})
+
+
+class TimedSession:
+    """A session that notes the seconds of each of its runs."""
+
+    def __init__(self, session: Any, runs: list[float]) -> None:
+        self._session, self._runs = session, runs
+
+    def run_with_iobinding(self, *arguments: Any) -> None:
+        began = time.perf_counter()
+        self._session.run_with_iobinding(*arguments)
+        self._runs.append(time.perf_counter() - began)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+def measure(case: Case, progress: Callable[[], None]) -> Figures:
+    """Answer again and again, through the loop that every answer takes.
+
+    Args:
+        progress: called after each answer.
+
+    Raises:
+        FastVLMError: the package, the picture or the prompt cannot be used.
+    """
+    import_onnxruntime()  # importing it is no part of loading a package
+    model = load(
+        case.folder, precision=case.precision, image_size=case.image_size, threads=case.threads
+    )
+    # No token ends an answer: all are of the same length.
+    endless = replace(model.manifest.decoder, eos_token_ids=[])
+    model.manifest = replace(model.manifest, decoder=endless)
+    runs: list[float] = []
+    model._decoder._sessions = [TimedSession(s, runs) for s in model._decoder._sessions]
+    answers = []
+    for number in range(case.warmup + case.repeats):
+        generation = model.generate(case.picture, case.prompt, max_new_tokens=case.new_tokens)
+        if number >= case.warmup:
+            answers.append(_answer(generation, runs))
+        progress()
+    return Figures(
+        load=model.load_seconds,
+        prompt_tokens=generation.prompt_tokens,
+        new_tokens=len(generation.token_ids),
+        answers=answers,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def _answer(generation: Generation, runs: list[float]) -> Answer:
+    timings = generation.timings
+    steps = len(generation.token_ids) - 1
+    return Answer(
+        preprocess=timings.preprocess,
+        vision=timings.vision,
+        prefill=timings.prefill,
+        first_token=timings.first_token,
+        decode_one_token=timings.decode / steps,
+        tokens_per_second=timings.tokens_per_second,
+        outside=1 - sum(runs[-steps:]) / timings.decode,
+    )
+
+
+def main() -> None:
+    """Measure the case given as JSON; a line on stdout after each answer, and one at the end."""
+
+    def say(**line: Any) -> None:
+        print(json.dumps(line), flush=True)
+
+    try:
+        figures = measure(Case(**json.loads(sys.argv[1])), lambda: say(answered=True))
+    except FastVLMError as error:
+        say(error=str(error))
+    else:
+        say(figures=asdict(figures))
+
+
+if __name__ == "__main__":
+    main()

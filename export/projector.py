@@ -22,7 +22,7 @@ def build_projector(
     """Linear, exact GELU, Linear: float32 [B, N, vision hidden] -> [B, N, decoder hidden].
 
     Args:
-        precision: fp32, fp16 or int8.
+        precision: fp32, fp16, int8, or coreml, which is in float16 too.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -43,4 +43,4 @@ def build_projector(
     features = linear("2", out_size)(graph.op, hidden)
     graph.output(IMAGE_FEATURES, features, [BATCH_SIZE, NUM_IMAGE_TOKENS, out_size])
     model = graph.finish(producer_version)
-    return to_half(model) if precision == "fp16" else model
+    return to_half(model) if precision in ("fp16", "coreml") else model

@@ -9,6 +9,8 @@ import onnx_ir as ir
 import fastvlm_onnx
 from fastvlm_onnx.errors import InputError, UnsupportedError
 from fastvlm_onnx.export.checkpoint import Checkpoint
+from fastvlm_onnx.export.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.coreml import fix_axes
 from fastvlm_onnx.export.decoder import Operators, build_decoder, embedding_rows
 from fastvlm_onnx.export.decoder_standard import STANDARD_OPERATORS
 from fastvlm_onnx.export.embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
@@ -19,7 +21,9 @@ from fastvlm_onnx.export.tensors import Weights
 from fastvlm_onnx.export.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.vision_encoder_int8 import build_vision_encoder_int8
 from fastvlm_onnx.names import (
+    BATCH_SIZE,
     DECODER,
+    NUM_IMAGE_TOKENS,
     OPERATORS,
     PREFILL,
     PROJECTOR,
@@ -54,6 +58,8 @@ RECIPES: Mapping[str, Recipe] = {
     # Many tokens at once are bound by arithmetic, where int8 is fastest; one at a time by reading
     # the weights, where int4 is.
     "fast": Recipe("int8", "int4", prefill="int8", has_int8_embeddings=True),
+    # CoreML takes no decoder: that stays on the CPU.
+    "coreml": Recipe("coreml", "int4", has_int8_embeddings=True),
 }
 
 
@@ -69,10 +75,15 @@ def build_vision_encoder_fp16(*args: Any) -> ir.Model:
     return to_half(build_vision_encoder(*args))
 
 
+def build_vision_encoder_coreml(*args: Any) -> ir.Model:
+    return fix_axes(build_vision_encoder_fp16(*args), {BATCH_SIZE: 1})
+
+
 BUILD_VISION_ENCODER: Mapping[str, Callable[..., ir.Model]] = {
     "fp32": build_vision_encoder,
     "fp16": build_vision_encoder_fp16,
     "int8": build_vision_encoder_int8,
+    "coreml": build_vision_encoder_coreml,
 }
 
 
@@ -82,11 +93,13 @@ class Parts:
 
     Attributes:
         models: by file name.
+        inline: names of those that hold their weights themselves.
         embeddings: of tokens, in each form that a variant wants.
         shares_head: lm_head is the embedding matrix.
     """
 
     models: Mapping[str, ir.Model]
+    inline: Sequence[str]
     embeddings: Sequence[Embeddings]
     shares_head: bool
     variants: Mapping[str, Variant]
@@ -123,6 +136,7 @@ def declare(
 
     Raises:
         CheckpointError: a tensor is missing, surplus, or of another shape.
+        UnsupportedError: more than one image size for CoreML.
     """
     config, version = checkpoint.config, fastvlm_onnx.__version__
     weights = Weights(checkpoint.tensors)
@@ -130,6 +144,7 @@ def declare(
     projector = weights / PROJECTOR_PREFIX.rstrip(".")
     rows = embedding_rows(weights, config.decoder)
     models: dict[str, ir.Model] = {}
+    inline: list[str] = []
     embeddings: dict[str, Embeddings] = {}
     variants: dict[str, Variant] = {}
     for precision in precisions:
@@ -143,6 +158,10 @@ def declare(
                     vision, config.vision, size, version
                 )
             models[projector_file] = build_projector(projector, config, version, recipe.vision)
+            if recipe.vision == "coreml":
+                fix_axes(models[projector_file], _only_shape(sizes))
+                # Not every version of the provider reads weights from a file beside the graph.
+                inline += [*encoder_files.values(), projector_file]
         if decoder_file not in models:
             models[decoder_file] = build_decoder(
                 weights,
@@ -167,4 +186,14 @@ def declare(
             embed_tokens=embedding.file_name,
         )
     weights.check_all_taken()
-    return Parts(models, list(embeddings.values()), config.decoder.is_tied, variants)
+    return Parts(models, inline, list(embeddings.values()), config.decoder.is_tied, variants)
+
+
+def _only_shape(sizes: Sequence[int]) -> dict[str, int]:
+    """The projector's axes for CoreML, which wants numbers."""
+    if len(sizes) > 1:
+        raise UnsupportedError(
+            f"image sizes are {', '.join(map(str, sizes))}, and a projector for CoreML has one "
+            "fixed size; export a package for each."
+        )
+    return {BATCH_SIZE: 1, NUM_IMAGE_TOKENS: (sizes[0] // VISION_PATCH_SIZE) ** 2}

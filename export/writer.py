@@ -33,6 +33,7 @@ class PackageWriter:
             for name, tensor in tensors.items()
             if (file_name, name) not in self._shared
         )
+        self.total_bytes += sum(weights_bytes(parts.models[name]) for name in parts.inline)
 
     def write(self, folder: Path) -> None:
         for embeddings in self._parts.embeddings:
@@ -50,18 +51,22 @@ class PackageWriter:
         }
         for data_file, tensors in self._tensors.items():
             own = {name: t for name, t in tensors.items() if (data_file, name) not in stored}
-            stage = data_file.split(".")[0].replace("_", " ")
-            written = write_tensors(own, folder, data_file, partial(self._count, stage))
+            counted = partial(self._count, _stage(data_file))
+            written = write_tensors(own, folder, data_file, counted)
             stored |= {(data_file, name): tensor for name, tensor in written.items()}
         for file_name, model in self._parts.models.items():
             for name, value in model.graph.initializers.items():
                 value.const_value = stored.get((weights_file(file_name), name), value.const_value)
             ir.save(model, folder / file_name)
+            if file_name in self._parts.inline:
+                self._count(_stage(file_name), weights_bytes(model))
 
     def _by_file(self) -> dict[str, dict[str, ir.TensorProtocol]]:
         """Tensors by the file they go to; several graphs may read one."""
         files: dict[str, dict[str, ir.TensorProtocol]] = {}
         for file_name, model in self._parts.models.items():
+            if file_name in self._parts.inline:
+                continue
             tensors = files.setdefault(weights_file(file_name), {})
             for name, value in model.graph.initializers.items():
                 if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
@@ -83,3 +88,14 @@ class PackageWriter:
     def _count(self, stage: str, size_bytes: int) -> None:
         self._written_bytes += size_bytes
         self._progress(stage, self._written_bytes, self.total_bytes)
+
+
+def _stage(file_name: str) -> str:
+    """What a file belongs to, in words."""
+    return file_name.split(".")[0].replace("_", " ")
+
+
+def weights_bytes(model: ir.Model) -> int:
+    """Size of a graph's weights."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -51,6 +51,9 @@ CARD_FILE: Final = "README.md"
 # What a decoder is made of: ONNX Runtime's fused operators, or ONNX's own alone.
 OPERATORS: Final = ("microsoft", "standard")
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4", "fast")
+# What only one provider wants: a vision encoder and projector that CoreML takes whole.
+DEVICE_PRECISIONS: Final = ("coreml",)
+TARGETS: Final = {"coreml": ("coreml",)}
 IMAGE_TOKEN: Final = "<image>"
 
 

@@ -11,13 +11,14 @@ from fastvlm_onnx.commands.progress import count, megabytes, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.locations import remember_export
-from fastvlm_onnx.names import OPERATORS
+from fastvlm_onnx.names import OPERATORS, TARGETS
 
 
 @click.command()
 @click.argument("checkpoint", default="demo")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--precision", default="fp32", show_default=True, help="Variants, with commas.")
+@click.option("--precision", help="Variants, with commas.  [default: fp32]")
+@click.option("--target", type=click.Choice(list(TARGETS)), help="The variants for a provider.")
 @click.option("--image-size", help="Pixels, with commas; the first is the default.")
 @click.option(
     "--operators",
@@ -33,7 +34,8 @@ from fastvlm_onnx.names import OPERATORS
 def export(
     checkpoint: str,
     output: Path | None,
-    precision: str,
+    precision: str | None,
+    target: str | None,
     image_size: str | None,
     operators: str,
     base: str | None,
@@ -52,7 +54,7 @@ def export(
         checkpoint,
         folder,
         verify,
-        precisions=precision.split(","),
+        precisions=_precisions(precision, target),
         image_sizes=None if image_size is None else _numbers(image_size, "--image-size"),
         operators=operators,
         base=base,
@@ -92,6 +94,12 @@ def export_with_progress(
             **options,
         )
     return manifest.measured
+
+
+def _precisions(precision: str | None, target: str | None) -> list[str]:
+    """What was asked for by name, and what the target wants; else fp32."""
+    named = [] if precision is None else precision.split(",")
+    return [*named, *TARGETS.get(target or "", ())] or ["fp32"]
 
 
 def _numbers(text: str, option: str) -> list[int]:

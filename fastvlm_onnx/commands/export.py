@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
+from fastvlm_onnx.commands.numbers import numbers
 from fastvlm_onnx.commands.progress import count, megabytes, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
 from fastvlm_onnx.errors import InputError
@@ -55,7 +56,7 @@ def export(
         folder,
         verify,
         precisions=_precisions(precision, target),
-        image_sizes=None if image_size is None else _numbers(image_size, "--image-size"),
+        image_sizes=None if image_size is None else numbers(image_size, "--image-size"),
         operators=operators,
         base=base,
         allow_nonfinite=allow_nonfinite,
@@ -100,10 +101,3 @@ def _precisions(precision: str | None, target: str | None) -> list[str]:
     """What was asked for by name, and what the target wants; else fp32."""
     named = [] if precision is None else precision.split(",")
     return [*named, *TARGETS.get(target or "", ())] or ["fp32"]
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option} is {text!r}; expected numbers separated by commas.") from None

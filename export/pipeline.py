@@ -2,7 +2,7 @@
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 
 import fastvlm_onnx
-from fastvlm_onnx.agreement import Agreement
-from fastvlm_onnx.errors import PackageError
+from fastvlm_onnx.agreement import Agreement, VariantAgreement
+from fastvlm_onnx.errors import InputError, PackageError
+from fastvlm_onnx.export.addition import Addition
 from fastvlm_onnx.export.card import license_text, write_card
 from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_onnx.export.config import VISION_PATCH_SIZE
@@ -47,6 +48,7 @@ def export_package(
     base: str | Path | None = None,
     allow_nonfinite: bool = False,
     overwrite: bool = False,
+    add: bool = False,
     progress: Progress = no_progress,
     verify: Verify | None = None,
 ) -> Manifest:
@@ -63,6 +65,8 @@ def export_package(
         base: the checkpoint that a LoRA adapter was trained on.
         allow_nonfinite: export NaN and infinity instead of refusing the checkpoint.
         overwrite: replace a package that is already there, once the new one is whole.
+        add: write what the package that is already there holds as well; its default image size
+            stays.
         verify: `verify_package` of verify.py; what it measures goes into the manifest and the
             card. A package outside its tolerance is kept, and says so.
 
@@ -70,14 +74,21 @@ def export_package(
         CheckpointError: the checkpoint cannot be read; nothing was written.
         UnsupportedError: its configuration, an image size, or a precision in these operators is
             not built.
-        InputError: an unknown precision or set of operators.
-        PackageError: the destination exists or cannot be written.
+        InputError: an unknown precision or set of operators; both overwrite and add, or nothing
+            to add.
+        PackageError: the destination exists or cannot be written; nothing that could be added to,
+            or made of another checkpoint.
     """
     destination = Path(destination).absolute()
 
     # 1. Everything that can be refused is refused before a byte is written.
     check_variants(precisions, operators)
-    check_destination(destination, overwrite)
+    if overwrite and add:
+        raise InputError("found both --add and --overwrite, expected one of them.")
+    check_destination(destination, overwrite or add)
+    addition = Addition(destination, precisions, image_sizes or (), operators) if add else None
+    if addition:
+        precisions, image_sizes = addition.precisions, addition.image_sizes
     checkpoint = open_checkpoint(
         source, base=base, allow_nonfinite=allow_nonfinite, progress=progress
     )
@@ -106,12 +117,15 @@ def export_package(
                 manifest, files={name: describe_file(folder / name) for name in names}
             )
             manifest.write(folder)
+            if addition:
+                addition.check_weights(manifest)
+                manifest = record(addition.still_measured(manifest), manifest, folder)
 
         # 5. Measured when all else is done, and before anybody takes it for a package.
         if verify is not None:
             agreement = verify(folder, checkpoint)
             with _disk_errors(destination, folder, writer.total_bytes):
-                manifest = _record(agreement, manifest, folder)
+                manifest = record(agreement.variants, manifest, folder)
     return manifest
 
 
@@ -152,9 +166,11 @@ def _describe(checkpoint: Checkpoint, sizes: Sequence[int], parts: Parts) -> Man
     )
 
 
-def _record(agreement: Agreement, manifest: Manifest, folder: Path) -> Manifest:
-    """Write card and manifest again, with what was measured."""
-    manifest = replace(manifest, measured=agreement.variants)
+def record(
+    measured: Mapping[str, VariantAgreement], manifest: Manifest, folder: Path
+) -> Manifest:
+    """Write card and manifest of a package again, with what was measured; return the manifest."""
+    manifest = replace(manifest, measured=dict(measured))
     write_card(folder / CARD_FILE, manifest)
     files = manifest.files | {CARD_FILE: describe_file(folder / CARD_FILE)}
     manifest = replace(manifest, files=files)

@@ -299,7 +299,7 @@ def choose_precision(manifest: Manifest, precision: str | None, folder: Path) ->
     if precision not in manifest.variants:
         raise InputError(
             f"{folder}: has no {precision} variant, only {', '.join(manifest.variants)}; "
-            f"export it with `fastvlm-onnx export CHECKPOINT -o DIR --precision {precision}`."
+            f"add it with `{_add_command(manifest, folder)} --precision {precision}`."
         )
     return precision
 
@@ -313,6 +313,11 @@ def choose_image_size(
     if str(chosen) not in sizes:
         raise InputError(
             f"{folder}: was not exported for {chosen} pixels, only for {', '.join(sizes)}; "
-            f"export it with `fastvlm-onnx export CHECKPOINT -o DIR --image-size {chosen}`."
+            f"add it with `{_add_command(manifest, folder)} --image-size {chosen}`."
         )
     return chosen
+
+
+def _add_command(manifest: Manifest, folder: Path) -> str:
+    """The command that adds to a package; a folder's or archive's name lacks its path."""
+    return f"fastvlm-onnx export {manifest.source.name} -o {folder} --add"

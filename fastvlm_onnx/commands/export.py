@@ -31,6 +31,7 @@ from fastvlm_onnx.names import OPERATORS, TARGETS
 @click.option("--base", help="The checkpoint under CHECKPOINT, if that is a LoRA adapter.")
 @click.option("--allow-nonfinite", is_flag=True, help="Export NaN and infinite weights too.")
 @click.option("--overwrite", is_flag=True, help="Replace a package that is there already.")
+@click.option("--add", is_flag=True, help="Keep what the package holds, and add to it.")
 @click.option("--verify", is_flag=True, help="Measure it, as `fastvlm-onnx verify` does.")
 def export(
     checkpoint: str,
@@ -42,6 +43,7 @@ def export(
     base: str | None,
     allow_nonfinite: bool,
     overwrite: bool,
+    add: bool,
     verify: bool,
 ) -> None:
     """Export CHECKPOINT to ONNX graphs.
@@ -55,12 +57,13 @@ def export(
         checkpoint,
         folder,
         verify,
-        precisions=_precisions(precision, target),
+        precisions=_precisions(precision, target, add),
         image_sizes=None if image_size is None else numbers(image_size, "--image-size"),
         operators=operators,
         base=base,
         allow_nonfinite=allow_nonfinite,
         overwrite=overwrite,
+        add=add,
     )
     click.echo(f"wrote {folder}", err=True)
     exit_if_outside(Agreement(measured))
@@ -97,7 +100,7 @@ def export_with_progress(
     return manifest.measured
 
 
-def _precisions(precision: str | None, target: str | None) -> list[str]:
-    """What was asked for by name, and what the target wants; else fp32."""
+def _precisions(precision: str | None, target: str | None, add: bool) -> list[str]:
+    """What was asked for by name, and what the target wants; else fp32, and nothing to add."""
     named = [] if precision is None else precision.split(",")
-    return [*named, *TARGETS.get(target or "", ())] or ["fp32"]
+    return [*named, *TARGETS.get(target or "", ())] or ([] if add else ["fp32"])

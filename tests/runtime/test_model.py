@@ -115,7 +115,7 @@ def test_bad_input_is_refused_before_the_first_piece_is_asked_for(
 
 class TestLoad:
     def test_a_precision_that_was_not_exported(self, package: Path) -> None:
-        with pytest.raises(InputError, match="has no int4 variant, only fp32; export it with"):
+        with pytest.raises(InputError, match="has no int4 variant, only fp32; add it with"):
             fastvlm_onnx.load(package, precision="int4")
 
     def test_an_image_size_that_was_not_exported(self, package: Path) -> None:

@@ -166,9 +166,7 @@ def _describe(checkpoint: Checkpoint, sizes: Sequence[int], parts: Parts) -> Man
     )
 
 
-def record(
-    measured: Mapping[str, VariantAgreement], manifest: Manifest, folder: Path
-) -> Manifest:
+def record(measured: Mapping[str, VariantAgreement], manifest: Manifest, folder: Path) -> Manifest:
     """Write card and manifest of a package again, with what was measured; return the manifest."""
     manifest = replace(manifest, measured=dict(measured))
     write_card(folder / CARD_FILE, manifest)

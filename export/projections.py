@@ -103,13 +103,20 @@ class Int8Projection(nn.Module):  # type: ignore[misc]
         return outputs
 
 
-class Int4Projection(nn.Module):  # type: ignore[misc]
-    """int4 weights in blocks with a scale and a zero point each: few bytes to read for a token."""
+class BlockProjection(nn.Module):  # type: ignore[misc]
+    """Weights of 4 or 8 bits in blocks with a scale each: few bytes to read for a token."""
 
-    def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None):
+    def __init__(
+        self,
+        weights: Sequence[LazyArray],
+        bias: LazyArray | None = None,
+        *,
+        block_size: int,
+        bits: int,
+    ):
         super().__init__()
         self.sizes = [weight.shape[0] for weight in weights]
-        self.product = BlockProduct(stacked(weights), INT4_BLOCK, 4)
+        self.product = BlockProduct(stacked(weights), block_size, bits)
         self.bias = None if bias is None else parameter(bias)
 
     def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:

@@ -67,6 +67,8 @@ DECODER_OPERATORS: Mapping[str, Operators] = {
     "microsoft": Operators(),
     "standard": STANDARD_OPERATORS,
 }
+# GroupQueryAttention's rotary embedding on the CPU takes multiples of this.
+FUSED_HEAD_DIM: Final = 16
 # ONNX has no product of 8 or 4 bits whose activations are scaled by the token.
 STANDARD_PRECISIONS: Final = ("fp32", "fp16")
 
@@ -136,9 +138,16 @@ def declare(
 
     Raises:
         CheckpointError: a tensor is missing, surplus, or of another shape.
-        UnsupportedError: more than one image size for CoreML.
+        UnsupportedError: more than one image size for CoreML, or heads of a width that the fused
+            attention does not take.
     """
     config, version = checkpoint.config, fastvlm_onnx.__version__
+    head_dim = config.decoder.head_dim
+    if operators == "microsoft" and head_dim % FUSED_HEAD_DIM:
+        raise UnsupportedError(
+            f"{checkpoint.name}: heads are {head_dim} wide, and ONNX Runtime's fused attention "
+            f"takes multiples of {FUSED_HEAD_DIM}; export with --operators standard."
+        )
     weights = Weights(checkpoint.tensors)
     vision = weights / VISION_PREFIX.rstrip(".")
     projector = weights / PROJECTOR_PREFIX.rstrip(".")

@@ -96,12 +96,18 @@ def test_what_cannot_be_added_changes_nothing(
 
 
 def test_a_variant_of_another_checkpoint_is_refused(
-    tmp_path: Path, small_language: LanguageSize
+    tmp_path: Path, small_language: LanguageSize, demo_vision: dict[str, tuple[int, ...]]
 ) -> None:
     for seed in (1, 2):
-        write_random_checkpoint(tmp_path / f"tuned-{seed}", small_language, seed=seed)
+        write_random_checkpoint(
+            tmp_path / f"tuned-{seed}",
+            small_language,
+            seed=seed,
+            vision=demo_vision,
+            image_size=128,
+        )
     folder = tmp_path / "package"
-    export_package(tmp_path / "tuned-1", folder, precisions=["int8"], image_sizes=[64])
+    export_package(tmp_path / "tuned-1", folder, precisions=["int8"])
     before = contents(folder)
     with pytest.raises(PackageError, match=r"was made of another checkpoint \(tuned-1\)"):
         export_package(tmp_path / "tuned-2", folder, precisions=["int4"], add=True)

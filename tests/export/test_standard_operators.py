@@ -1,11 +1,13 @@
 """The decoder in ONNX's own operators: the same answers, in ONNX Runtime and outside it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
+from random_checkpoint import LanguageSize, write_random_checkpoint
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError, UnsupportedError
@@ -147,6 +149,22 @@ def test_precisions_that_need_fused_operators_are_refused(tmp_path: Path, precis
     with pytest.raises(UnsupportedError, match=r"with standard ones there are fp32, fp16\.$"):
         export_package("demo", tmp_path / "onnx", precisions=[precision], operators="standard")
     assert not list(tmp_path.iterdir())
+
+
+def test_heads_too_odd_for_the_fused_attention_are_answered_with_standard_operators(
+    tmp_path: Path,
+    small_language: LanguageSize,
+    demo_vision: dict[str, tuple[int, ...]],
+    picture: Path,
+) -> None:
+    odd = replace(small_language, hidden_size=144)  # heads of 24
+    write_random_checkpoint(tmp_path / "odd", odd, vision=demo_vision, image_size=128)
+    with pytest.raises(UnsupportedError, match="heads are 24 wide.*with --operators standard"):
+        export_package(tmp_path / "odd", tmp_path / "onnx", precisions=["int4"])
+    assert not (tmp_path / "onnx").exists()
+    export_package(tmp_path / "odd", tmp_path / "onnx", operators="standard")
+    answer = fastvlm_onnx.load(tmp_path / "onnx").generate(picture, "Hi", max_new_tokens=4)
+    assert len(answer.token_ids) == 4
 
 
 def test_unknown_operators_are_refused_with_the_list(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What int4's choices cost: how scales are found, block size, zero points, and each kind of layer.
 
-    python benchmarks/int4_choices.py -o docs/benchmarks    # about 30 minutes, 12 GB of disk
+    python benchmarks/int4_choices.py -o docs/benchmarks    # about 15 minutes, 12 GB of disk
 
 The decoder alone: each trial is fed what fp32 is fed, image and tokens, on two checkpoints:
 

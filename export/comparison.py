@@ -18,17 +18,19 @@ FloatArray = NDArray[np.float32]
 TOLERANCES: Final[Mapping[str, Tolerance]] = {
     # Folding and fusing only reorder sums: 1e-6 on true sizes, and room for depth.
     "fp32": Tolerance(1e-4, cosine=0.99999, kl_divergence=1e-6, argmax_agreement=1.0),
-    # Provisional from here on: plausible values, to be tuned on measurements.
+    # From here on about twice what a random 0.5B with outlier tokens showed
+    # (docs/benchmarks/quantisation-error.md), its logits being the hardest to keep in order: only
+    # the share of equal tokens is one for trained weights, whose first choice stands out.
     # Weights rounded to 11 bits, sums in float32.
-    "fp16": Tolerance(0.02, cosine=0.9995, kl_divergence=1e-3, argmax_agreement=0.99),
+    "fp16": Tolerance(0.01, cosine=0.9999, kl_divergence=1e-4, argmax_agreement=0.99),
     # Weights and activations on 255 levels, and the errors of every layer add up.
-    "int8": Tolerance(0.2, cosine=0.98, kl_divergence=0.05, argmax_agreement=0.9),
+    "int8": Tolerance(0.2, cosine=0.98, kl_divergence=0.02, argmax_agreement=0.9),
     # As int8 up to image_features; then weights on 16 levels.
-    "int4": Tolerance(0.4, cosine=0.9, kl_divergence=0.3, argmax_agreement=0.8),
+    "int4": Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
     # The prompt as int8, the answer as int4.
-    "fast": Tolerance(0.4, cosine=0.9, kl_divergence=0.3, argmax_agreement=0.8),
+    "fast": Tolerance(0.4, cosine=0.92, kl_divergence=0.1, argmax_agreement=0.8),
     # image_features as fp16; then as int4.
-    "coreml": Tolerance(0.4, cosine=0.9, kl_divergence=0.3, argmax_agreement=0.8),
+    "coreml": Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
 }
 # A gap below this share of the largest logit is one that float32 itself does not resolve after
 # some tens of layers: either token is right.

@@ -62,7 +62,8 @@ from fastvlm_onnx.runtime.embedding import TokenEmbedding
 from fastvlm_onnx.runtime.image import preprocess, read_picture
 from fastvlm_onnx.runtime.machine import processor
 from fastvlm_onnx.runtime.prompt import tokenize_prompt
-from fastvlm_onnx.runtime.session import DecoderSession, open_session
+from fastvlm_onnx.runtime.providers import CPU, Choice
+from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
 
 FloatArray = NDArray[np.float32]
 
@@ -133,7 +134,7 @@ def reordered(checkpoint: Checkpoint, seed: int) -> Draw:
 def trained(folder: Path, number: int, draws: int, threads: int) -> Subject:
     """The built-in model and `number` held-out questions of each kind."""
     export_package("demo", folder / "demo-package", overwrite=True)
-    model = fastvlm_onnx.load(folder / "demo-package", provider="cpu", threads=threads)
+    model = fastvlm_onnx.load(folder / "demo-package", providers="cpu", threads=threads)
     asked = []
     for kind in demo_data.KINDS:
         for sample, question in demo_data.held_out(kind, number):
@@ -153,7 +154,7 @@ def trained(folder: Path, number: int, draws: int, threads: int) -> Subject:
 def full_size(folder: Path, steps: int, threads: int) -> Subject:
     """The random 0.5B and one picture."""
     package = make_package(folder)
-    model = fastvlm_onnx.load(package, precision="fp32", provider="cpu", threads=threads)
+    model = fastvlm_onnx.load(package, precision="fp32", providers="cpu", threads=threads)
     pixel_values = preprocess(read_picture(PICTURES / NAMES[0]), model.image_size)
     inputs_embeds = prompt_embeds(model, model.encode_image(pixel_values))
     checkpoint = open_checkpoint(folder / CHECKPOINT)
@@ -196,7 +197,7 @@ def open_decoder(
             initializers[name].const_value = tensor
         path = Path(folder) / "decoder.onnx"
         ir.save(graph, path)
-        session = open_session(path, "CPUExecutionProvider", threads)
+        session = GraphSession(path, Choice(CPU), threads)
         return DecoderSession(session, subject.decoder), path.with_name("weights").stat().st_size
 
 

@@ -103,7 +103,7 @@ def run(
 def compare(package: Path, steps: int, threads: int) -> tuple[dict[str, VariantAgreement], str]:
     """Every variant against fp32, and how flat fp32's own logits are."""
     manifest = read_manifest(package)
-    exact = fastvlm_onnx.load(package, precision="fp32", provider="cpu", threads=threads)
+    exact = fastvlm_onnx.load(package, precision="fp32", providers="cpu", threads=threads)
     expected = {name: run(exact, name, steps) for name in NAMES}
     logits = np.concatenate([arrays[LOGITS] for arrays, _ in expected.values()])
     gap, spread = np.median(top_2_gap(logits)), logits.std()
@@ -115,7 +115,7 @@ def compare(package: Path, steps: int, threads: int) -> tuple[dict[str, VariantA
     variants = {}
     for precision in list(manifest.variants)[1:]:
         print(precision, flush=True)
-        model = fastvlm_onnx.load(package, precision=precision, provider="cpu", threads=threads)
+        model = fastvlm_onnx.load(package, precision=precision, providers="cpu", threads=threads)
         rows: dict[str, list[StageAgreement]] = {}
         prompts = []
         for name, (wanted, tokens) in expected.items():
@@ -127,6 +127,7 @@ def compare(package: Path, steps: int, threads: int) -> tuple[dict[str, VariantA
             reference="fp32",
             runtime=f"ONNX Runtime {onnxruntime.__version__}",
             image_size=model.image_size,
+            largest_activations={},
             stages=list(map(worst_of, rows.values())),
             prompts=prompts,
             tolerance=TOLERANCES[precision],

@@ -59,13 +59,13 @@ def measure(package: Path, threads: int, repeats: int) -> tuple[Figures, Figures
         is_new = variant.vision_encoder not in encoders[:number]
         for size in sorted(map(int, variant.vision_encoder)) if is_new else ():
             model = fastvlm_onnx.load(
-                package, precision=precision, image_size=size, threads=threads, provider="cpu"
+                package, precision=precision, image_size=size, threads=threads, providers="cpu"
             )
             pixel_values = rng.random((1, 3, size, size), np.float32)
             seconds = seconds_of(lambda m=model, p=pixel_values: m.encode_image(p), repeats)
             vision.setdefault(precision, {})[size] = seconds
             print(f"{precision}: {size} pixels, {seconds:.3f} s", flush=True)
-        model = fastvlm_onnx.load(package, precision=precision, threads=threads, provider="cpu")
+        model = fastvlm_onnx.load(package, precision=precision, threads=threads, providers="cpu")
         for length in PROMPT_LENGTHS:
             embeds = rng.standard_normal((1, length, manifest.decoder.hidden_size), np.float32)
             seconds = seconds_of(

@@ -29,7 +29,10 @@ TOLERANCES: Final[Mapping[str, Tolerance]] = {
     "int4": Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
     # The prompt as int8, the answer as int4.
     "fast": Tolerance(0.4, cosine=0.92, kl_divergence=0.1, argmax_agreement=0.8),
+    # Weights and products rounded to 8 bits of mantissa.
+    "bf16": Tolerance(0.05, cosine=0.998, kl_divergence=0.005, argmax_agreement=0.95),
     # image_features as fp16; then as int4.
+    "int4_cuda": Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
     "coreml": Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
 }
 # A gap below this share of the largest logit is one that float32 itself does not resolve after

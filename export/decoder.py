@@ -310,8 +310,15 @@ FORMS: Mapping[str, DecoderForm] = {
     "fp16": DecoderForm(
         HalfProjection, partial(LMHead, dtype=ir.DataType.FLOAT16), ir.DataType.FLOAT16
     ),
+    "bf16": DecoderForm(
+        partial(HalfProjection, dtype=ir.DataType.BFLOAT16),
+        partial(LMHead, dtype=ir.DataType.BFLOAT16),
+        ir.DataType.BFLOAT16,
+    ),
     "int8": DecoderForm(Int8Projection, _int8_head),
     "int4": DecoderForm(_int4, _int8_head, early_attention=_int8),
+    # CUDA's attention has no float32 kernel.
+    "int4_cuda": DecoderForm(_int4, _int8_head, ir.DataType.FLOAT16, _int8),
 }
 
 

@@ -56,25 +56,33 @@ class FloatProjection(nn.Module):  # type: ignore[misc]
 
 
 class HalfProjection(nn.Module):  # type: ignore[misc]
-    """float16 weights and products; what goes in and comes out is float32.
+    """Weights and products in 16 bits; what goes in and comes out is float32.
 
     Qwen2 has activations beyond float16's range in its residual stream and before its down
-    projections; these multiply in float32, with the weight widened as the graph is loaded.
+    projections; in float16 these multiply in float32, with the weight widened as the graph is
+    loaded. bfloat16 has float32's range.
     """
 
-    def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None):
+    def __init__(
+        self,
+        weights: Sequence[LazyArray],
+        bias: LazyArray | None = None,
+        *,
+        dtype: ir.DataType = ir.DataType.FLOAT16,
+    ):
         super().__init__()
         self.sizes = [weight.shape[0] for weight in weights]
         # A product that narrows the intermediate activations is a down projection.
-        self.is_wide = len(weights) == 1 and weights[0].shape[1] > weights[0].shape[0]
-        self.weight = parameter(transposed(stacked(weights)), ir.DataType.FLOAT16)
+        is_down = len(weights) == 1 and weights[0].shape[1] > weights[0].shape[0]
+        self.is_wide, self.dtype = is_down and dtype == ir.DataType.FLOAT16, dtype
+        self.weight = parameter(transposed(stacked(weights)), dtype)
         self.bias = None if bias is None else parameter(bias)
 
     def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
         if self.is_wide:
             product = op.MatMul(x, op.Cast(self.weight, to=ir.DataType.FLOAT))
         else:
-            product = op.MatMul(op.Cast(x, to=ir.DataType.FLOAT16), self.weight)
+            product = op.MatMul(op.Cast(x, to=self.dtype), self.weight)
             product = op.Cast(product, to=ir.DataType.FLOAT)
         if self.bias is not None:
             product = op.Add(product, self.bias)

@@ -18,7 +18,14 @@ from PIL import Image
 from fastvlm_onnx.errors import CheckpointError
 from fastvlm_onnx.export.checkpoint import Checkpoint
 from fastvlm_onnx.export.reference import ReferenceFastVLM
-from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, PIXEL_VALUES
+from fastvlm_onnx.names import (
+    DECODER,
+    IMAGE_FEATURES,
+    IMAGE_HIDDEN_STATES,
+    PIXEL_VALUES,
+    PROJECTOR,
+    VISION_ENCODER,
+)
 
 FloatArray = NDArray[np.float32]
 
@@ -56,11 +63,13 @@ class ReferenceRun:
         stages: of each picture, arrays by stage: pixel_values, image_hidden_states,
             image_features.
         answers: one to each question.
+        largest_activations: the largest magnitude inside each graph, over all of these.
     """
 
     versions: str
     stages: dict[Path, dict[str, FloatArray]]
     answers: list[ReferenceAnswer]
+    largest_activations: dict[str, float]
 
 
 @torch.inference_mode()
@@ -83,6 +92,7 @@ def run_reference(
     """
     with _torch_threads(threads):
         reference = _load_reference(checkpoint)
+        largest = _watch(reference)
         stages = {}
         for picture in dict.fromkeys(question.picture for question in questions):
             tick(f"PyTorch, {picture.name}")
@@ -93,7 +103,7 @@ def run_reference(
             features = torch.from_numpy(stages[question.picture][IMAGE_FEATURES])
             answers.append(_answer(reference, question, features))
     versions = f"PyTorch {torch.__version__}, transformers {transformers.__version__}"
-    return ReferenceRun(versions, stages, answers)
+    return ReferenceRun(versions, stages, answers, largest)
 
 
 @contextmanager
@@ -104,6 +114,30 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _watch(reference: ReferenceFastVLM) -> dict[str, float]:
+    """The largest magnitude that any layer of each graph reads or gives, kept up to date."""
+    graphs = {
+        VISION_ENCODER: reference.vision_encoder,
+        PROJECTOR: reference.projector,
+        DECODER: reference.decoder.model,  # without lm_head, whose logits no layer reads
+    }
+    largest = dict.fromkeys(graphs, 0.0)
+
+    def note(graph: str, values: object) -> None:
+        for value in values if isinstance(values, tuple) else (values,):
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                low, high = torch.aminmax(value)
+                largest[graph] = max(largest[graph], -float(low), float(high))
+
+    for graph, module in graphs.items():
+        for layer in module.modules():
+            # What is read too: what goes into a down projection is no layer's output.
+            layer.register_forward_hook(
+                lambda _, inputs, output, graph=graph: note(graph, (*inputs, output))
+            )
+    return largest
 
 
 def _load_reference(checkpoint: Checkpoint) -> ReferenceFastVLM:

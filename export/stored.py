@@ -56,7 +56,8 @@ def write_tensors(
             file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
             offset = file.tell()
             for chunk in tensor.chunks() if isinstance(tensor, StoredTensor) else [tensor.numpy()]:
-                file.write(chunk.data)
+                # As bytes: Python's buffers know no bfloat16.
+                file.write(chunk.reshape(-1).view(np.uint8).data)
                 count(chunk.nbytes)
             written[name] = stored_at(tensor, name, folder, file_name, offset, file.tell() - offset)
     return written

@@ -60,6 +60,9 @@ RECIPES: Mapping[str, Recipe] = {
     "fast": Recipe("int8", "int4", prefill="int8", has_int8_embeddings=True),
     # CoreML takes no decoder: that stays on the CPU.
     "coreml": Recipe("coreml", "int4", has_int8_embeddings=True),
+    # CUDA has float16 convolutions of every kind, but not bfloat16 ones.
+    "bf16": Recipe("fp16", "bf16"),
+    "int4_cuda": Recipe("fp16", "int4_cuda", has_int8_embeddings=True),
 }
 
 

@@ -39,7 +39,7 @@ from fastvlm_onnx.package import Manifest, check_files, read_manifest
 from fastvlm_onnx.runtime.image import preprocess, read_picture
 from fastvlm_onnx.runtime.model import FastVLM, choose_image_size, choose_precision, load
 from fastvlm_onnx.runtime.prompt import PromptIds, room_for_answer, tokenize_prompt
-from fastvlm_onnx.runtime.providers import import_onnxruntime
+from fastvlm_onnx.runtime.providers import NOT_ON_CPU, import_onnxruntime
 from fastvlm_onnx.runtime.tokenizer import TextTokenizer
 
 FloatArray = NDArray[np.float32]
@@ -95,7 +95,12 @@ def verify_package(
         if number is not None and number < 1:
             raise InputError(f"{name} is {number}; expected 1 or more.")
     size = manifest.image.default_size if image_size is None else image_size
-    chosen = list(dict.fromkeys(precisions or manifest.variants))
+    chosen = list(dict.fromkeys(precisions or _on_cpu(manifest)))
+    if not chosen:
+        raise InputError(
+            f"{folder}: holds {', '.join(manifest.variants)}, which the CPU cannot run, and "
+            "nothing else is measured; run `fastvlm-onnx doctor DIR` on the machine that can."
+        )
     for precision in chosen:
         choose_precision(manifest, precision, folder)
         choose_image_size(manifest, precision, size, folder)
@@ -128,7 +133,7 @@ def verify_package(
     variants = {}
     for precision in chosen:
         stages, answers = _compare(
-            load(folder, precision=precision, provider="cpu", image_size=size, threads=threads),
+            load(folder, precision=precision, providers="cpu", image_size=size, threads=threads),
             questions,
             expected,
             tick,
@@ -137,12 +142,17 @@ def verify_package(
             reference=expected.versions,
             runtime=f"ONNX Runtime {ort.__version__}",
             image_size=size,
+            largest_activations=expected.largest_activations,
             stages=stages,
             prompts=answers,
             tolerance=TOLERANCES[precision],
         )
     progress("done", total, total)
     return Agreement(variants)
+
+
+def _on_cpu(manifest: Manifest) -> list[str]:
+    return [name for name in manifest.variants if name not in NOT_ON_CPU]
 
 
 # --- what is asked -----------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, LOGITS, PIXEL_VALUES
 
+LARGEST_FLOAT16 = 65_504
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -79,11 +81,13 @@ class VariantAgreement:
         reference: what the variant was held against, with versions.
         runtime: what ran the variant, with its version.
         image_size: side of the square input in pixels.
+        largest_activations: the largest magnitude inside each graph, in the reference's float32.
     """
 
     reference: str
     runtime: str
     image_size: int
+    largest_activations: dict[str, float]
     stages: list[StageAgreement]
     prompts: list[PromptAgreement]
     tolerance: Tolerance
@@ -215,6 +219,7 @@ def agreement_table(variants: Mapping[str, VariantAgreement]) -> str:
                 ),
                 prompts,
             ),
+            *dict.fromkeys(map(_activations, variants.values())),
             "\n".join(
                 f"- {_verdict(precision, variant)}" for precision, variant in variants.items()
             ),
@@ -235,6 +240,13 @@ def _verdict(precision: str, variant: VariantAgreement) -> str:
         f"{precision}: {found} ({allowed}; {variant.runtime} against {variant.reference}, "
         f"{variant.image_size} pixels)."
     )
+
+
+def _activations(variant: VariantAgreement) -> str:
+    found = ", ".join(
+        f"{graph} {value:,.0f}" for graph, value in variant.largest_activations.items()
+    )
+    return f"Largest activations: {found or 'unknown'}; float16 ends at {LARGEST_FLOAT16:,}."
 
 
 def _number(value: float | None) -> str:

@@ -13,6 +13,7 @@ import click
 import fastvlm_onnx
 from fastvlm_onnx.commands.bench import bench
 from fastvlm_onnx.commands.demo import demo
+from fastvlm_onnx.commands.doctor import doctor
 from fastvlm_onnx.commands.download import download
 from fastvlm_onnx.commands.export import export
 from fastvlm_onnx.commands.generate import generate
@@ -61,5 +62,5 @@ def cli(debug: bool) -> None:
     """Apple's FastVLM in ONNX Runtime: export a checkpoint, ask about pictures."""
 
 
-for command in (download, export, verify, generate, bench, demo):
+for command in (download, export, verify, generate, bench, doctor, demo):
     cli.add_command(command)

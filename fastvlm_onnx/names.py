@@ -51,9 +51,10 @@ CARD_FILE: Final = "README.md"
 # What a decoder is made of: ONNX Runtime's fused operators, or ONNX's own alone.
 OPERATORS: Final = ("microsoft", "standard")
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4", "fast")
-# What only one provider wants: a vision encoder and projector that CoreML takes whole.
-DEVICE_PRECISIONS: Final = ("coreml",)
-TARGETS: Final = {"coreml": ("coreml",)}
+# What only one provider wants: a vision encoder and projector that CoreML takes whole, decoders
+# whose attention CUDA has kernels for.
+DEVICE_PRECISIONS: Final = ("coreml", "bf16", "int4_cuda")
+TARGETS: Final = {"coreml": ("coreml",), "cuda": ("bf16", "fp16", "int4_cuda")}
 IMAGE_TOKEN: Final = "<image>"
 
 

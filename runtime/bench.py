@@ -121,7 +121,8 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
     endless = replace(model.manifest.decoder, eos_token_ids=[])
     model.manifest = replace(model.manifest, decoder=endless)
     runs: list[float] = []
-    model._decoder._sessions = [TimedSession(s, runs) for s in model._decoder._sessions]
+    for session in model._decoder._sessions:
+        session._session = TimedSession(session._session, runs)
     answers = []
     for number in range(case.warmup + case.repeats):
         generation = model.generate(case.picture, case.prompt, max_new_tokens=case.new_tokens)

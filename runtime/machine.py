@@ -41,3 +41,50 @@ def _peak_rss_of_getrusage() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def physical_cores() -> int | None:
+    """Cores with arithmetic of their own that this process may use; None where nobody says.
+
+    Counts what the scheduler lets it run on and what its cgroup pays for, not what the machine has.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    siblings = set()
+    for core in os.sched_getaffinity(0):
+        path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        try:
+            siblings.add(path.read_text("utf-8").strip())
+        except OSError:
+            return None
+    return min(len(siblings), cgroup_cores() or len(siblings))
+
+
+def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Cores' worth of time that this process's cgroup allows, at least 1; None without a limit."""
+    try:
+        try:
+            quota, period = (root / "cpu.max").read_text("utf-8").split()
+        except OSError:
+            quota, period = (
+                (root / "cpu" / f"cpu.cfs_{name}_us").read_text("utf-8").strip()
+                for name in ("quota", "period")
+            )
+        limit = int(quota) / int(period)
+    except (OSError, ValueError):  # no cgroups, or "max"
+        return None
+    return max(1, int(limit)) if limit > 0 else None
+
+
+def memory_bytes() -> tuple[int | None, int | None]:
+    """Memory of the machine, and what of it is free; None where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text("utf-8")
+    except OSError:
+        return None, None
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in _fields(text)}
+    return sizes.get("MemTotal"), sizes.get("MemAvailable")
+
+
+def _fields(text: str) -> list[tuple[str, str, str]]:
+    return [line.partition(":") for line in text.splitlines()]

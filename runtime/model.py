@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,14 +21,25 @@ from fastvlm_onnx.names import (
     VISION_ENCODER,
 )
 from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
+from fastvlm_onnx.runtime.coreml import check_features, with_model_cache
 from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
 from fastvlm_onnx.runtime.generation import Generation, Piece, Timings
 from fastvlm_onnx.runtime.image import Picture, preprocess, read_picture
 from fastvlm_onnx.runtime.prompt import PromptIds, room_for_answer, tokenize_prompt
-from fastvlm_onnx.runtime.providers import resolve_provider
+from fastvlm_onnx.runtime.providers import (
+    COREML,
+    CPU,
+    PROVIDERS,
+    Choice,
+    Options,
+    Providers,
+    parse,
+    plan,
+    wanted_precisions,
+)
 from fastvlm_onnx.runtime.sampling import Sampler, Sampling
-from fastvlm_onnx.runtime.session import DecoderSession, open_session
+from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
 from fastvlm_onnx.runtime.tokenizer import StrippedStream, TextStream, TextTokenizer
 
 FloatArray = NDArray[np.float32]
@@ -38,30 +49,38 @@ def load(
     folder: str | os.PathLike[str],
     *,
     precision: str | None = None,
-    provider: str = "auto",
+    providers: Providers = "auto",
+    provider_options: Options | None = None,
     image_size: int | None = None,
     threads: int | None = None,
+    records_placement: bool = False,
 ) -> "FastVLM":
     """Open an exported package.
 
     Args:
-        precision: a variant of the package; its first when None.
-        provider: auto, cpu, cuda or coreml.
+        precision: a variant of the package; the one that suits the providers best when None.
+        providers: what runs the graphs. `auto` (docs/providers.md says what it does), a name like
+            `cuda`, `vision=coreml,decoder=cpu` or the mapping of it, or ONNX Runtime's own list of
+            names, or of names with their options, whose first is what was asked for.
+        provider_options: for the provider asked for, over ours.
         image_size: side of the square input in pixels, one the package was exported for; its
             default when None.
-        threads: per graph; one per physical core when None.
+        threads: per graph; one per physical core that this process may use when None.
+        records_placement: note which nodes run where on the CPU too (`sessions`).
 
     Raises:
         PackageError: the folder is no package, or a file of it is missing, cut or altered.
-        InputError: the package lacks this precision or image size.
-        ProviderError: ONNX Runtime, or the provider, is not installed.
+        InputError: the package lacks this precision or image size, or one for these providers.
+        ProviderError: ONNX Runtime or a provider is not installed, or a provider takes no node of
+            a graph, or cannot load it.
     """
     begin = time.perf_counter()
     path = Path(folder)
     manifest = read_manifest(path)
-    precision = choose_precision(manifest, precision, path)
+    asked = parse(providers, provider_options)
+    precision = choose_precision(manifest, precision, path, asked)
     image_size = choose_image_size(manifest, precision, image_size, path)
-    provider_name = resolve_provider(provider)
+    choices = plan(asked, precision)
     files = manifest.files_of(precision, image_size)
     weights = [name for name in files if name.endswith((".data", ".npy"))]
     check_sizes(path, weights, manifest)
@@ -70,7 +89,9 @@ def load(
     with ThreadPoolExecutor(1) as pool:
         check = pool.submit(check_hashes, path, weights, manifest)
         try:
-            model = FastVLM(path, manifest, precision, image_size, provider_name, threads)
+            model = FastVLM(
+                path, manifest, precision, image_size, choices, threads, records_placement
+            )
         finally:
             check.result()
     model.load_seconds = time.perf_counter() - begin
@@ -78,7 +99,12 @@ def load(
 
 
 class FastVLM:
-    """A model ready to answer; made by `load`. Answers one question at a time."""
+    """A model ready to answer; made by `load`. Answers one question at a time.
+
+    Attributes:
+        sessions: the open graphs, by name.
+        providers: ONNX Runtime's name of the provider of each.
+    """
 
     def __init__(
         self,
@@ -86,8 +112,9 @@ class FastVLM:
         manifest: Manifest,
         precision: str,
         image_size: int,
-        provider: str,
+        choices: Mapping[str, Choice],
         threads: int | None,
+        records_placement: bool,
     ) -> None:
         variant = manifest.variants[precision]
         self.manifest, self.precision, self.image_size = manifest, precision, image_size
@@ -101,13 +128,35 @@ class FastVLM:
         }
         if variant.prefill != variant.decoder:
             graphs[PREFILL] = variant.prefill
-        sessions = {
-            graph: open_session(folder / file, provider, threads) for graph, file in graphs.items()
+        self.threads = threads
+        self.sessions = sessions = {
+            graph: GraphSession(
+                folder / file,
+                with_model_cache(choices[graph], manifest.files[file].sha256),
+                threads,
+                records_placement=records_placement,
+            )
+            for graph, file in graphs.items()
         }
-        self.providers = {graph: s.get_providers()[0] for graph, s in sessions.items()}
+        self.providers = {graph: session.choice.ep for graph, session in sessions.items()}
         self._vision_encoder, self._projector = sessions[VISION_ENCODER], sessions[PROJECTOR]
         self._decoder = DecoderSession(sessions[DECODER], manifest.decoder, sessions.get(PREFILL))
         self.load_seconds = 0.0
+        if COREML in (self.providers[VISION_ENCODER], self.providers[PROJECTOR]):
+            self._check_coreml(manifest.files[graphs[VISION_ENCODER]].sha256)
+
+    def _check_coreml(self, sha256: str) -> None:
+        """Raise ProviderError unless CoreML's image features are the CPU's."""
+
+        def encode_on_cpu(pixel_values: FloatArray) -> FloatArray:
+            vision_encoder, projector = (
+                GraphSession(session.path, Choice(CPU), self.threads)
+                for session in (self._vision_encoder, self._projector)
+            )
+            hidden = vision_encoder.run([IMAGE_HIDDEN_STATES], {PIXEL_VALUES: pixel_values})[0]
+            return projector.run([IMAGE_FEATURES], {IMAGE_HIDDEN_STATES: hidden})[0]
+
+        check_features(sha256, self.image_size, self.encode_image, encode_on_cpu)
 
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:
         """pixel_values [B, 3, S, S] -> image_features [B, num_image_tokens, hidden_size]."""
@@ -292,14 +341,35 @@ class FastVLM:
         )
 
 
-def choose_precision(manifest: Manifest, precision: str | None, folder: Path) -> str:
-    """The asked variant if the package has it, its first when None; else InputError."""
+def choose_precision(
+    manifest: Manifest,
+    precision: str | None,
+    folder: Path,
+    asked: Mapping[str, Choice] | None = None,
+) -> str:
+    """The asked variant if the package has it, what suits the providers when None.
+
+    Args:
+        asked: what was asked for by name; nothing when empty, the CPU when None.
+
+    Raises:
+        InputError: the package lacks it; the message says how to add it.
+    """
     if precision is None:
-        return next(iter(manifest.variants))
+        wanted = PROVIDERS["cpu"].precisions if asked is None else wanted_precisions(asked)
+        fitting = [name for name in wanted or manifest.variants if name in manifest.variants]
+        if not fitting:
+            names = ", ".join(dict.fromkeys(choice.name for choice in (asked or {}).values()))
+            raise InputError(
+                f"{folder}: has no variant for {names}, only {', '.join(manifest.variants)}; "
+                f"add one with `{add_command(manifest, folder)} --precision {wanted[0]}`, or "
+                "choose with --precision."
+            )
+        return fitting[0]
     if precision not in manifest.variants:
         raise InputError(
             f"{folder}: has no {precision} variant, only {', '.join(manifest.variants)}; "
-            f"add it with `{_add_command(manifest, folder)} --precision {precision}`."
+            f"add it with `{add_command(manifest, folder)} --precision {precision}`."
         )
     return precision
 
@@ -313,11 +383,11 @@ def choose_image_size(
     if str(chosen) not in sizes:
         raise InputError(
             f"{folder}: was not exported for {chosen} pixels, only for {', '.join(sizes)}; "
-            f"add it with `{_add_command(manifest, folder)} --image-size {chosen}`."
+            f"add it with `{add_command(manifest, folder)} --image-size {chosen}`."
         )
     return chosen
 
 
-def _add_command(manifest: Manifest, folder: Path) -> str:
+def add_command(manifest: Manifest, folder: Path) -> str:
     """The command that adds to a package; a folder's or archive's name lacks its path."""
     return f"fastvlm-onnx export {manifest.source.name} -o {folder} --add"

@@ -1,58 +1,217 @@
-"""ONNX Runtime sessions: options, opening, and the decoder with its cache bound in place."""
+"""ONNX Runtime sessions: options, opening, proof of placement; the decoder with its cache."""
 
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvlm_onnx.errors import InputError, PackageError
+from fastvlm_onnx.errors import InputError, PackageError, ProviderError
 from fastvlm_onnx.names import ATTENTION_MASK, INPUTS_EMBEDS
 from fastvlm_onnx.package import DecoderFormat
+from fastvlm_onnx.runtime.coreml import wipe_model_cache
 from fastvlm_onnx.runtime.kv_cache import KVCache
-from fastvlm_onnx.runtime.providers import import_onnxruntime
+from fastvlm_onnx.runtime.machine import physical_cores
+from fastvlm_onnx.runtime.providers import (
+    CPU,
+    CUDA,
+    PROVIDERS,
+    Choice,
+    first_line,
+    import_onnxruntime,
+    preload_cuda,
+)
 
 FloatArray = NDArray[np.float32]
+Placement = Mapping[str, Counter[str]]
+"""Nodes by provider (ONNX Runtime's name), then by operator."""
+
+RECORD_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
+log = logging.getLogger("fastvlm_onnx")
 
 
-def open_session(path: Path, provider: str, threads: int | None = None) -> Any:
-    """Open a graph.
+class GraphSession:
+    """One graph, open on the provider that was chosen for it.
 
-    Args:
-        provider: ONNX Runtime's name; the CPU takes what it leaves.
-        threads: intra-op threads; one per physical core when None.
-
-    Raises:
-        InputError: `threads` is below 1.
-        PackageError: the graph cannot be loaded.
+    Attributes:
+        path: the graph's file.
+        choice: what it runs on.
+        placement: which provider took which nodes; None where ONNX Runtime does not say, or nobody
+            wanted to know.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; expected 1 or more.")
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+
+    def __init__(
+        self,
+        path: Path,
+        choice: Choice,
+        threads: int | None = None,
+        *,
+        records_placement: bool = False,
+    ) -> None:
+        """Open it.
+
+        Args:
+            threads: intra-op threads; one per physical core when None.
+            records_placement: also where the CPU is all there is.
+
+        Raises:
+            InputError: `threads` is below 1.
+            PackageError: the graph cannot be loaded on the CPU.
+            ProviderError: it cannot be on another provider, or that takes no node of it.
+        """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; expected 1 or more.")
+        self.path, self.choice = path, choice
+        self._ort = import_onnxruntime()
+        self._is_on_cpu = choice.ep == CPU
+        if choice.ep == CUDA:
+            preload_cuda()
+        options = session_options(threads)
+        records = records_placement or not self._is_on_cpu
+        if records:
+            options.add_session_config_entry(RECORD_PLACEMENT, "1")
+        # ONNX Runtime's exceptions share no base below Exception.
+        try:
+            self._session = self._open(options)
+        except Exception as error:
+            # What was compiled by another version, or cut off, is no reason to give up.
+            if not wipe_model_cache(choice):
+                raise self._refused(error) from None
+            try:
+                self._session = self._open(options)
+            except Exception as again:
+                raise self._refused(again) from None
+        self.placement = placement_of(self._session) if records else None
+        if not self._is_on_cpu:
+            self._check_placement()
+
+    def _open(self, options: Any) -> Any:
+        ort, choice = self._ort, self.choice
+        chain = [(choice.ep, dict(choice.options)), *((ep, dict(o)) for ep, o in choice.others)]
+        if choice.ep in ort.get_available_providers():
+            if not self._is_on_cpu:
+                chain.append((CPU, {}))
+            return ort.InferenceSession(str(self.path), options, providers=chain)
+        # A plugin's: named by its devices.
+        for ep, given in chain:
+            devices = [device for device in ort.get_ep_devices() if device.ep_name == ep]
+            options.add_provider_for_devices(devices, given)
+        return ort.InferenceSession(str(self.path), options)
+
+    def _refused(self, error: Exception) -> Exception:
+        reason = first_line(error)
+        if self._is_on_cpu:
+            return PackageError(
+                f"{self.path}: ONNX Runtime {self._ort.__version__} cannot load it ({reason}); "
+                "export the package again."
+            )
+        return ProviderError(
+            f"{self.path}: {self.choice.ep} cannot load it ({reason}); take other options with "
+            "--provider-option, another variant with --precision, or --provider cpu."
+        )
+
+    def _check_placement(self) -> None:
+        """Raise ProviderError where the provider is not used, warn where it left something."""
+        ep = self.choice.ep
+        if ep not in self._session.get_providers():
+            provider = PROVIDERS.get(self.choice.name)
+            raise ProviderError(
+                f"{self.path.name}: {ep} could not be started, as a rule because its libraries "
+                f"are missing; {f'run `{provider.install}`' if provider else 'install them'}, or "
+                "take --provider cpu."
+            )
+        if self.placement is None:
+            return
+        taken = {name: sum(operators.values()) for name, operators in self.placement.items()}
+        if not taken.get(ep):
+            raise ProviderError(
+                f"{self.path.name}: {ep} took none of its {sum(taken.values())} nodes; take "
+                "another variant with --precision, or another provider for this graph."
+            )
+        if left := self.placement.get(CPU):
+            log.warning(
+                "%s: %s took %d of %d nodes; on the CPU: %s",
+                self.path.name,
+                ep,
+                taken[ep],
+                sum(taken.values()),
+                ", ".join(f"{count} {name}" for name, count in left.most_common()),
+            )
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """Run once, from arrays to arrays.
+
+        Raises:
+            ProviderError: the provider failed, of memory for one; the session stays usable.
+        """
+        try:
+            return self._session.run(list(outputs), dict(feeds))
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        """Run once, on what is bound.
+
+        Raises:
+            ProviderError: as `run`.
+        """
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: Exception) -> ProviderError:
+        return ProviderError(
+            f"{self.path.name}: {self.choice.ep} failed while running it ({first_line(error)}); "
+            "where memory was short, free some, or take a smaller variant or image size."
+        )
+
+    def io_binding(self) -> Any:
+        return self._session.io_binding()
+
+    def get_inputs(self) -> list[Any]:
+        return self._session.get_inputs()
+
+    def get_outputs(self) -> list[Any]:
+        return self._session.get_outputs()
+
+
+def session_options(threads: int | None) -> Any:
+    """ONNX Runtime's SessionOptions as every graph has them."""
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores() or 0
     options.log_severity_level = 3
     # A pattern is one block for all activations, beside what the first run took: a fifth more
     # memory for the vision encoder, and no faster.
     options.enable_mem_pattern = False
     # Sessions take turns: an idle one whose workers spin takes a core from the busy one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    providers = list(dict.fromkeys((provider, "CPUExecutionProvider")))
-    try:
-        return ort.InferenceSession(str(path), options, providers=providers)
-    # ONNX Runtime's exceptions share no base below Exception.
-    except Exception as error:
-        first_line = str(error).splitlines()[0]
-        raise PackageError(
-            f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line}); "
-            "export the package again."
-        ) from None
+    return options
+
+
+def placement_of(session: Any) -> Placement | None:
+    """Which provider took which nodes; None where this ONNX Runtime does not say."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    placement: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        operators = placement.setdefault(part.ep_name, Counter())
+        operators.update(node.op_type for node in part.get_nodes())
+    return placement
 
 
 class DecoderSession:
     """The decoder, one sequence at a time: one graph, or two that fill the same cache."""
 
-    def __init__(self, session: Any, decoder: DecoderFormat, prefill_session: Any = None) -> None:
+    def __init__(
+        self,
+        session: GraphSession,
+        decoder: DecoderFormat,
+        prefill_session: GraphSession | None = None,
+    ) -> None:
         """Take the graphs.
 
         Args:
@@ -65,7 +224,7 @@ class DecoderSession:
         self._mask = np.ones((1, decoder.context_length), np.int64)
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache with room for `capacity` positions."""
+        """An empty cache with room for `capacity` positions, where the decoder's tensors live."""
         return KVCache(self._sessions, self._decoder, capacity)
 
     def run(self, inputs_embeds: FloatArray, cache: KVCache) -> FloatArray:
@@ -87,7 +246,12 @@ class DecoderSession:
         total = cache.length + inputs_embeds.shape[1]
         assert total <= cache.capacity
         binding = cache.bindings[graph]
-        binding.bind_cpu_input(INPUTS_EMBEDS, inputs_embeds)
+        if inputs_embeds.shape[1] == 1:
+            # One token goes into a buffer that stays where it is, on whatever device.
+            cache.token.update_inplace(np.ascontiguousarray(inputs_embeds))
+            binding.bind_ortvalue_input(INPUTS_EMBEDS, cache.token)
+        else:
+            binding.bind_cpu_input(INPUTS_EMBEDS, inputs_embeds)
         binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :total])
         self._sessions[graph].run_with_iobinding(binding)
         cache.length = total

@@ -57,7 +57,7 @@ class OurModel:
             precision=precision_of(job),
             image_size=job.image_size,
             threads=job.threads,
-            provider="cpu",
+            providers="cpu",
         )
         self.encode_image = self._model.encode_image
 

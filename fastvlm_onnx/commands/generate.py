@@ -9,6 +9,7 @@ import click
 
 import fastvlm_onnx
 from fastvlm_onnx.commands.model import model_folder
+from fastvlm_onnx.commands.provider_options import provider_options, register
 from fastvlm_onnx.errors import InputError
 
 
@@ -16,8 +17,8 @@ from fastvlm_onnx.errors import InputError
 @click.argument("image")
 @click.argument("prompt")
 @click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
-@click.option("--precision", help="A variant of the package; its first by default.")
-@click.option("--provider", default="auto", show_default=True, help="auto, cpu, cuda or coreml.")
+@click.option("--precision", help="A variant of the package; what suits the provider by default.")
+@provider_options
 @click.option("--max-new-tokens", default=256, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", default=50, show_default=True, help="0 is off.")
@@ -33,7 +34,9 @@ def generate(
     prompt: str,
     model: Path | None,
     precision: str | None,
-    provider: str,
+    providers: str,
+    options: dict[str, str],
+    libraries: dict[str, str],
     max_new_tokens: int,
     temperature: float,
     top_k: int,
@@ -50,10 +53,12 @@ def generate(
     IMAGE is a file, or `-` for standard input.
     """
     picture = _standard_input() if image == "-" else image
+    register(libraries)
     loaded = fastvlm_onnx.load(
         model or model_folder(),
         precision=precision,
-        provider=provider,
+        providers=providers,
+        provider_options=options,
         image_size=image_size,
         threads=threads,
     )

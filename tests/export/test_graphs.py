@@ -19,7 +19,8 @@ from fastvlm_onnx.export.reference import FastViTHD, ReferenceFastVLM
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
-from fastvlm_onnx.runtime.session import DecoderSession, open_session
+from fastvlm_onnx.runtime.providers import CPU, Choice
+from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
 
 # ‖a - b‖ / ‖b‖ in fp32. Folding and fusing reorder sums; about 1e-6 is what that costs.
 FP32_TOLERANCE = 1e-4
@@ -45,12 +46,12 @@ class Pair:
             "vision_encoder": variant.vision_encoder[str(self.image_size)],
             "projector": variant.projector,
         }
-        return open_session(self.package / files[name], "CPUExecutionProvider")
+        return GraphSession(self.package / files[name], Choice(CPU))
 
     def decoder(self) -> DecoderSession:
         manifest = read_manifest(self.package)
         path = self.package / manifest.variants["fp32"].decoder
-        return DecoderSession(open_session(path, "CPUExecutionProvider"), manifest.decoder)
+        return DecoderSession(GraphSession(path, Choice(CPU)), manifest.decoder)
 
     def embed_tokens(self) -> TokenEmbedding:
         return TokenEmbedding(

@@ -159,7 +159,7 @@ def test_heads_too_odd_for_the_fused_attention_are_answered_with_standard_operat
 ) -> None:
     odd = replace(small_language, hidden_size=144)  # heads of 24
     write_random_checkpoint(tmp_path / "odd", odd, vision=demo_vision, image_size=128)
-    with pytest.raises(UnsupportedError, match="heads are 24 wide.*with --operators standard"):
+    with pytest.raises(UnsupportedError, match="heads are 24 wide"):
         export_package(tmp_path / "odd", tmp_path / "onnx", precisions=["int4"])
     assert not (tmp_path / "onnx").exists()
     export_package(tmp_path / "odd", tmp_path / "onnx", operators="standard")

@@ -12,8 +12,9 @@ from fastvlm_onnx.package import Manifest, read_manifest
 from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
 from fastvlm_onnx.runtime.kv_cache import KVCache
+from fastvlm_onnx.runtime.providers import CPU, Choice
 from fastvlm_onnx.runtime.sampling import Sampler
-from fastvlm_onnx.runtime.session import DecoderSession, open_session
+from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
 from fastvlm_onnx.runtime.tokenizer import TextTokenizer
 
 PROMPT = [5, 17, 80, 200, 31, 9, 254, 100]
@@ -29,7 +30,7 @@ def manifest(package: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def decoder(package: Path, manifest: Manifest) -> DecoderSession:
     path = package / manifest.variants["fp32"].decoder
-    return DecoderSession(open_session(path, "CPUExecutionProvider"), manifest.decoder)
+    return DecoderSession(GraphSession(path, Choice(CPU)), manifest.decoder)
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ class TestLoad:
 
     def test_a_provider_nobody_knows(self, package: Path) -> None:
         with pytest.raises(ProviderError, match="'abacus' is unknown; expected auto, cpu"):
-            fastvlm_onnx.load(package, provider="abacus")
+            fastvlm_onnx.load(package, providers="abacus")
 
     def test_a_provider_this_build_lacks(self, package: Path) -> None:
         import onnxruntime
@@ -132,7 +132,7 @@ class TestLoad:
         if "CoreMLExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this ONNX Runtime has CoreML")
         with pytest.raises(ProviderError, match="CoreMLExecutionProvider is not in this"):
-            fastvlm_onnx.load(package, provider="coreml")
+            fastvlm_onnx.load(package, providers="coreml")
 
     def test_a_thread_count_below_one(self, package: Path) -> None:
         with pytest.raises(InputError, match="threads is 0; expected 1 or more"):

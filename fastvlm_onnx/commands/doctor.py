@@ -1,0 +1,214 @@
+"""`fastvlm-onnx doctor`."""
+
+import platform
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastvlm_onnx.commands.provider_options import provider_options, register
+from fastvlm_onnx.errors import FastVLMError, InputError
+
+if TYPE_CHECKING:
+    from fastvlm_onnx.runtime.model import FastVLM
+
+PROMPT = "Describe the image."
+NEW_TOKENS = 8
+
+
+@click.command()
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.option("--precision", help="A variant of DIR; what suits the provider by default.")
+@provider_options
+@click.option("--image-size", type=int, help="One the package was exported for.")
+@click.option("--threads", type=int, help="Per graph; one per physical core by default.")
+@click.option(
+    "--static",
+    type=click.Choice(["coreml"]),
+    help="Hold every node of DIR's vision graphs against what this provider takes, without it.",
+)
+def doctor(
+    folder: Path | None,
+    precision: str | None,
+    providers: str,
+    options: dict[str, str],
+    libraries: dict[str, str],
+    image_size: int | None,
+    threads: int | None,
+    static: str | None,
+) -> None:
+    """Say what this machine has, what would run where, and what to change.
+
+    With DIR, its graphs are opened and one picture is asked about. Exit code 1 when something that
+    was asked for does not work.
+    """
+    if static:
+        if folder is None:
+            raise InputError("--static wants a package; give its folder.")
+        sys.exit(0 if _static_coreml(folder) else 1)
+    try:
+        _machine(threads)
+        register(libraries)
+        _plan()
+        if folder is None:
+            _providers().parse(providers, options)
+        else:
+            _package(folder, precision, providers, options, image_size, threads)
+    except FastVLMError as error:
+        _say("problem", str(error))
+        sys.exit(1)
+
+
+def _say(heading: str, text: str) -> None:
+    click.echo(f"{heading:<18}{text}")
+
+
+def _providers() -> Any:
+    from fastvlm_onnx.runtime import providers
+
+    return providers
+
+
+def _machine(threads: int | None) -> None:
+    from fastvlm_onnx.runtime.machine import (
+        cgroup_cores,
+        cores,
+        memory_bytes,
+        physical_cores,
+        processor,
+    )
+
+    _say("system", f"{platform.platform()}, Python {platform.python_version()}")
+    limit = cgroup_cores()
+    used = threads or physical_cores()
+    _say(
+        "processor",
+        f"{processor()}, {cores()} logical cores for this process"
+        + (f", {limit} by its cgroup" if limit else "")
+        + f"; {used or 'ONNX Runtime chooses how many'} threads for each graph",
+    )
+    total, free = memory_bytes()
+    if total and free:
+        _say("memory", f"{total / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are free")
+
+
+def _plan() -> None:
+    providers = _providers()
+    ort = providers.import_onnxruntime()
+    wheels = sorted(
+        f"{found.metadata['Name']} {found.version}"
+        for found in distributions()
+        if (found.metadata["Name"] or "").lower().startswith("onnxruntime")
+    )
+    _say("ONNX Runtime", f"{ort.__version__} ({', '.join(wheels) or 'no wheel'})")
+    if len({wheel.split()[0] for wheel in wheels if "-ep-" not in wheel}) > 1:
+        _say("problem", "these wheels fill one folder; uninstall all, and install one again.")
+    installed = providers.installed_providers()
+    _say("providers", ", ".join(installed))
+    click.echo("auto takes, for each graph, the first that is there:")
+    for rule in providers.AUTO:
+        provider = providers.PROVIDERS[rule.provider]
+        state = "there" if provider.ep in installed else f"not there: {provider.install}"
+        click.echo(
+            f"  {rule.provider:<8}{', '.join(rule.graphs)} of "
+            f"{', '.join(rule.precisions) or 'any variant'}: {rule.reason}\n"
+            f"{'':<10}{state}"
+        )
+
+
+def _package(
+    folder: Path,
+    precision: str | None,
+    providers: str,
+    options: dict[str, str],
+    image_size: int | None,
+    threads: int | None,
+) -> None:
+    from fastvlm_onnx.runtime.model import load
+
+    model = load(
+        folder,
+        precision=precision,
+        providers=providers,
+        provider_options=options,
+        image_size=image_size,
+        threads=threads,
+        records_placement=True,
+    )
+    _say("package", f"{folder}: {', '.join(model.manifest.variants)}; opened {model.precision}")
+    for graph, session in model.sessions.items():
+        _say(f"  {graph}", f"{session.path.name}")
+        if session.choice.reason:
+            click.echo(f"{'':<18}{session.choice.name}: {session.choice.reason}")
+        if session.placement is None:
+            click.echo(f"{'':<18}ONNX Runtime does not say where its nodes run")
+            continue
+        total = sum(sum(operators.values()) for operators in session.placement.values())
+        for ep, operators in session.placement.items():
+            count = sum(operators.values())
+            left = ""
+            if ep != session.choice.ep:
+                left = ": " + ", ".join(f"{n} {name}" for name, n in operators.most_common())
+            click.echo(f"{'':<18}{ep}: {count} of {total} nodes{left}")
+    _answer(model)
+    for line in _advice(folder, model):
+        _say("to change", line)
+
+
+def _answer(model: "FastVLM") -> None:
+    from importlib import resources
+
+    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / "shapes.png"
+    model.generate(sample.read_bytes(), PROMPT, max_new_tokens=NEW_TOKENS)
+    answer = model.generate(sample.read_bytes(), PROMPT, max_new_tokens=NEW_TOKENS)
+    timings = answer.timings
+    _say("answer", answer.text)
+    _say(
+        "seconds",
+        f"load {timings.load:.2f}, vision {timings.vision:.3f}, prefill {timings.prefill:.3f}, "
+        f"first token {timings.first_token:.3f}; {timings.tokens_per_second:.1f} tokens a second",
+    )
+
+
+def _advice(folder: Path, model: "FastVLM") -> list[str]:
+    from fastvlm_onnx.runtime.machine import cores
+    from fastvlm_onnx.runtime.model import add_command
+
+    providers = _providers()
+    lines = []
+    variants = model.manifest.variants
+    command = add_command(model.manifest, folder)
+    installed = providers.installed_providers()
+    for name, provider in providers.PROVIDERS.items():
+        if (
+            name != "cpu"
+            and provider.ep in installed
+            and not set(provider.precisions) & set(variants)
+        ):
+            lines.append(
+                f"{name} is there, and the package has no variant for it: "
+                f"{command} --precision {provider.precisions[0]}"
+            )
+    is_on_cpu = all(session.choice.ep == providers.CPU for session in model.sessions.values())
+    if is_on_cpu and not {"fast", "int8", "int4"} & set(variants):
+        lines.append(f"a variant that is faster on the CPU: {command} --precision fast")
+    if model.threads and model.threads > cores():
+        lines.append(f"--threads {model.threads} is more than the {cores()} cores there are")
+    return lines
+
+
+def _static_coreml(folder: Path) -> bool:
+    """Whether CoreML would take all of the graphs that are meant for it."""
+    from fastvlm_onnx.export.coreml import check_package
+
+    shares = check_package(folder)
+    for share in shares:
+        click.echo(f"{share.file}: {share.taken} of {share.nodes} nodes")
+        for reason, count in share.refused.items():
+            click.echo(f"  {count} {reason}")
+    meant = [share for share in shares if ".coreml." in share.file]
+    if not meant:
+        click.echo("no graph is meant for CoreML; `fastvlm-onnx export --target coreml` makes them")
+    return bool(meant) and all(share.taken == share.nodes for share in meant)

@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_PACKAGE = $(CURDIR)/.venv/demo-package
 
-.PHONY: demo test test-runtime test-oldest test-slow check format train clean
+.PHONY: demo test test-runtime test-oldest test-openvino test-slow check format train clean
 
 # --- the main job: export the built-in model and ask it questions; no PyTorch -------------------
 
@@ -27,8 +27,14 @@ test-oldest: .venv/installed-all .venv-oldest/installed
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-oldest/bin/python -m pytest tests/runtime
 
-test-slow: .venv/installed-all
+test-slow: .venv/installed-all test-openvino
 	.venv/bin/python -m pytest -m slow
+
+# A provider that is not the CPU's, for real: ONNX Runtime's OpenVINO build, in place of the usual.
+test-openvino: .venv/installed-all .venv-openvino/installed
+	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
+	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-openvino/bin/python -m pytest -m slow \
+		tests/runtime/test_openvino.py
 
 # --- lint and types ------------------------------------------------------------------------------
 
@@ -73,10 +79,16 @@ format: .venv/installed-all
 		-c constraints-oldest.txt -e ".[cpu]" pytest
 	touch $@
 
+.venv-openvino/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check \
+		-e . onnxruntime-openvino==1.24.1 pytest
+	touch $@
+
 # --- the built-in model, from nothing (about an hour and a half on two cores) --------------------
 
 train: .venv/installed-all
 	.venv/bin/python benchmarks/train_demo.py
 
 clean:
-	rm -rf .venv .venv-cpu .venv-oldest .types .training demo-onnx build dist *.egg-info
+	rm -rf .venv .venv-cpu .venv-oldest .venv-openvino .types .training demo-onnx build dist *.egg-info

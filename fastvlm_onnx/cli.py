@@ -4,6 +4,7 @@ Answers go to stdout and nothing else does. Exit codes: 0 done, 1 our fault, 2 t
 130 interrupted.
 """
 
+import logging
 import sys
 import traceback
 import warnings
@@ -57,9 +58,15 @@ def _where_to_read(error: click.ClickException) -> str:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fastvlm_onnx.__version__, message="%(version)s")
-@click.option("--debug", is_flag=True, help="Show a traceback with every error.")
-def cli(debug: bool) -> None:
+@click.option(
+    "--debug", is_flag=True, expose_value=False, help="Show a traceback with every error."
+)
+def cli() -> None:
     """Apple's FastVLM in ONNX Runtime: export a checkpoint, ask about pictures."""
+    # What the library warns of; it says nothing by itself.
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logging.getLogger("fastvlm_onnx").addHandler(handler)
 
 
 for command in (download, export, verify, generate, bench, doctor, demo):

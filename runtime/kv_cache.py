@@ -8,7 +8,7 @@ import numpy as np
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.names import LOGITS, past_names, present_names
 from fastvlm_onnx.package import DecoderFormat
-from fastvlm_onnx.runtime.providers import first_line, import_onnxruntime
+from fastvlm_onnx.runtime.providers import import_onnxruntime, in_one_line
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.session import GraphSession
@@ -70,6 +70,6 @@ class KVCache:
                         binding.bind_ortvalue_output(present, buffer)
         except Exception as error:
             raise ProviderError(
-                f"no memory for keys and values of {capacity} positions ({first_line(error)}); "
+                f"no memory for keys and values of {capacity} positions ({in_one_line(error)}); "
                 "ask for fewer new tokens, or free some."
             ) from None

@@ -20,6 +20,7 @@ Providers = str | Mapping[str, str | tuple[str, Options]] | Sequence[str | tuple
 """What a caller may ask for: a name, `vision=coreml,decoder=cpu` or the mapping of it, or ONNX
 Runtime's own list."""
 
+ENOUGH: Final = 300  # characters of somebody else's message
 OLDEST_ONNXRUNTIME: Final = (1, 18)
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
@@ -253,7 +254,7 @@ def register_library(name: str, path: str | Path) -> None:
         ort.register_execution_provider_library(name, str(path))
     except Exception as error:
         raise ProviderError(
-            f"{path}: cannot be registered as {name} ({first_line(error)}); expected the library "
+            f"{path}: cannot be registered as {name} ({in_one_line(error)}); expected the library "
             "of a plugin provider made for this ONNX Runtime."
         ) from None
     _registered().add(name)
@@ -265,9 +266,10 @@ def _registered() -> set[str]:
     return set()
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, without the rest of it."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def in_one_line(error: BaseException) -> str:
+    """What an exception says; of a long one the end, where ONNX Runtime has the reason."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= ENOUGH else f"... {text[-ENOUGH:]}"
 
 
 # --- choosing ------------------------------------------------------------------------------------

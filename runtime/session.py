@@ -20,8 +20,8 @@ from fastvlm_onnx.runtime.providers import (
     CUDA,
     PROVIDERS,
     Choice,
-    first_line,
     import_onnxruntime,
+    in_one_line,
     preload_cuda,
 )
 
@@ -31,6 +31,7 @@ Placement = Mapping[str, Counter[str]]
 
 RECORD_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
 log = logging.getLogger("fastvlm_onnx")
+log.addHandler(logging.NullHandler())
 
 
 class GraphSession:
@@ -94,15 +95,15 @@ class GraphSession:
         if choice.ep in ort.get_available_providers():
             if not self._is_on_cpu:
                 chain.append((CPU, {}))
-            return ort.InferenceSession(str(self.path), options, providers=chain)
+            return ort.InferenceSession(str(self.path), options, providers=chain, enable_fallback=0)
         # A plugin's: named by its devices.
         for ep, given in chain:
             devices = [device for device in ort.get_ep_devices() if device.ep_name == ep]
             options.add_provider_for_devices(devices, given)
-        return ort.InferenceSession(str(self.path), options)
+        return ort.InferenceSession(str(self.path), options, enable_fallback=0)
 
     def _refused(self, error: Exception) -> Exception:
-        reason = first_line(error)
+        reason = in_one_line(error)
         if self._is_on_cpu:
             return PackageError(
                 f"{self.path}: ONNX Runtime {self._ort.__version__} cannot load it ({reason}); "
@@ -120,8 +121,9 @@ class GraphSession:
             provider = PROVIDERS.get(self.choice.name)
             raise ProviderError(
                 f"{self.path.name}: {ep} could not be started, as a rule because its libraries "
-                f"are missing; {f'run `{provider.install}`' if provider else 'install them'}, or "
-                "take --provider cpu."
+                "are missing or an option is wrong (ONNX Runtime's log says which); "
+                f"{f'run `{provider.install}`' if provider else 'install them'}, or take "
+                "--provider cpu."
             )
         if self.placement is None:
             return
@@ -165,7 +167,7 @@ class GraphSession:
 
     def _failed(self, error: Exception) -> ProviderError:
         return ProviderError(
-            f"{self.path.name}: {self.choice.ep} failed while running it ({first_line(error)}); "
+            f"{self.path.name}: {self.choice.ep} failed while running it ({in_one_line(error)}); "
             "where memory was short, free some, or take a smaller variant or image size."
         )
 

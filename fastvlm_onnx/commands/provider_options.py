@@ -27,7 +27,7 @@ def _pairs(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]
     for value in values:
         name, equals, rest = value.partition("=")
         if not name or not equals:
-            raise click.BadParameter(f"{value!r} is not NAME={parameter.metavar or 'VALUE'}.")
+            raise click.BadParameter(f"{value!r} is not {parameter.metavar}.")
         pairs[name] = rest
     return pairs
 

@@ -1,0 +1,110 @@
+"""What CoreML needs besides a session. There is none here: it is pretended."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastvlm_onnx
+from fastvlm_onnx import ProviderError
+from fastvlm_onnx.locations import HOME_VARIABLE
+from fastvlm_onnx.names import VISION_ENCODER
+from fastvlm_onnx.runtime import coreml, providers, session
+from fastvlm_onnx.runtime.providers import COREML, CPU, Choice
+from fastvlm_onnx.runtime.session import GraphSession
+
+SHA = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def on_coreml(user_folder: Path) -> Choice:
+    return coreml.with_model_cache(Choice(COREML), SHA)
+
+
+def test_compiled_models_are_kept_by_graph_and_version(
+    on_coreml: Choice, user_folder: Path
+) -> None:
+    folder = Path(on_coreml.options["ModelCacheDirectory"])
+    version = providers.import_onnxruntime().__version__
+    assert folder == user_folder / "coreml" / SHA[:40] / version
+    assert folder.is_dir()
+    named = Choice(COREML, {"ModelCacheDirectory": "/mine"})
+    assert coreml.with_model_cache(named, SHA) == named
+    assert coreml.with_model_cache(Choice(CPU), SHA) == Choice(CPU)
+
+
+def test_a_compiled_model_that_does_not_load_is_wiped_and_made_again(
+    on_coreml: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(on_coreml.options["ModelCacheDirectory"])
+    (folder / "model.mlmodelc").write_text("by another version")
+    opened = []
+
+    def open_from_cache(self: GraphSession, options: object) -> None:
+        opened.append(list(folder.iterdir()))
+        if opened[-1]:
+            raise RuntimeError("Feature _x is required but not specified")
+
+    monkeypatch.setattr(GraphSession, "_open", open_from_cache)
+    monkeypatch.setattr(GraphSession, "_check_placement", lambda self: None)
+    monkeypatch.setattr(session, "placement_of", lambda opened: None)
+    GraphSession(Path("vision_encoder.onnx"), on_coreml)
+    assert [len(found) for found in opened] == [1, 0]
+
+
+def test_nothing_to_wipe_is_an_error_at_once(
+    on_coreml: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: GraphSession, options: object) -> None:
+        raise RuntimeError("no such option\nand more")
+
+    monkeypatch.setattr(GraphSession, "_open", refuse)
+    with pytest.raises(ProviderError, match=r"cannot load it \(no such option and more\)"):
+        GraphSession(Path("vision_encoder.onnx"), on_coreml)
+
+
+def test_features_are_held_against_the_cpus_which_are_made_once(user_folder: Path) -> None:
+    right, asked = np.ones((1, 16, 8), np.float32), []
+
+    def encode_on_cpu(pixel_values: np.ndarray) -> np.ndarray:
+        asked.append(pixel_values.shape)
+        return right
+
+    for scale in (1.0, 1.01):
+        error = coreml.check_features(SHA, 256, lambda _, s=scale: right * s, encode_on_cpu)
+        assert error == pytest.approx(scale - 1, abs=1e-3)
+    assert asked == [(1, 3, 256, 256)]
+    for wrong in (right * 1.2, right * np.nan, right[:, :4]):
+        with pytest.raises(ProviderError, match="wrong image features on this machine"):
+            coreml.check_features(SHA, 256, lambda _, w=wrong: w, encode_on_cpu)
+
+
+def test_a_model_on_coreml_is_checked_as_it_loads(
+    package: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CoreML is pretended: the CPU runs what it is given."""
+    real_open = GraphSession._open
+
+    def open_on_cpu(self: GraphSession, options: object) -> Any:
+        self._is_on_cpu, self.choice, asked = True, Choice(CPU), self.choice
+        opened = real_open(self, options)
+        self.choice = asked
+        return opened
+
+    monkeypatch.setattr(providers, "installed_providers", lambda: [COREML, CPU])
+    monkeypatch.setattr(GraphSession, "_open", open_on_cpu)
+    monkeypatch.setattr(GraphSession, "_check_placement", lambda self: None)
+    model = fastvlm_onnx.load(package, providers="vision=coreml", precision="fp32")
+    assert model.providers[VISION_ENCODER] == COREML
+    sha = model.manifest.files["vision_encoder.256.fp32.onnx"].sha256
+    stored = user_folder / "coreml" / sha[:40] / "features.256.npy"
+    np.save(stored, np.load(stored) + 1)
+    with pytest.raises(ProviderError, match="CoreML gives wrong image features"):
+        fastvlm_onnx.load(package, providers="vision=coreml", precision="fp32")

@@ -1,0 +1,45 @@
+"""`fastvlm-onnx doctor`, and the options that say what runs where."""
+
+import json
+from pathlib import Path
+
+from command_line import refusal, run
+
+from fastvlm_onnx.names import VISION_ENCODER
+from fastvlm_onnx.runtime import providers
+from fastvlm_onnx.runtime.providers import CPU
+
+
+def test_doctor_says_what_is_there_and_what_would_run_where(package: Path) -> None:
+    done = run("doctor", package)
+    assert done.returncode == 0, done.stderr
+    version = providers.import_onnxruntime().__version__
+    for words in (version, "auto takes", "fastvlm-onnx[cuda]", "decoder.fp32.onnx", "seconds"):
+        assert words in done.stdout
+    assert "--add --precision fast" in done.stdout
+
+
+def test_doctor_ends_with_1_where_something_asked_for_does_not_work(package: Path) -> None:
+    done = run("doctor", package, "--provider", "qnn")
+    assert done.returncode == 1
+    assert "QNNExecutionProvider is not in this ONNX Runtime" in done.stdout
+    assert run("doctor", "--provider", "abacus").returncode == 1
+    assert run("doctor").returncode == 0
+
+
+def test_doctor_wants_a_package_for_its_static_check() -> None:
+    assert "--static wants a package" in refusal("doctor", "--static", "coreml")
+
+
+def test_warnings_reach_the_terminal_and_options_are_checked(package: Path) -> None:
+    text = refusal("generate", "x.png", "Hi", "--model", package, "--provider-option", "device")
+    assert "'device' is not NAME=VALUE" in text
+
+
+def test_json_says_what_ran_where(package: Path, picture: Path) -> None:
+    done = run(
+        "generate", picture, "Hi", "--model", package, "--max-new-tokens", "2", "--json",
+        "--provider", "vision=cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["providers"][VISION_ENCODER] == CPU

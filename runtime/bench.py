@@ -24,6 +24,7 @@ class Case:
 
     Attributes:
         folder: the package.
+        providers: as `load` takes them.
         picture: path of the picture that is asked about.
         warmup: answers before the first that counts.
         repeats: answers that count.
@@ -34,6 +35,7 @@ class Case:
     precision: str
     image_size: int
     threads: int | None
+    providers: str
     picture: str
     prompt: str
     warmup: int
@@ -115,7 +117,11 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
     """
     import_onnxruntime()  # importing it is no part of loading a package
     model = load(
-        case.folder, precision=case.precision, image_size=case.image_size, threads=case.threads
+        case.folder,
+        precision=case.precision,
+        providers=case.providers,
+        image_size=case.image_size,
+        threads=case.threads,
     )
     # No token ends an answer: all are of the same length.
     endless = replace(model.manifest.decoder, eos_token_ids=[])

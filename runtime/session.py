@@ -85,6 +85,8 @@ class GraphSession:
                 self._session = self._open(options)
             except Exception as again:
                 raise self._refused(again) from None
+        self._returning = self._ort.RunOptions()
+        self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.placement = placement_of(self._session) if records else None
         if not self._is_on_cpu:
             self._check_placement()
@@ -154,14 +156,19 @@ class GraphSession:
         except Exception as error:
             raise self._failed(error) from None
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run_with_iobinding(self, binding: Any, *, returns_memory: bool = False) -> None:
         """Run once, on what is bound.
+
+        Args:
+            returns_memory: give back what the activations took, instead of keeping it for the next
+                run.
 
         Raises:
             ProviderError: as `run`.
         """
+        options = self._returning if returns_memory and self._is_on_cpu else None
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, options)
         except Exception as error:
             raise self._failed(error) from None
 
@@ -248,12 +255,14 @@ class DecoderSession:
         total = cache.length + inputs_embeds.shape[1]
         assert total <= cache.capacity
         binding = cache.bindings[graph]
-        if inputs_embeds.shape[1] == 1:
+        is_step = inputs_embeds.shape[1] == 1
+        if is_step:
             # One token goes into a buffer that stays where it is, on whatever device.
             cache.token.update_inplace(np.ascontiguousarray(inputs_embeds))
             binding.bind_ortvalue_input(INPUTS_EMBEDS, cache.token)
         else:
             binding.bind_cpu_input(INPUTS_EMBEDS, inputs_embeds)
         binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :total])
-        self._sessions[graph].run_with_iobinding(binding)
+        # A prompt's activations are many times a step's.
+        self._sessions[graph].run_with_iobinding(binding, returns_memory=not is_step)
         cache.length = total

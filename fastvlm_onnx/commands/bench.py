@@ -27,6 +27,14 @@ SAMPLE = "shapes.png"
 @click.option("--precision", help="Variants to compare, with commas, or `all`; the first if none.")
 @click.option("--image-size", help="Pixels to compare, with commas, or `all`; the default if none.")
 @click.option("--threads", help="Numbers to compare, with commas; one per physical core if none.")
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    help="As `generate` takes it; may be repeated to compare.",
+)
 @click.option("--picture", type=click.Path(path_type=Path), help="A sample by default.")
 @click.option("--prompt", default="Describe the image.", show_default=True)
 @click.option(
@@ -40,6 +48,7 @@ def bench(
     precision: str | None,
     image_size: str | None,
     threads: str | None,
+    providers: tuple[str, ...],
     picture: Path | None,
     prompt: str,
     warmup: int,
@@ -68,8 +77,22 @@ def bench(
         asked = picture or sample_path
         read_picture(asked)
         cases = [
-            Case(str(folder), name, size, number, str(asked), prompt, warmup, repeats, new_tokens)
-            for name, size in _variants(read_manifest(folder), folder, precision, image_size)
+            Case(
+                str(folder),
+                name,
+                size,
+                number,
+                provider,
+                str(asked),
+                prompt,
+                warmup,
+                repeats,
+                new_tokens,
+            )
+            for provider in providers
+            for name, size in _variants(
+                read_manifest(folder), folder, precision, image_size, provider
+            )
             for number in (numbers(threads, "--threads") if threads else [None])
         ]
         measured = _measure_all(cases)
@@ -79,15 +102,21 @@ def bench(
 
 
 def _variants(
-    manifest: "Manifest", folder: Path, precision: str | None, image_size: str | None
+    manifest: "Manifest",
+    folder: Path,
+    precision: str | None,
+    image_size: str | None,
+    provider: str,
 ) -> list[tuple[str, int]]:
     from fastvlm_onnx.runtime.model import choose_image_size, choose_precision
+    from fastvlm_onnx.runtime.providers import parse
 
     names: Sequence[str | None] = [None]
     if precision:
         names = list(manifest.variants) if precision == "all" else precision.split(",")
     pairs = []
-    for name in (choose_precision(manifest, name, folder) for name in names):
+    asked = parse(provider)
+    for name in (choose_precision(manifest, name, folder, asked) for name in names):
         sizes: Sequence[int | None] = [None]
         if image_size == "all":
             sizes = sorted(map(int, manifest.variants[name].vision_encoder))
@@ -164,6 +193,7 @@ def _as_json(measured: "list[tuple[Case, Figures | str]]") -> str:
             "precision": case.precision,
             "image_size": case.image_size,
             "threads": case.threads,
+            "providers": case.providers,
         }
         rows.append(row | ({"error": found} if isinstance(found, str) else asdict(found)))
     return json.dumps(_conditions(measured[0][0]) | {"cases": rows}, ensure_ascii=False)
@@ -182,13 +212,15 @@ COLUMNS = {
 
 def _table(measured: "list[tuple[Case, Figures | str]]") -> str:
     """Markdown: medians, and the least in brackets."""
-    header = ["variant", "pixels", "threads", "load s", *COLUMNS, "tokens/s", "peak RSS MB"]
+    what = ["variant", "pixels", "threads", "provider"]
+    header = [*what, "load s", *COLUMNS, "tokens/s", "peak RSS MB"]
     rows = [header, ["---"] * len(header)]
     tokens = []
     for case, found in measured:
-        cells = [case.precision, str(case.image_size), str(case.threads or "all")]
+        threads = str(case.threads or "all")
+        cells = [case.precision, str(case.image_size), threads, case.providers]
         if isinstance(found, str):
-            rows.append([*cells, found.replace("|", "/"), *[""] * (len(header) - 4)])
+            rows.append([*cells, found.replace("|", "/"), *[""] * (len(header) - len(what) - 1)])
             continue
         tokens.append(
             f"{found.prompt_tokens} of prompt and {found.new_tokens} of answer "

@@ -38,10 +38,10 @@ def test_the_table_states_its_conditions_and_has_a_row_for_each_case(package: Pa
     text, _, header, rule, *rows = done.stdout.splitlines()
     assert "2 answers after 0 to warm up" in text
     assert "8 of answer at 256 pixels" in text
-    assert header.count("|") == rule.count("|") == 13
+    assert header.count("|") == rule.count("|") == 14
     (row,) = rows
     assert row.startswith("| fp32 | 256 |")
-    assert row.count("|") == 13
+    assert row.count("|") == 14
 
 
 def test_a_case_that_fails_says_why_and_the_others_are_measured(copied_package: Path) -> None:
@@ -62,6 +62,7 @@ def test_a_case_that_fails_says_why_and_the_others_are_measured(copied_package: 
         (["--repeats", "0"], "--repeats is 0; expected 1 or more."),
         (["--new-tokens", "1"], "--new-tokens is 1; expected 2 or more."),
         (["--threads", "two"], "--threads is 'two'; expected numbers"),
+        (["--provider", "abacus"], "'abacus' is unknown"),
         (["--precision", "int3"], "has no int3 variant"),
         (["--image-size", "99"], "was not exported for 99 pixels"),
         (["--picture", "nowhere.png"], "nowhere.png"),

@@ -145,14 +145,14 @@ class GraphSession:
                 ", ".join(f"{count} {name}" for name, count in left.most_common()),
             )
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
-        """Run once, from arrays to arrays.
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """Run once, from arrays to arrays; all outputs when None.
 
         Raises:
             ProviderError: the provider failed, of memory for one; the session stays usable.
         """
         try:
-            return self._session.run(list(outputs), dict(feeds))
+            return self._session.run(outputs, feeds)
         except Exception as error:
             raise self._failed(error) from None
 

@@ -37,7 +37,8 @@ from fastvlm_onnx.names import (
 )
 from fastvlm_onnx.package import Manifest, check_files, read_manifest
 from fastvlm_onnx.runtime.image import preprocess, read_picture
-from fastvlm_onnx.runtime.model import FastVLM, choose_image_size, choose_precision, load
+from fastvlm_onnx.runtime.loading import choose_image_size, choose_precision, load
+from fastvlm_onnx.runtime.model import FastVLM
 from fastvlm_onnx.runtime.prompt import PromptIds, room_for_answer, tokenize_prompt
 from fastvlm_onnx.runtime.providers import NOT_ON_CPU, import_onnxruntime
 from fastvlm_onnx.runtime.tokenizer import TextTokenizer
@@ -196,7 +197,8 @@ def _prepare(
                 "does; give the checkpoint that the package was exported from, and a prompt "
                 "without special tokens, which a package takes as plain text."
             )
-        room = room_for_answer(manifest, image_size, ids)
+        image_tokens = (image_size // manifest.image.patch_size) ** 2
+        room = room_for_answer(manifest.decoder.context_length, len(ids), image_tokens)
         questions.append(Question(picture, prompt, before, after, min(steps, room)))
     return questions
 

@@ -22,7 +22,8 @@ from fastvlm_onnx.errors import (
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.generation import Generation, Piece, Timings
-    from fastvlm_onnx.runtime.model import FastVLM, load
+    from fastvlm_onnx.runtime.loading import load
+    from fastvlm_onnx.runtime.model import FastVLM
 
 __version__ = "0.1.0"
 
@@ -44,7 +45,7 @@ __all__ = [
 
 _LAZY = {
     "FastVLM": "fastvlm_onnx.runtime.model",
-    "load": "fastvlm_onnx.runtime.model",
+    "load": "fastvlm_onnx.runtime.loading",
     "Generation": "fastvlm_onnx.runtime.generation",
     "Piece": "fastvlm_onnx.runtime.generation",
     "Timings": "fastvlm_onnx.runtime.generation",

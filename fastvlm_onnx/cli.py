@@ -1,7 +1,7 @@
 """The commands. Each imports its side only when it runs, so `--help` costs nothing.
 
 Answers go to stdout and nothing else does. Exit codes: 0 done, 1 our fault, 2 the caller's,
-130 interrupted.
+3 some pictures of many could not be read, 130 interrupted.
 """
 
 import logging
@@ -13,6 +13,8 @@ import click
 
 import fastvlm_onnx
 from fastvlm_onnx.commands.bench import bench
+from fastvlm_onnx.commands.caption import caption
+from fastvlm_onnx.commands.chat import chat
 from fastvlm_onnx.commands.demo import demo
 from fastvlm_onnx.commands.doctor import doctor
 from fastvlm_onnx.commands.download import download
@@ -69,5 +71,5 @@ def cli() -> None:
     logging.getLogger("fastvlm_onnx").addHandler(handler)
 
 
-for command in (download, export, verify, generate, bench, doctor, demo):
+for command in (download, export, verify, generate, chat, caption, bench, doctor, demo):
     cli.add_command(command)

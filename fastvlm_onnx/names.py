@@ -31,6 +31,16 @@ def present_names(layer: int) -> tuple[str, str]:
     return f"present.{layer}.key", f"present.{layer}.value"
 
 
+def is_past(name: str) -> bool:
+    """Whether a decoder's input holds keys or values."""
+    return name.startswith("past_key_values.")
+
+
+def present_name(past: str) -> str:
+    """The output that goes on where this input ends."""
+    return past.replace("past_key_values.", "present.")
+
+
 # --- symbolic axes: every one that is not a number ---------------------------------------------
 
 BATCH_SIZE: Final = "batch_size"

@@ -13,8 +13,8 @@ from typing import Any
 
 from fastvlm_onnx.errors import FastVLMError
 from fastvlm_onnx.runtime.generation import Generation
+from fastvlm_onnx.runtime.loading import load
 from fastvlm_onnx.runtime.machine import peak_rss_bytes
-from fastvlm_onnx.runtime.model import load
 from fastvlm_onnx.runtime.providers import import_onnxruntime
 
 

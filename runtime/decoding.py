@@ -11,7 +11,7 @@ from fastvlm_onnx.runtime.kv_cache import KVCache
 from fastvlm_onnx.runtime.session import DecoderSession
 
 FloatArray = NDArray[np.float32]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "time"]
 
 
 def prefill(decoder: DecoderSession, inputs_embeds: FloatArray, cache: KVCache) -> FloatArray:

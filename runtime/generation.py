@@ -35,9 +35,11 @@ class Generation:
     Attributes:
         text: the answer, white space at its ends and special tokens left out.
         token_ids: what was generated, without the eos.
-        finish_reason: "stop" after an eos, "length" at max_new_tokens or a full context.
-        prompt_tokens: positions of the prompt, image tokens included.
+        finish_reason: "stop" after an eos or before a stop string, "length" at max_new_tokens or a
+            full context, "time" at max_time.
+        prompt_tokens: positions before the answer, image tokens and earlier turns included.
         providers: ONNX Runtime's name of the execution provider of each graph.
+        logprobs: of each of token_ids, where asked for; see `Sampler`.
     """
 
     text: str
@@ -48,6 +50,7 @@ class Generation:
     model: str
     precision: str
     providers: dict[str, str]
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,90 +20,39 @@ from fastvlm_onnx.names import (
     TOKENIZER_FILE,
     VISION_ENCODER,
 )
-from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
+from fastvlm_onnx.package import Manifest
+from fastvlm_onnx.runtime.answering import Marks, answer, last_of
 from fastvlm_onnx.runtime.coreml import check_features, with_model_cache
-from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
+from fastvlm_onnx.runtime.decoding import decode_one_token, prefill
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
-from fastvlm_onnx.runtime.generation import Generation, Piece, Timings
+from fastvlm_onnx.runtime.feature_cache import FeatureCache
+from fastvlm_onnx.runtime.generation import Generation, Piece
 from fastvlm_onnx.runtime.image import Picture, preprocess, read_picture
 from fastvlm_onnx.runtime.prompt import PromptIds, room_for_answer, tokenize_prompt
-from fastvlm_onnx.runtime.providers import (
-    COREML,
-    CPU,
-    PROVIDERS,
-    Choice,
-    Options,
-    Providers,
-    parse,
-    plan,
-    wanted_precisions,
-)
-from fastvlm_onnx.runtime.sampling import Sampler, Sampling
-from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
-from fastvlm_onnx.runtime.tokenizer import StrippedStream, TextStream, TextTokenizer
+from fastvlm_onnx.runtime.providers import COREML, CPU, Choice
+from fastvlm_onnx.runtime.session import DecoderSession, GraphSession, LazySession
+from fastvlm_onnx.runtime.settings import Options, Settings
+from fastvlm_onnx.runtime.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from fastvlm_onnx.runtime.chat import Chat
 
 FloatArray = NDArray[np.float32]
 
-
-def load(
-    folder: str | os.PathLike[str],
-    *,
-    precision: str | None = None,
-    providers: Providers = "auto",
-    provider_options: Options | None = None,
-    image_size: int | None = None,
-    threads: int | None = None,
-    records_placement: bool = False,
-) -> "FastVLM":
-    """Open an exported package.
-
-    Args:
-        precision: a variant of the package; the one that suits the providers best when None.
-        providers: what runs the graphs. `auto` (docs/providers.md says what it does), a name like
-            `cuda`, `vision=coreml,decoder=cpu` or the mapping of it, or ONNX Runtime's own list of
-            names, or of names with their options, whose first is what was asked for.
-        provider_options: for the provider asked for, over ours.
-        image_size: side of the square input in pixels, one the package was exported for; its
-            default when None.
-        threads: per graph; one per physical core that this process may use when None.
-        records_placement: note which nodes run where on the CPU too (`sessions`).
-
-    Raises:
-        PackageError: the folder is no package, or a file of it is missing, cut or altered.
-        InputError: the package lacks this precision or image size, or one for these providers.
-        ProviderError: ONNX Runtime or a provider is not installed, or a provider takes no node of
-            a graph, or cannot load it.
-    """
-    begin = time.perf_counter()
-    path = Path(folder)
-    manifest = read_manifest(path)
-    asked = parse(providers, provider_options)
-    precision = choose_precision(manifest, precision, path, asked)
-    image_size = choose_image_size(manifest, precision, image_size, path)
-    choices = plan(asked, precision)
-    files = manifest.files_of(precision, image_size)
-    weights = [name for name in files if name.endswith((".data", ".npy"))]
-    check_sizes(path, weights, manifest)
-    check_files(path, [name for name in files if name not in weights], manifest)
-    # Weights take long to hash, and are opened meanwhile: whatever their bytes, they are numbers.
-    with ThreadPoolExecutor(1) as pool:
-        check = pool.submit(check_hashes, path, weights, manifest)
-        try:
-            model = FastVLM(
-                path, manifest, precision, image_size, choices, threads, records_placement
-            )
-        finally:
-            check.result()
-    model.load_seconds = time.perf_counter() - begin
-    return model
+# Some sixty pictures of 1024 pixels for the 0.5B.
+IMAGE_CACHE_BYTES: Final = 64_000_000
 
 
 class FastVLM:
-    """A model ready to answer; made by `load`. Answers one question at a time.
+    """A model ready to answer; made by `load`.
+
+    Any number of threads may ask it at once: each answer has keys and values of its own, and
+    nothing else of it changes. It stays with the process that loaded it.
 
     Attributes:
         sessions: the open graphs, by name.
         providers: ONNX Runtime's name of the provider of each.
+        load_seconds: what opening it took.
     """
 
     def __init__(
@@ -114,6 +63,9 @@ class FastVLM:
         image_size: int,
         choices: Mapping[str, Choice],
         threads: int | None,
+        *,
+        image_cache_bytes: int,
+        lazy_vision: bool,
         records_placement: bool,
     ) -> None:
         variant = manifest.variants[precision]
@@ -130,7 +82,7 @@ class FastVLM:
             graphs[PREFILL] = variant.prefill
         self.threads = threads
         self.sessions = sessions = {
-            graph: GraphSession(
+            graph: (LazySession if lazy_vision and graph == VISION_ENCODER else GraphSession)(
                 folder / file,
                 with_model_cache(choices[graph], manifest.files[file].sha256),
                 threads,
@@ -141,7 +93,9 @@ class FastVLM:
         self.providers = {graph: session.choice.ep for graph, session in sessions.items()}
         self._vision_encoder, self._projector = sessions[VISION_ENCODER], sessions[PROJECTOR]
         self._decoder = DecoderSession(sessions[DECODER], manifest.decoder, sessions.get(PREFILL))
+        self._features = FeatureCache(image_cache_bytes)
         self.load_seconds = 0.0
+        self._process_id, self._is_closed = os.getpid(), False
         if COREML in (self.providers[VISION_ENCODER], self.providers[PROJECTOR]):
             self._check_coreml(manifest.files[graphs[VISION_ENCODER]].sha256)
 
@@ -158,8 +112,33 @@ class FastVLM:
 
         check_features(sha256, self.image_size, self.encode_image, encode_on_cpu)
 
-    def encode_image(self, pixel_values: FloatArray) -> FloatArray:
-        """pixel_values [B, 3, S, S] -> image_features [B, num_image_tokens, hidden_size]."""
+    @property
+    def num_image_tokens(self) -> int:
+        """Positions that a picture takes in the context."""
+        return (self.image_size // self.manifest.image.patch_size) ** 2
+
+    # --- stages ----------------------------------------------------------------------------------
+
+    def encode_image(self, image: Picture | FloatArray, *, orient: bool = False) -> FloatArray:
+        """A picture as the decoder sees it; every way to ask takes it in the picture's place.
+
+        Args:
+            image: a picture as `generate` takes it, or pixel_values float32 [B, 3, S, S] with S the
+                model's image size.
+            orient: turn the picture as its EXIF data say.
+
+        Returns:
+            image_features, float32 [B, num_image_tokens, hidden_size]; good for this model's
+            weights, image size and precision.
+
+        Raises:
+            InputError: the picture cannot be used.
+        """
+        self._check_usable()
+        pixel_values = _float32(image)
+        if pixel_values is None:
+            picture = read_picture(cast("Picture", image), orient=orient)
+            pixel_values = preprocess(picture, self.image_size)
         return self.run_projector(self.run_vision_encoder(pixel_values))
 
     def run_vision_encoder(self, pixel_values: FloatArray) -> FloatArray:
@@ -200,194 +179,150 @@ class FastVLM:
         for token_id in token_ids[:-1]:
             yield decode_one_token(self._decoder, self._embed_tokens, token_id, cache)
 
+    # --- asking ----------------------------------------------------------------------------------
+
     def generate(
-        self,
-        picture: Picture,
-        prompt: str,
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        orient: bool = False,
+        self, picture: Picture | FloatArray, prompt: str, **options: Unpack[Options]
     ) -> Generation:
         """Answer a question about a picture.
 
         Args:
-            picture: a path, bytes, a binary file, a Pillow image, or uint8 [H, W, 3].
-            max_new_tokens: the answer ends there at the latest, or where the context is full.
-            temperature: 0 is greedy and always gives the same answer; see `Sampling`.
-            orient: turn the picture as its EXIF data say, which predict.py does not.
+            picture: a path, bytes, a binary file, a Pillow image, uint8 [H, W, 3], or what
+                `encode_image` gave.
+            options: see `Options`.
 
         Raises:
-            InputError: the picture, the prompt or a number cannot be used.
+            InputError: the picture, the prompt or an option cannot be used, or the model is closed.
             PromptTooLongError: the prompt does not fit in the context.
+            ProviderError: a provider failed, of memory for one; the model stays usable.
         """
-        pieces = self.stream(
-            picture,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            orient=orient,
-        )
-        *_, last = pieces
-        assert last.generation is not None
-        return last.generation
+        return last_of(self.stream(picture, prompt, **options))
 
     def stream(
-        self,
-        picture: Picture,
-        prompt: str,
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        orient: bool = False,
+        self, picture: Picture | FloatArray, prompt: str, **options: Unpack[Options]
     ) -> Iterator[Piece]:
         """`generate`, piece by piece: the pieces' texts joined are the answer's text.
 
-        What can be refused is refused at the call, before the first piece is asked for.
+        What can be refused is refused at the call, before the first piece is asked for. The
+        iterator may be closed at any point, and holds nothing then.
         """
         began = time.perf_counter()
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens}; expected 1 or more.")
+        self._check_usable()
+        settings = Settings(**options)
         prompt_ids = tokenize_prompt(self._tokenizer, self.manifest.prompt, prompt)
-        max_new_tokens = min(
-            max_new_tokens, room_for_answer(self.manifest, self.image_size, prompt_ids)
-        )
-        pixel_values = preprocess(read_picture(picture, orient=orient), self.image_size)
-        return self._answer(pixel_values, prompt_ids, Sampler(sampling), max_new_tokens, began)
+        context = self.manifest.decoder.context_length
+        room = room_for_answer(context, len(prompt_ids), self.num_image_tokens)
+        prepared = self.prepare(picture, settings.orient)
+        return self._answer(prepared, prompt_ids, settings, room, began)
 
     def _answer(
         self,
-        pixel_values: FloatArray,
+        prepared: FloatArray,
         prompt_ids: PromptIds,
-        sample: Sampler,
-        max_new_tokens: int,
+        settings: Settings,
+        room: int,
         began: float,
     ) -> Iterator[Piece]:
         preprocessed = time.perf_counter()
+        features = self.features_of(prepared, is_cached=False)
+        marks = Marks(began, preprocessed, time.perf_counter())
+        inputs_embeds = self.embed_prompt(prompt_ids, features)
+        max_new_tokens = min(settings.max_new_tokens, room)
+        cache = self._decoder.new_cache(inputs_embeds.shape[1] + max_new_tokens)
+        yield from answer(self, inputs_embeds, cache, settings, max_new_tokens, marks, [])
 
-        # 1. The picture becomes rows of the decoder's input.
-        image_features = self.encode_image(pixel_values)
-        encoded = time.perf_counter()
-        inputs_embeds = self.embed_prompt(prompt_ids, image_features)
+    def chat(self, *, drop_oldest: bool = False) -> "Chat":
+        """A conversation, whose keys and values are kept from turn to turn.
 
-        # 2. Prefill: the whole prompt at once.
-        prompt_tokens = inputs_embeds.shape[1]
-        cache = self._decoder.new_cache(prompt_tokens + max_new_tokens)
-        logits = prefill(self._decoder, inputs_embeds, cache)
-        prefilled = first_token = time.perf_counter()
+        Args:
+            drop_oldest: where the context is full, go on without the oldest turns, at the cost of
+                another prefill; a PromptTooLongError when False.
+        """
+        from fastvlm_onnx.runtime.chat import Chat
 
-        # 3. Decode: one token at a time, its text as soon as it is whole.
-        tokens = decode(
-            self._decoder,
-            self._embed_tokens,
-            sample,
-            logits,
-            cache,
-            max_new_tokens,
-            self.manifest.decoder.eos_token_ids,
-        )
-        text_stream, stripped = TextStream(self._tokenizer), StrippedStream()
-        token_ids: list[int] = []
-        texts: list[str] = []
-        while True:
-            try:
-                token_id = next(tokens)
-            except StopIteration as end:
-                finish_reason = end.value
-                break
-            if not token_ids:
-                first_token = time.perf_counter()
-            token_ids.append(token_id)
-            if text := stripped.add(text_stream.add([token_id])):
-                texts.append(text)
-                yield Piece(text)
-        text = stripped.add(text_stream.finish())
-        texts.append(text)
-        ended = time.perf_counter()
+        self._check_usable()
+        return Chat(self, drop_oldest=drop_oldest)
 
-        # 4. The last piece carries the whole answer.
-        decode_seconds = ended - first_token
-        runs = len(token_ids) - (finish_reason == "length")  # decoder runs after the prefill
-        yield Piece(
-            text,
-            Generation(
-                text="".join(texts),
-                token_ids=token_ids,
-                finish_reason=finish_reason,
-                prompt_tokens=prompt_tokens,
-                timings=Timings(
-                    load=self.load_seconds,
-                    preprocess=preprocessed - began,
-                    vision=encoded - preprocessed,
-                    prefill=prefilled - encoded,
-                    first_token=first_token - began,
-                    decode=decode_seconds,
-                    tokens_per_second=runs / decode_seconds if runs > 0 else 0.0,
-                ),
-                model=self.manifest.source.name,
-                precision=self.precision,
-                providers=self.providers,
-            ),
-        )
+    def generate_batch(
+        self,
+        pictures: Sequence[Picture | FloatArray],
+        prompts: str | Sequence[str],
+        **options: Unpack[Options],
+    ) -> list[Generation]:
+        """Answer several questions at once, which takes less time than one after the other.
 
+        Args:
+            pictures: one for each question; what `encode_image` gave is taken too.
+            prompts: one for each picture, or one for all.
+            options: see `Options`; for each answer by itself. A seed draws what it would draw for
+                each answer alone.
 
-def choose_precision(
-    manifest: Manifest,
-    precision: str | None,
-    folder: Path,
-    asked: Mapping[str, Choice] | None = None,
-) -> str:
-    """The asked variant if the package has it, what suits the providers when None.
+        Raises:
+            InputError: no pictures, lists of unequal length, or as `generate`.
+            PromptTooLongError, ProviderError: as `generate`.
+        """
+        from fastvlm_onnx.runtime.batch import answer_batch
 
-    Args:
-        asked: what was asked for by name; nothing when empty, the CPU when None.
+        self._check_usable()
+        return answer_batch(self, pictures, prompts, Settings(**options))
 
-    Raises:
-        InputError: the package lacks it; the message says how to add it.
-    """
-    if precision is None:
-        wanted = PROVIDERS["cpu"].precisions if asked is None else wanted_precisions(asked)
-        fitting = [name for name in wanted or manifest.variants if name in manifest.variants]
-        if not fitting:
-            names = ", ".join(dict.fromkeys(choice.name for choice in (asked or {}).values()))
+    # --- pictures --------------------------------------------------------------------------------
+
+    def prepare(self, picture: Picture | FloatArray, orient: bool) -> FloatArray:
+        """What `features_of` takes: pixel_values of a picture, or its features as they are."""
+        features = _float32(picture)
+        if features is None:
+            read = read_picture(cast("Picture", picture), orient=orient)
+            return preprocess(read, self.image_size)
+        expected = (1, self.num_image_tokens, self.manifest.decoder.hidden_size)
+        if features.shape != expected:
             raise InputError(
-                f"{folder}: has no variant for {names}, only {', '.join(manifest.variants)}; "
-                f"add one with `{add_command(manifest, folder)} --precision {wanted[0]}`, or "
-                "choose with --precision."
+                f"image features are {list(features.shape)}, expected {list(expected)}; encode the "
+                "picture with this model, at this image size."
             )
-        return fitting[0]
-    if precision not in manifest.variants:
-        raise InputError(
-            f"{folder}: has no {precision} variant, only {', '.join(manifest.variants)}; "
-            f"add it with `{add_command(manifest, folder)} --precision {precision}`."
+        return features
+
+    def features_of(self, prepared: FloatArray, *, is_cached: bool) -> FloatArray:
+        """Image features [1, num_image_tokens, hidden_size] of what `prepare` gave."""
+        if prepared.ndim == 3:
+            return prepared
+        if not is_cached:
+            return self.encode_image(prepared)
+        return self._features.get(prepared, self.encode_image)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the graphs; answers that are under way in other threads come to their end."""
+        self._is_closed = True
+        self.sessions.clear()
+        self._features.clear()
+        for name in ("_vision_encoder", "_projector", "_decoder", "_embed_tokens"):
+            self.__dict__.pop(name, None)
+
+    def __enter__(self) -> "FastVLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a FastVLM cannot be pickled; load {self._folder} in the process that needs it."
         )
-    return precision
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise InputError(f"the model of {self._folder} is closed; load it again.")
+        if os.getpid() != self._process_id:
+            # ONNX Runtime's threads did not come along: a run would wait for them forever.
+            raise InputError(
+                f"the model of {self._folder} was loaded before this process forked; load it here "
+                "too, or start processes by spawning."
+            )
 
 
-def choose_image_size(
-    manifest: Manifest, precision: str, image_size: int | None, folder: Path
-) -> int:
-    """The asked image size if the variant has it, the default when None; else InputError."""
-    sizes = manifest.variants[precision].vision_encoder
-    chosen = manifest.image.default_size if image_size is None else image_size
-    if str(chosen) not in sizes:
-        raise InputError(
-            f"{folder}: was not exported for {chosen} pixels, only for {', '.join(sizes)}; "
-            f"add it with `{add_command(manifest, folder)} --image-size {chosen}`."
-        )
-    return chosen
-
-
-def add_command(manifest: Manifest, folder: Path) -> str:
-    """The command that adds to a package; a folder's or archive's name lacks its path."""
-    return f"fastvlm-onnx export {manifest.source.name} -o {folder} --add"
+def _float32(image: object) -> FloatArray | None:
+    """What is no picture but made of one: pixel_values or image features."""
+    is_one = isinstance(image, np.ndarray) and image.dtype == np.float32
+    return cast("FloatArray", image) if is_one else None

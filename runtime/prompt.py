@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastvlm_onnx.errors import InputError, PromptTooLongError
-from fastvlm_onnx.package import Manifest, PromptFormat
+from fastvlm_onnx.package import PromptFormat
 from fastvlm_onnx.runtime.tokenizer import TextTokenizer
 
 
@@ -18,12 +18,8 @@ class PromptIds:
         return len(self.before_image) + len(self.after_image)
 
 
-def tokenize_prompt(tokenizer: TextTokenizer, template: PromptFormat, prompt: str) -> PromptIds:
-    """Fill the template; each piece is tokenised by itself, as predict.py does.
-
-    Raises:
-        InputError: the prompt is empty, or has halves of characters in it.
-    """
+def check_prompt(prompt: str) -> None:
+    """Raise InputError for a prompt that is empty, or has halves of characters in it."""
     if not prompt.strip():
         raise InputError('the prompt is empty; ask something, for example "Describe the image.".')
     try:
@@ -33,6 +29,15 @@ def tokenize_prompt(tokenizer: TextTokenizer, template: PromptFormat, prompt: st
             f"the prompt's character {error.start + 1} is {prompt[error.start]!a}, half of one; "
             "expected text in UTF-8."
         ) from None
+
+
+def tokenize_prompt(tokenizer: TextTokenizer, template: PromptFormat, prompt: str) -> PromptIds:
+    """Fill the template; each piece is tokenised by itself, as predict.py does.
+
+    Raises:
+        InputError: the prompt is empty, or has halves of characters in it.
+    """
+    check_prompt(prompt)
     # The user's words are never split at special tokens, so `<image>` in them adds no picture and
     # `<|im_end|>` does not end the turn.
     return PromptIds(
@@ -42,18 +47,16 @@ def tokenize_prompt(tokenizer: TextTokenizer, template: PromptFormat, prompt: st
     )
 
 
-def room_for_answer(manifest: Manifest, image_size: int, prompt_ids: PromptIds) -> int:
+def room_for_answer(context_length: int, prompt_tokens: int, image_tokens: int) -> int:
     """Positions of the context that a prompt and its image leave for the answer.
 
     Raises:
         PromptTooLongError: none.
     """
-    image_tokens = (image_size // manifest.image.patch_size) ** 2
-    context = manifest.decoder.context_length
-    room = context - len(prompt_ids) - image_tokens
+    room = context_length - prompt_tokens - image_tokens
     if room < 1:
         raise PromptTooLongError(
-            f"the prompt has {len(prompt_ids)} tokens and the image {image_tokens}, and the "
-            f"context holds {context}; shorten the prompt by at least {1 - room} tokens."
+            f"the prompt has {prompt_tokens} tokens and the image {image_tokens}, and the context "
+            f"holds {context_length}; shorten the prompt by at least {1 - room} tokens."
         )
     return room

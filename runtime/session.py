@@ -13,7 +13,7 @@ from fastvlm_onnx.errors import InputError, PackageError, ProviderError
 from fastvlm_onnx.names import ATTENTION_MASK, INPUTS_EMBEDS
 from fastvlm_onnx.package import DecoderFormat
 from fastvlm_onnx.runtime.coreml import wipe_model_cache
-from fastvlm_onnx.runtime.kv_cache import KVCache
+from fastvlm_onnx.runtime.kv_cache import BatchCache, KVCache
 from fastvlm_onnx.runtime.machine import physical_cores
 from fastvlm_onnx.runtime.providers import (
     CPU,
@@ -188,6 +188,31 @@ class GraphSession:
         return self._session.get_outputs()
 
 
+class LazySession(GraphSession):
+    """A graph that is open only while it runs, each time anew."""
+
+    def __init__(
+        self,
+        path: Path,
+        choice: Choice,
+        threads: int | None = None,
+        *,
+        records_placement: bool = False,
+    ) -> None:
+        """Note what to open; off the CPU, see that it opens."""
+        self.path, self.choice, self._threads, self.placement = path, choice, threads, None
+        if choice.ep != CPU or records_placement:
+            self.placement = self._opened(records_placement).placement
+
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+        return self._opened().run(outputs, feeds)
+
+    def _opened(self, records_placement: bool = False) -> GraphSession:
+        return GraphSession(
+            self.path, self.choice, self._threads, records_placement=records_placement
+        )
+
+
 def session_options(threads: int | None) -> Any:
     """ONNX Runtime's SessionOptions as every graph has them."""
     options = import_onnxruntime().SessionOptions()
@@ -250,6 +275,29 @@ class DecoderSession:
             inputs_embeds = inputs_embeds[:, -1:]
         self._append(0, inputs_embeds, cache)
         return cache.logits[0, 0]
+
+    def new_batch(self, rows: int, capacity: int) -> BatchCache:
+        """An empty cache for several sequences of at most `capacity` positions each."""
+        return BatchCache(self._sessions, self._decoder, rows, capacity)
+
+    def run_batch(self, inputs_embeds: FloatArray, batch: BatchCache) -> FloatArray:
+        """Append one position to each sequence, whatever its length.
+
+        Args:
+            inputs_embeds: float32 [rows, 1, hidden_size].
+
+        Returns:
+            Logits float32 [rows, vocab_size]; overwritten by the next run.
+        """
+        binding, logits = batch.binding()
+        lengths = batch.lengths + 1
+        # Padded on the right: each row says how much of it counts.
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
+        binding.bind_cpu_input(ATTENTION_MASK, mask.astype(np.int64))
+        self._sessions[0].run_with_iobinding(binding)
+        batch.lengths = lengths
+        return logits[:, 0]
 
     def _append(self, graph: int, inputs_embeds: FloatArray, cache: KVCache) -> None:
         total = cache.length + inputs_embeds.shape[1]

@@ -90,23 +90,6 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-class StrippedStream:
-    """Pieces of a text without the white space at its two ends, whatever their boundaries."""
-
-    def __init__(self) -> None:
-        self._begun = False
-        self._held = ""
-
-    def add(self, text: str) -> str:
-        if not self._begun:
-            text = text.lstrip()
-            self._begun = bool(text)
-        text = self._held + text
-        shown = text.rstrip()
-        self._held = text[len(shown) :]
-        return shown
-
-
 def _byte_alphabet() -> dict[str, int]:
     """Byte-level BPE's printable stand-in for each byte.
 

@@ -108,7 +108,7 @@ def _variants(
     image_size: str | None,
     provider: str,
 ) -> list[tuple[str, int]]:
-    from fastvlm_onnx.runtime.model import choose_image_size, choose_precision
+    from fastvlm_onnx.runtime.loading import choose_image_size, choose_precision
     from fastvlm_onnx.runtime.providers import parse
 
     names: Sequence[str | None] = [None]

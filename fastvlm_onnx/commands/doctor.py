@@ -126,7 +126,7 @@ def _package(
     image_size: int | None,
     threads: int | None,
 ) -> None:
-    from fastvlm_onnx.runtime.model import load
+    from fastvlm_onnx.runtime.loading import load
 
     model = load(
         folder,
@@ -173,8 +173,8 @@ def _answer(model: "FastVLM") -> None:
 
 
 def _advice(folder: Path, model: "FastVLM") -> list[str]:
+    from fastvlm_onnx.runtime.loading import add_command
     from fastvlm_onnx.runtime.machine import cores
-    from fastvlm_onnx.runtime.model import add_command
 
     providers = _providers()
     lines = []

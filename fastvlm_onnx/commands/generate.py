@@ -23,7 +23,11 @@ from fastvlm_onnx.errors import InputError
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", default=50, show_default=True, help="0 is off.")
 @click.option("--top-p", default=1.0, show_default=True)
+@click.option("--min-p", default=0.0, show_default=True)
+@click.option("--repetition-penalty", default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Repeat a drawn answer.")
+@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
+@click.option("--max-time", type=float, help="Seconds, after which the answer is what it has.")
 @click.option("--image-size", type=int, help="One the package was exported for.")
 @click.option("--orient", is_flag=True, help="Turn the picture as its EXIF data say.")
 @click.option("--threads", type=int, help="Per graph; one per physical core by default.")
@@ -41,7 +45,11 @@ def generate(
     temperature: float,
     top_k: int,
     top_p: float,
+    min_p: float,
+    repetition_penalty: float,
     seed: int | None,
+    stop: tuple[str, ...],
+    max_time: float | None,
     image_size: int | None,
     orient: bool,
     threads: int | None,
@@ -69,7 +77,11 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
         seed=seed,
+        stop=stop,
+        max_time=max_time,
         orient=orient,
     )
     generation = None

@@ -9,9 +9,25 @@ from typing import Any
 
 import click
 
+Words = Callable[[int, int], str]
+"""What is done, and all there is, in words."""
 
-def megabytes() -> Callable[[int, int], str]:
+
+def megabytes() -> Words:
     """Bytes in words, with the rate of the last seconds and the time left."""
+    return _with_rate(
+        lambda done, total: f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB",
+        lambda rate: f"{rate / 1e6:,.1f} MB/s",
+        window_seconds=10,
+    )
+
+
+def count_with_rate() -> Words:
+    """A number of things, with the rate of the last minute and the time left."""
+    return _with_rate(count, lambda rate: f"{rate:.2f} a second", window_seconds=60)
+
+
+def _with_rate(amount: Words, rate: Callable[[float], str], window_seconds: float) -> Words:
     seen: deque[tuple[float, int]] = deque()
 
     def words(done: int, total: int) -> str:
@@ -19,14 +35,14 @@ def megabytes() -> Callable[[int, int], str]:
         if seen and done < seen[-1][1]:  # another stage
             seen.clear()
         seen.append((now, done))
-        while seen[0][0] < now - 10:
+        while seen[0][0] < now - window_seconds:
             seen.popleft()
-        text = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
-        seconds, rate_bytes = now - seen[0][0], done - seen[0][1]
-        if seconds < 1 or not rate_bytes:
+        text = amount(done, total)
+        seconds, newly = now - seen[0][0], done - seen[0][1]
+        if seconds < 1 or not newly:
             return text
-        minutes, left = divmod(round((total - done) * seconds / rate_bytes), 60)
-        return f"{text}, {rate_bytes / seconds / 1e6:,.1f} MB/s, {minutes}:{left:02} left"
+        minutes, left = divmod(round((total - done) * seconds / newly), 60)
+        return f"{text}, {rate(newly / seconds)}, {minutes}:{left:02} left"
 
     return words
 

@@ -19,7 +19,7 @@ from fastvlm_onnx import InputError, ProviderError
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime import machine, providers, session
-from fastvlm_onnx.runtime.model import choose_precision
+from fastvlm_onnx.runtime.loading import choose_precision
 from fastvlm_onnx.runtime.providers import COREML, CPU, CUDA, GRAPHS, Choice, parse, plan
 from fastvlm_onnx.runtime.session import GraphSession
 

@@ -2,64 +2,65 @@ import numpy as np
 import pytest
 
 from fastvlm_onnx import InputError
-from fastvlm_onnx.runtime.sampling import Sampler, Sampling
+from fastvlm_onnx.runtime.sampling import Sampler
+from fastvlm_onnx.runtime.settings import Settings
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.25, 0.05], np.float32))
 
 
-def drawn(sampling: Sampling, times: int = 3000) -> np.ndarray:
+def drawn(settings: Settings, times: int = 3000) -> np.ndarray:
     """How often each token comes up, as shares of all draws."""
-    sample = Sampler(sampling)
+    sample = Sampler(settings)
     ids = [sample(LOGITS) for _ in range(times)]
     return np.bincount(ids, minlength=len(LOGITS)) / times
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
-    assert Sampler(Sampling())(LOGITS) == 1
+    assert Sampler(Settings())(LOGITS) == 1
 
 
 def test_draws_follow_the_probabilities() -> None:
-    shares = drawn(Sampling(temperature=1.0, seed=1))
+    shares = drawn(Settings(temperature=1.0, seed=1))
     np.testing.assert_allclose(shares, np.exp(LOGITS), atol=0.03)
 
 
 def test_temperature_sharpens_before_anything_is_cut() -> None:
-    shares = drawn(Sampling(temperature=0.5, top_k=2, seed=1))
+    shares = drawn(Settings(temperature=0.5, top_k=2, seed=1))
     np.testing.assert_allclose(shares[[1, 3]], np.array([16, 6.25]) / 22.25, atol=0.03)
 
 
 def test_top_k_keeps_the_k_likeliest() -> None:
-    assert (drawn(Sampling(temperature=1.0, top_k=2, seed=1)) > 0).tolist() == [0, 1, 0, 1, 0]
+    assert (drawn(Settings(temperature=1.0, top_k=2, seed=1)) > 0).tolist() == [0, 1, 0, 1, 0]
 
 
 def test_top_k_keeps_ties_with_the_last() -> None:
-    sample = Sampler(Sampling(temperature=1.0, top_k=1, seed=1))
+    sample = Sampler(Settings(temperature=1.0, top_k=1, seed=1))
     assert {sample(np.array([2, 2, 1], np.float32)) for _ in range(50)} == {0, 1}
 
 
 def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     # 0.4 + 0.25 reach 0.6; of what top-k leaves, renormalised, the same two do.
-    assert (drawn(Sampling(temperature=1.0, top_p=0.6, seed=1)) > 0).tolist() == [0, 1, 0, 1, 0]
-    kept = drawn(Sampling(temperature=1.0, top_k=3, top_p=0.75, seed=1)) > 0
+    assert (drawn(Settings(temperature=1.0, top_p=0.6, seed=1)) > 0).tolist() == [0, 1, 0, 1, 0]
+    kept = drawn(Settings(temperature=1.0, top_k=3, top_p=0.75, seed=1)) > 0
     assert kept.tolist() == [0, 1, 0, 1, 0]
 
 
 def test_top_p_always_keeps_one() -> None:
-    assert drawn(Sampling(temperature=1.0, top_p=1e-9, seed=1), 20)[1] == 1
+    assert drawn(Settings(temperature=1.0, top_p=1e-9, seed=1), 20)[1] == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 5e-324])
 def test_a_temperature_next_to_zero_is_greedy(temperature: float) -> None:
-    assert drawn(Sampling(temperature=temperature, top_p=0.9, seed=1), 20)[1] == 1
+    assert drawn(Settings(temperature=temperature, top_p=0.9, seed=1), 20)[1] == 1
 
 
 def test_one_seed_draws_the_same_tokens_again() -> None:
-    first, again = (Sampler(Sampling(temperature=1.0, seed=7)) for _ in range(2))
+    first, again = (Sampler(Settings(temperature=1.0, seed=7)) for _ in range(2))
     assert [first(LOGITS) for _ in range(50)] == [again(LOGITS) for _ in range(50)]
 
 
 def test_without_a_seed_each_answer_is_drawn_anew() -> None:
-    first, other = (Sampler(Sampling(temperature=1.0)) for _ in range(2))
+    first, other = (Sampler(Settings(temperature=1.0)) for _ in range(2))
     assert [first(LOGITS) for _ in range(50)] != [other(LOGITS) for _ in range(50)]
 
 
@@ -77,4 +78,4 @@ def test_without_a_seed_each_answer_is_drawn_anew() -> None:
 )
 def test_a_setting_out_of_range_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{field} is {value}"):
-        Sampling(**{field: value})
+        Settings(**{field: value})

@@ -1,0 +1,181 @@
+"""`fastvlm-onnx chat`."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import fastvlm_onnx
+from fastvlm_onnx.commands.model import model_folder
+from fastvlm_onnx.commands.provider_options import provider_options, register
+from fastvlm_onnx.errors import FastVLMError, InputError
+
+if TYPE_CHECKING:
+    from fastvlm_onnx.runtime.chat import Chat
+    from fastvlm_onnx.runtime.generation import Generation
+
+HELP = "/image PATH adds a picture, /reset begins anew, /stats says where the time went, /exit ends"
+
+
+@click.command()
+@click.argument("image", required=False)
+@click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
+@click.option("--precision", help="A variant of the package; what suits the provider by default.")
+@provider_options
+@click.option("--max-new-tokens", default=256, show_default=True)
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=int, help="Repeat drawn answers.")
+@click.option("--image-size", type=int, help="One the package was exported for.")
+@click.option("--orient", is_flag=True, help="Turn pictures as their EXIF data say.")
+@click.option("--drop-oldest", is_flag=True, help="Forget the oldest turns where none fits in.")
+@click.option("--threads", type=int, help="Per graph; one per physical core by default.")
+def chat(
+    image: str | None,
+    model: Path | None,
+    precision: str | None,
+    providers: str,
+    options: dict[str, str],
+    libraries: dict[str, str],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+    image_size: int | None,
+    orient: bool,
+    drop_oldest: bool,
+    threads: int | None,
+) -> None:
+    """Talk about pictures in the terminal, or answer standard input line by line.
+
+    Lines that begin with a slash are commands: /image PATH, /reset, /stats, /exit. Ctrl-C stops an
+    answer.
+    """
+    register(libraries)
+    loaded = fastvlm_onnx.load(
+        model or model_folder(),
+        precision=precision,
+        providers=providers,
+        provider_options=options,
+        image_size=image_size,
+        threads=threads,
+    )
+    with loaded, loaded.chat(drop_oldest=drop_oldest) as conversation:
+        terminal = Terminal(
+            conversation,
+            {
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "seed": seed,
+                "orient": orient,
+            },
+        )
+        if image is not None:
+            terminal.add_image(image)
+        terminal.run()
+
+
+class Terminal:
+    """What is typed, and what is shown."""
+
+    def __init__(self, chat: "Chat", options: dict[str, object]) -> None:
+        self._chat, self._options = chat, options
+        self._image: str | None = None
+        self._latest: Generation | None = None
+        # Questions and answers are for people here; piped in, only answers are put out.
+        self._is_interactive = sys.stdin is not None and sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Until /exit or the end of what is typed."""
+        if self._is_interactive:
+            self._keep_history()
+            click.echo(f"{HELP}.", err=True)
+        while (line := self._read()) is not None:
+            line = line.strip()
+            if not line:
+                continue
+            if line == "/exit":
+                return
+            try:
+                if line.startswith("/"):
+                    self._obey(line)
+                else:
+                    self._answer(line)
+            except FastVLMError as error:
+                # Of one line; the conversation is as it was.
+                click.echo(f"error: {error}", err=True)
+                if not self._is_interactive:
+                    raise click.exceptions.Exit(2) from None
+
+    def add_image(self, path: str) -> None:
+        """Note the picture that comes with the next question.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        from fastvlm_onnx.runtime.image import read_picture
+
+        read_picture(path)
+        self._image = path
+
+    def _read(self) -> str | None:
+        while True:
+            try:
+                if self._is_interactive:
+                    return input("> ")
+                line = sys.stdin.readline() if sys.stdin else ""
+                return line or None
+            except EOFError:
+                click.echo(err=True)
+                return None
+            except KeyboardInterrupt:  # what was typed is given up
+                click.echo(err=True)
+
+    def _obey(self, line: str) -> None:
+        command, _, rest = line.partition(" ")
+        if command == "/image":
+            if not rest.strip():
+                raise InputError("/image wants the path of a picture.")
+            self.add_image(rest.strip())
+        elif command == "/reset":
+            self._chat.reset()
+            self._image = self._latest = None
+        elif command == "/stats":
+            self._say_stats()
+        else:
+            raise InputError(f"{command} is no command; {HELP}.")
+
+    def _answer(self, words: str) -> None:
+        image, self._image = self._image, None
+        try:
+            pieces = self._chat.stream(words, image, **self._options)  # type: ignore[arg-type]
+        except FastVLMError:
+            self._image = image
+            raise
+        try:
+            for piece in pieces:
+                click.echo(piece.text, nl=False)
+                sys.stdout.flush()
+                self._latest = piece.generation
+        except KeyboardInterrupt:
+            pieces.close()  # type: ignore[attr-defined]  # a generator
+            click.echo(" ...", nl=False)
+        click.echo()
+
+    def _say_stats(self) -> None:
+        turns = len(self._chat.turns)
+        if self._latest is None:
+            click.echo(f"{turns} turns; nothing was answered to its end yet", err=True)
+            return
+        timings = self._latest.timings
+        click.echo(
+            f"{turns} turns, {self._latest.prompt_tokens} tokens before the latest answer; vision "
+            f"{timings.vision:.3f} s, prefill {timings.prefill:.3f} s, first token "
+            f"{timings.first_token:.3f} s, {timings.tokens_per_second:.1f} tokens a second",
+            err=True,
+        )
+
+    def _keep_history(self) -> None:
+        """Arrow keys bring back earlier lines, where Python was built to."""
+        with suppress(ImportError):
+            import readline  # noqa: F401  input() uses it once it is imported

@@ -1,0 +1,212 @@
+"""Many pictures, one question: JSON lines, a picture each, safe against whatever ends the run.
+
+A line is written and flushed when its picture is done, so a run that ends in any way, kill -9
+included, leaves whole lines and at most one begun; `resume` cuts that off and goes on behind it.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvlm_onnx.errors import FastVLMError, InputError
+from fastvlm_onnx.runtime.generation import Generation
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from fastvlm_onnx.runtime.model import FastVLM
+
+FloatArray = NDArray[np.float32]
+
+# What a folder is searched for; a file that is named itself is taken whatever it is called.
+SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What came of one picture.
+
+    Attributes:
+        path: as it was given or found.
+        generation: None where `error` says why there is none.
+    """
+
+    path: str
+    generation: Generation | None
+    error: str | None
+
+    def to_json(self) -> str:
+        """One line."""
+        if self.generation is None:
+            return json.dumps({"path": self.path, "error": self.error}, ensure_ascii=False)
+        timings = self.generation.timings
+        seconds = timings.preprocess + timings.vision + timings.prefill + timings.decode
+        return json.dumps(
+            {
+                "path": self.path,
+                "text": self.generation.text,
+                "finish_reason": self.generation.finish_reason,
+                "seconds": round(seconds, 3),
+            },
+            ensure_ascii=False,
+        )
+
+
+def find_pictures(given: Iterable[str]) -> list[str]:
+    """Files as they are named, folders with what lies in them at any depth, patterns with matches.
+
+    Returns:
+        Paths in order, each once.
+
+    Raises:
+        InputError: a name is nothing of these, or nothing was found.
+    """
+    found: dict[str, None] = {}
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found |= dict.fromkeys(sorted(map(str, inside)))
+        elif any(character in name for character in "*?[") and not path.exists():
+            import glob
+
+            matches = sorted(glob.glob(name, recursive=True))
+            found |= dict.fromkeys(match for match in matches if not os.path.isdir(match))
+        else:
+            found[name] = None
+    if not found:
+        raise InputError(
+            "found no pictures; give files, folders with "
+            f"{', '.join(SUFFIXES)} in them, or a pattern like 'photos/*.jpg'."
+        )
+    return list(found)
+
+
+def caption(
+    model: "FastVLM",
+    paths: Sequence[str],
+    prompt: str,
+    *,
+    batch_size: int,
+    **options: Any,
+) -> Iterator[Caption]:
+    """Ask the same about each picture, some at once; the next ones are decoded meanwhile.
+
+    A picture that cannot be read is an error of its own, and so is one that is gone by now.
+
+    Args:
+        options: as `FastVLM.generate_batch` takes them.
+
+    Yields:
+        In the order of `paths`.
+    """
+    orient = bool(options.get("orient", False))
+    batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+
+    def prepare(path: str) -> FloatArray | FastVLMError:
+        try:
+            return model.prepare(path, orient)
+        except FastVLMError as error:
+            return error
+
+    with ThreadPoolExecutor(1) as pool:
+        # One batch ahead: pixel_values of a large folder would not fit in memory.
+        waiting = [pool.submit(prepare, path) for path in batches[0]]
+        for number, batch in enumerate(batches):
+            prepared = [future.result() for future in waiting]
+            following = batches[number + 1] if number + 1 < len(batches) else ()
+            waiting = [pool.submit(prepare, path) for path in following]
+            good = [p for p in prepared if not isinstance(p, FastVLMError)]
+            features = [model.features_of(pixels, is_cached=True) for pixels in good]
+            answers = iter(model.generate_batch(features, prompt, **options) if good else [])
+            for path, pixels in zip(batch, prepared, strict=True):
+                if isinstance(pixels, FastVLMError):
+                    yield Caption(path, None, str(pixels))
+                else:
+                    yield Caption(path, next(answers), None)
+
+
+class CaptionFile:
+    """The file of captions, held by this run alone.
+
+    Attributes:
+        done: paths that were in it when it was opened.
+    """
+
+    def __init__(self, file: IO[bytes], done: set[str]) -> None:
+        self._file, self.done = file, done
+
+    def write(self, line: str) -> None:
+        """Append a line, whole or not at all.
+
+        Raises:
+            InputError: it cannot be written; the lines before it are safe.
+        """
+        end = self._file.tell()
+        content = line.encode() + b"\n"
+        try:
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), end)
+            raise InputError(
+                f"{self._file.name}: cannot be written ({error.strerror}); what is there is whole: "
+                "make room, then go on with --resume."
+            ) from None
+
+
+@contextmanager
+def caption_file(path: Path, *, resume: bool) -> Iterator[CaptionFile]:
+    """Open a file of captions, new or to go on with.
+
+    Raises:
+        InputError: it is there already, held by another run, no such file, or cannot be written.
+    """
+    try:
+        file = path.open("r+b" if resume and path.exists() else "xb", buffering=0)
+    except FileExistsError:
+        raise InputError(
+            f"{path}: exists already; go on with it by --resume, or name another file."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}).") from None
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"{path}: another run is writing it; wait for that, or name another file."
+                ) from None
+        yield CaptionFile(file, _read_done(file, path))
+
+
+def _read_done(file: IO[bytes], path: Path) -> set[str]:
+    """Paths in a file of captions; what is left of a line at its end is cut off."""
+    done = set()
+    whole = 0
+    for number, line in enumerate(file, 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            done.add(str(json.loads(line)["path"]))
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path}: line {number} is no caption; expected JSON with a path. Name another "
+                "file, or repair it."
+            ) from None
+        whole += len(line)
+    os.ftruncate(file.fileno(), whole)
+    file.seek(whole)
+    return done

@@ -1,0 +1,144 @@
+"""Opening a package: which variant, which image size, which providers; nothing of it damaged."""
+
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
+from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
+from fastvlm_onnx.runtime.providers import (
+    PROVIDERS,
+    Choice,
+    Options,
+    Providers,
+    parse,
+    plan,
+    wanted_precisions,
+)
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    precision: str | None = None,
+    providers: Providers = "auto",
+    provider_options: Options | None = None,
+    image_size: int | None = None,
+    threads: int | None = None,
+    image_cache_bytes: int = IMAGE_CACHE_BYTES,
+    lazy_vision: bool = False,
+    records_placement: bool = False,
+) -> FastVLM:
+    """Open an exported package.
+
+    Args:
+        precision: a variant of the package; the one that suits the providers best when None.
+        providers: what runs the graphs. `auto` (docs/providers.md says what it does), a name like
+            `cuda`, `vision=coreml,decoder=cpu` or the mapping of it, or ONNX Runtime's own list of
+            names, or of names with their options, whose first is what was asked for.
+        provider_options: for the provider asked for, over ours.
+        image_size: side of the square input in pixels, one the package was exported for; its
+            default when None.
+        threads: per graph; one per physical core that this process may use when None.
+        image_cache_bytes: image features that chats and batches keep, so that a picture asked about
+            again is not encoded again; 0 keeps none.
+        lazy_vision: open the vision encoder for each picture and close it after: for machines short
+            of memory, at the cost of opening it.
+        records_placement: note which nodes run where on the CPU too (`sessions`).
+
+    Raises:
+        PackageError: the folder is no package, or a file of it is missing, cut or altered.
+        InputError: the package lacks this precision or image size, or one for these providers; a
+            number cannot be used.
+        ProviderError: ONNX Runtime or a provider is not installed, or a provider takes no node of
+            a graph, or cannot load it.
+    """
+    begin = time.perf_counter()
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; expected 1 or more.")
+    if image_cache_bytes < 0:
+        raise InputError(f"image_cache_bytes is {image_cache_bytes}; expected 0 (off) or more.")
+    path = Path(folder)
+    manifest = read_manifest(path)
+    asked = parse(providers, provider_options)
+    precision = choose_precision(manifest, precision, path, asked)
+    image_size = choose_image_size(manifest, precision, image_size, path)
+    choices = plan(asked, precision)
+    files = manifest.files_of(precision, image_size)
+    weights = [name for name in files if name.endswith((".data", ".npy"))]
+    check_sizes(path, weights, manifest)
+    check_files(path, [name for name in files if name not in weights], manifest)
+    # Weights take long to hash, and are opened meanwhile: whatever their bytes, they are numbers.
+    with ThreadPoolExecutor(1) as pool:
+        check = pool.submit(check_hashes, path, weights, manifest)
+        try:
+            model = FastVLM(
+                path,
+                manifest,
+                precision,
+                image_size,
+                choices,
+                threads,
+                image_cache_bytes=image_cache_bytes,
+                lazy_vision=lazy_vision,
+                records_placement=records_placement,
+            )
+        finally:
+            check.result()
+    model.load_seconds = time.perf_counter() - begin
+    return model
+
+
+def choose_precision(
+    manifest: Manifest,
+    precision: str | None,
+    folder: Path,
+    asked: Mapping[str, Choice] | None = None,
+) -> str:
+    """The asked variant if the package has it, what suits the providers when None.
+
+    Args:
+        asked: what was asked for by name; nothing when empty, the CPU when None.
+
+    Raises:
+        InputError: the package lacks it; the message says how to add it.
+    """
+    if precision is None:
+        wanted = PROVIDERS["cpu"].precisions if asked is None else wanted_precisions(asked)
+        fitting = [name for name in wanted or manifest.variants if name in manifest.variants]
+        if not fitting:
+            names = ", ".join(dict.fromkeys(choice.name for choice in (asked or {}).values()))
+            raise InputError(
+                f"{folder}: has no variant for {names}, only {', '.join(manifest.variants)}; "
+                f"add one with `{add_command(manifest, folder)} --precision {wanted[0]}`, or "
+                "choose with --precision."
+            )
+        return fitting[0]
+    if precision not in manifest.variants:
+        raise InputError(
+            f"{folder}: has no {precision} variant, only {', '.join(manifest.variants)}; "
+            f"add it with `{add_command(manifest, folder)} --precision {precision}`."
+        )
+    return precision
+
+
+def choose_image_size(
+    manifest: Manifest, precision: str, image_size: int | None, folder: Path
+) -> int:
+    """The asked image size if the variant has it, the default when None; else InputError."""
+    sizes = manifest.variants[precision].vision_encoder
+    chosen = manifest.image.default_size if image_size is None else image_size
+    if str(chosen) not in sizes:
+        raise InputError(
+            f"{folder}: was not exported for {chosen} pixels, only for {', '.join(sizes)}; "
+            f"add it with `{add_command(manifest, folder)} --image-size {chosen}`."
+        )
+    return chosen
+
+
+def add_command(manifest: Manifest, folder: Path) -> str:
+    """The command that adds to a package; a folder's or archive's name lacks its path."""
+    return f"fastvlm-onnx export {manifest.source.name} -o {folder} --add"

@@ -1,0 +1,166 @@
+"""`fastvlm-onnx chat`: in a terminal, and piped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fastvlm_onnx import FastVLM
+
+PROMPT = "Describe the image."
+
+
+def piped(text: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastvlm_onnx", "chat", *map(str, arguments)]
+    return subprocess.run(command, input=text, capture_output=True, text=True)
+
+
+def test_piped_lines_are_answered_on_standard_output(
+    package: Path, picture: Path, model: FastVLM
+) -> None:
+    done = piped(f"{PROMPT}\n\nHow many?\n", picture, "--model", package)
+    assert (done.returncode, done.stderr) == (0, "")
+    with model.chat() as chat:
+        expected = [chat.ask(PROMPT, picture).text, chat.ask("How many?").text]
+    assert done.stdout.splitlines() == expected
+
+
+def test_commands_begin_with_a_slash(package: Path, picture: Path, model: FastVLM) -> None:
+    lines = ["/stats", f"/image {picture}", PROMPT, "/reset", f"/image {picture}", PROMPT]
+    done = piped("\n".join([*lines, "/stats", "/exit", "never asked"]), "--model", package)
+    assert done.returncode == 0
+    answer = model.generate(picture, PROMPT).text
+    assert done.stdout.splitlines() == [answer, answer]
+    nothing, stats = done.stderr.splitlines()
+    assert nothing == "0 turns; nothing was answered to its end yet"
+    assert stats.startswith("1 turns, ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("/image nowhere.png", "nowhere.png: no such picture"),
+        ("/image", "/image wants the path"),
+        ("/fly", "/fly is no command; /image PATH"),
+    ],
+)
+def test_a_wrong_line_ends_a_piped_chat_with_2(package: Path, text: str, words: str) -> None:
+    done = piped(f"{text}\nHi\n", "--model", package)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_picture_that_is_none_is_refused_before_anything_is_asked(package: Path) -> None:
+    done = piped("Hi\n", "nowhere.png", "--model", package)
+    assert done.returncode == 2
+    assert "no such picture" in done.stderr
+
+
+class InTerminal:
+    """The command with a terminal of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        pty = pytest.importorskip("pty", reason="this system has no terminals to give")
+        self._ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "fastvlm_onnx", "chat", *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 60
+        while text not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            try:
+                self.shown += os.read(self._ours, 4096).decode()
+            except OSError:  # the other end is closed
+                assert text in self.shown, self.shown
+        self.shown = self.shown.partition(text)[2]
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+
+@pytest.fixture
+def terminal(package: Path, picture: Path) -> Iterator[InTerminal]:
+    terminal = InTerminal(picture, "--model", package, "--max-new-tokens", "60")
+    terminal.wait_for("> ")
+    yield terminal
+    terminal.process.kill()
+    terminal.process.wait()
+
+
+def test_a_terminal_shows_answers_and_ends_with_exit(
+    terminal: InTerminal, model: FastVLM, picture: Path
+) -> None:
+    terminal.type(f"{PROMPT}\n")
+    terminal.wait_for(model.generate(picture, PROMPT).text)
+    terminal.wait_for("> ")
+    terminal.type("/fly\n")
+    terminal.wait_for("error: /fly is no command")
+    terminal.wait_for("> ")
+    terminal.type("/exit\n")
+    assert terminal.process.wait(30) == 0
+
+
+def test_ctrl_c_gives_up_the_line_and_not_the_program(
+    terminal: InTerminal, model: FastVLM, picture: Path
+) -> None:
+    terminal.type("never mind")
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.wait_for("> ")
+    terminal.type(f"{PROMPT}\n")
+    terminal.wait_for(model.generate(picture, PROMPT).text)
+    terminal.type("\x04")  # the end of what is typed
+    assert terminal.process.wait(30) == 0
+
+
+def test_an_earlier_line_comes_back_by_arrow_key(
+    terminal: InTerminal, model: FastVLM, picture: Path
+) -> None:
+    pytest.importorskip("readline", reason="this Python was built without readline")
+    answer = model.generate(picture, PROMPT).text
+    terminal.type(f"{PROMPT}\n")
+    terminal.wait_for(answer)
+    terminal.wait_for("> ")
+    terminal.type("\x1b[A")
+    terminal.wait_for(PROMPT)
+    terminal.type("\n")
+    terminal.wait_for("> ")
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_program(
+    package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: an interrupt in the middle of an answer is no matter of luck here."""
+    import io
+
+    import fastvlm_onnx
+    from fastvlm_onnx.commands.chat import Terminal
+
+    class Typed(io.StringIO):
+        def isatty(self) -> bool:
+            return False
+
+    monkeypatch.setattr(sys, "stdin", Typed("Describe the image.\nAnd now?\n"))
+    with fastvlm_onnx.load(package) as model, model.chat() as chat:
+        told = []
+
+        def interrupt(token_id: int) -> None:
+            told.append(token_id)
+            if len(told) == 3:
+                raise KeyboardInterrupt
+
+        terminal = Terminal(chat, {"max_new_tokens": 8, "on_token": interrupt})
+        terminal.add_image(str(picture))
+        terminal.run()
+        assert len(chat.turns) == 2
+        assert len(chat.turns[0].token_ids) == 3

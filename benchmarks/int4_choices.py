@@ -61,8 +61,9 @@ from fastvlm_onnx.package import DecoderFormat
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
 from fastvlm_onnx.runtime.image import preprocess, read_picture
 from fastvlm_onnx.runtime.machine import processor
+from fastvlm_onnx.runtime.plan import Choice
 from fastvlm_onnx.runtime.prompt import tokenize_prompt
-from fastvlm_onnx.runtime.providers import CPU, Choice
+from fastvlm_onnx.runtime.providers import CPU
 from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
 
 FloatArray = NDArray[np.float32]

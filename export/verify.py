@@ -39,8 +39,9 @@ from fastvlm_onnx.package import Manifest, check_files, read_manifest
 from fastvlm_onnx.runtime.image import preprocess, read_picture
 from fastvlm_onnx.runtime.loading import choose_image_size, choose_precision, load
 from fastvlm_onnx.runtime.model import FastVLM
+from fastvlm_onnx.runtime.plan import NOT_ON_CPU
 from fastvlm_onnx.runtime.prompt import PromptIds, room_for_answer, tokenize_prompt
-from fastvlm_onnx.runtime.providers import NOT_ON_CPU, import_onnxruntime
+from fastvlm_onnx.runtime.providers import import_onnxruntime
 from fastvlm_onnx.runtime.tokenizer import TextTokenizer
 
 FloatArray = NDArray[np.float32]

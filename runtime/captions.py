@@ -154,10 +154,10 @@ class CaptionFile:
             InputError: it cannot be written; the lines before it are safe.
         """
         end = self._file.tell()
-        content = line.encode() + b"\n"
+        content = memoryview(line.encode() + b"\n")
         try:
-            self._file.write(content)
-            self._file.flush()
+            while content:  # a disk that fills takes a part first
+                content = content[self._file.write(content) :]
         except OSError as error:
             os.ftruncate(self._file.fileno(), end)
             raise InputError(
@@ -174,7 +174,7 @@ def caption_file(path: Path, *, resume: bool) -> Iterator[CaptionFile]:
         InputError: it is there already, held by another run, no such file, or cannot be written.
     """
     try:
-        file = path.open("r+b" if resume and path.exists() else "xb", buffering=0)
+        file = path.open("r+b" if resume and path.exists() else "x+b", buffering=0)
     except FileExistsError:
         raise InputError(
             f"{path}: exists already; go on with it by --resume, or name another file."
@@ -196,7 +196,7 @@ def _read_done(file: IO[bytes], path: Path) -> set[str]:
     """Paths in a file of captions; what is left of a line at its end is cut off."""
     done = set()
     whole = 0
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(file.read().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
         try:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.locations import user_folder
 from fastvlm_onnx.runtime.image import preprocess, read_picture
-from fastvlm_onnx.runtime.providers import COREML, Choice, import_onnxruntime
+from fastvlm_onnx.runtime.plan import Choice
+from fastvlm_onnx.runtime.providers import COREML, import_onnxruntime
 
 FloatArray = NDArray[np.float32]
 

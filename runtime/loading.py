@@ -9,15 +9,8 @@ from pathlib import Path
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
 from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
-from fastvlm_onnx.runtime.providers import (
-    PROVIDERS,
-    Choice,
-    Options,
-    Providers,
-    parse,
-    plan,
-    wanted_precisions,
-)
+from fastvlm_onnx.runtime.plan import Choice, Providers, parse, plan, wanted_precisions
+from fastvlm_onnx.runtime.providers import PROVIDERS, Options
 
 
 def load(

@@ -28,8 +28,9 @@ from fastvlm_onnx.runtime.embedding import TokenEmbedding
 from fastvlm_onnx.runtime.feature_cache import FeatureCache
 from fastvlm_onnx.runtime.generation import Generation, Piece
 from fastvlm_onnx.runtime.image import Picture, preprocess, read_picture
+from fastvlm_onnx.runtime.plan import Choice
 from fastvlm_onnx.runtime.prompt import PromptIds, room_for_answer, tokenize_prompt
-from fastvlm_onnx.runtime.providers import COREML, CPU, Choice
+from fastvlm_onnx.runtime.providers import COREML, CPU
 from fastvlm_onnx.runtime.session import DecoderSession, GraphSession, LazySession
 from fastvlm_onnx.runtime.settings import Options, Settings
 from fastvlm_onnx.runtime.tokenizer import TextTokenizer

@@ -15,11 +15,11 @@ from fastvlm_onnx.package import DecoderFormat
 from fastvlm_onnx.runtime.coreml import wipe_model_cache
 from fastvlm_onnx.runtime.kv_cache import BatchCache, KVCache
 from fastvlm_onnx.runtime.machine import physical_cores
+from fastvlm_onnx.runtime.plan import Choice
 from fastvlm_onnx.runtime.providers import (
     CPU,
     CUDA,
     PROVIDERS,
-    Choice,
     import_onnxruntime,
     in_one_line,
     preload_cuda,

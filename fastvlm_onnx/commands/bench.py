@@ -109,7 +109,7 @@ def _variants(
     provider: str,
 ) -> list[tuple[str, int]]:
     from fastvlm_onnx.runtime.loading import choose_image_size, choose_precision
-    from fastvlm_onnx.runtime.providers import parse
+    from fastvlm_onnx.runtime.plan import parse
 
     names: Sequence[str | None] = [None]
     if precision:

@@ -105,7 +105,7 @@ class Terminal:
                 # Of one line; the conversation is as it was.
                 click.echo(f"error: {error}", err=True)
                 if not self._is_interactive:
-                    raise click.exceptions.Exit(2) from None
+                    sys.exit(2)
 
     def add_image(self, path: str) -> None:
         """Note the picture that comes with the next question.

@@ -4,7 +4,7 @@ import platform
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -48,12 +48,14 @@ def doctor(
         if folder is None:
             raise InputError("--static wants a package; give its folder.")
         sys.exit(0 if _static_coreml(folder) else 1)
+    from fastvlm_onnx.runtime.plan import parse
+
     try:
         _machine(threads)
         register(libraries)
         _plan()
         if folder is None:
-            _providers().parse(providers, options)
+            parse(providers, options)
         else:
             _package(folder, precision, providers, options, image_size, threads)
     except FastVLMError as error:
@@ -63,12 +65,6 @@ def doctor(
 
 def _say(heading: str, text: str) -> None:
     click.echo(f"{heading:<18}{text}")
-
-
-def _providers() -> Any:
-    from fastvlm_onnx.runtime import providers
-
-    return providers
 
 
 def _machine(threads: int | None) -> None:
@@ -95,8 +91,10 @@ def _machine(threads: int | None) -> None:
 
 
 def _plan() -> None:
-    providers = _providers()
-    ort = providers.import_onnxruntime()
+    from fastvlm_onnx.runtime.plan import AUTO
+    from fastvlm_onnx.runtime.providers import PROVIDERS, import_onnxruntime, installed_providers
+
+    ort = import_onnxruntime()
     wheels = sorted(
         f"{found.metadata['Name']} {found.version}"
         for found in distributions()
@@ -105,11 +103,11 @@ def _plan() -> None:
     _say("ONNX Runtime", f"{ort.__version__} ({', '.join(wheels) or 'no wheel'})")
     if len({wheel.split()[0] for wheel in wheels if "-ep-" not in wheel}) > 1:
         _say("problem", "these wheels fill one folder; uninstall all, and install one again.")
-    installed = providers.installed_providers()
+    installed = installed_providers()
     _say("providers", ", ".join(installed))
     click.echo("auto takes, for each graph, the first that is there:")
-    for rule in providers.AUTO:
-        provider = providers.PROVIDERS[rule.provider]
+    for rule in AUTO:
+        provider = PROVIDERS[rule.provider]
         state = "there" if provider.ep in installed else f"not there: {provider.install}"
         click.echo(
             f"  {rule.provider:<8}{', '.join(rule.graphs)} of "
@@ -175,13 +173,13 @@ def _answer(model: "FastVLM") -> None:
 def _advice(folder: Path, model: "FastVLM") -> list[str]:
     from fastvlm_onnx.runtime.loading import add_command
     from fastvlm_onnx.runtime.machine import cores
+    from fastvlm_onnx.runtime.providers import CPU, PROVIDERS, installed_providers
 
-    providers = _providers()
     lines = []
     variants = model.manifest.variants
     command = add_command(model.manifest, folder)
-    installed = providers.installed_providers()
-    for name, provider in providers.PROVIDERS.items():
+    installed = installed_providers()
+    for name, provider in PROVIDERS.items():
         if (
             name != "cpu"
             and provider.ep in installed
@@ -191,7 +189,7 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
                 f"{name} is there, and the package has no variant for it: "
                 f"{command} --precision {provider.precisions[0]}"
             )
-    is_on_cpu = all(session.choice.ep == providers.CPU for session in model.sessions.values())
+    is_on_cpu = all(session.choice.ep == CPU for session in model.sessions.values())
     if is_on_cpu and not {"fast", "int8", "int4"} & set(variants):
         lines.append(f"a variant that is faster on the CPU: {command} --precision fast")
     if model.threads and model.threads > cores():

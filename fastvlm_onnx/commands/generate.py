@@ -91,7 +91,9 @@ def generate(
             sys.stdout.flush()
         generation = piece.generation
     assert generation is not None
-    click.echo(json.dumps(asdict(generation), ensure_ascii=False) if as_json else "")
+    fields = asdict(generation)
+    del fields["logprobs"]  # nobody can ask for them here
+    click.echo(json.dumps(fields, ensure_ascii=False) if as_json else "")
     if stats:
         timings = generation.timings
         click.echo(

@@ -19,7 +19,8 @@ from fastvlm_onnx.export.reference import FastViTHD, ReferenceFastVLM
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
-from fastvlm_onnx.runtime.providers import CPU, Choice
+from fastvlm_onnx.runtime.plan import Choice
+from fastvlm_onnx.runtime.providers import CPU
 from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
 
 # ‖a - b‖ / ‖b‖ in fp32. Folding and fusing reorder sums; about 1e-6 is what that costs.

@@ -203,7 +203,7 @@ def test_the_oldest_turns_are_dropped_where_that_was_asked_for(
 ) -> None:
     chat = model.chat(drop_oldest=True)
     context = model.manifest.decoder.context_length
-    for number in range(40):
+    for number in range(200):
         chat.ask(f"Question {number}?", picture, max_new_tokens=8)
         if len(chat.turns) < number + 1:
             break

@@ -1,11 +1,13 @@
 """`fastvlm-onnx chat`: in a terminal, and piped."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,15 +72,23 @@ class InTerminal:
         self._ours, theirs = pty.openpty()
         command = [sys.executable, "-m", "fastvlm_onnx", "chat", *map(str, arguments)]
         self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            # Tests run in the background are started with it ignored, which is inherited.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         os.close(theirs)
         self.shown = ""
 
     def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 20
         while text not in self.shown:
-            assert time.monotonic() < deadline, self.shown
+            left = deadline - time.monotonic()
+            readable, _, _ = select.select([self._ours], [], [], max(0, left))
+            assert readable, f"{text!r} did not come, but {self.shown!r}"
             try:
                 self.shown += os.read(self._ours, 4096).decode()
             except OSError:  # the other end is closed
@@ -115,6 +125,8 @@ def test_ctrl_c_gives_up_the_line_and_not_the_program(
     terminal: InTerminal, model: FastVLM, picture: Path
 ) -> None:
     terminal.type("never mind")
+    terminal.wait_for("never mind")
+    time.sleep(0.2)  # readline hears of a signal only while it waits for a key
     terminal.process.send_signal(signal.SIGINT)
     terminal.wait_for("> ")
     terminal.type(f"{PROMPT}\n")

@@ -10,8 +10,9 @@ import fastvlm_onnx
 from fastvlm_onnx import ProviderError
 from fastvlm_onnx.locations import HOME_VARIABLE
 from fastvlm_onnx.names import VISION_ENCODER
-from fastvlm_onnx.runtime import coreml, providers, session
-from fastvlm_onnx.runtime.providers import COREML, CPU, Choice
+from fastvlm_onnx.runtime import coreml, plan, providers, session
+from fastvlm_onnx.runtime.plan import Choice
+from fastvlm_onnx.runtime.providers import COREML, CPU
 from fastvlm_onnx.runtime.session import GraphSession
 
 SHA = "0123456789abcdef" * 4
@@ -98,7 +99,8 @@ def test_a_model_on_coreml_is_checked_as_it_loads(
         self.choice = asked
         return opened
 
-    monkeypatch.setattr(providers, "installed_providers", lambda: [COREML, CPU])
+    for module in (providers, plan):
+        monkeypatch.setattr(module, "installed_providers", lambda: [COREML, CPU])
     monkeypatch.setattr(GraphSession, "_open", open_on_cpu)
     monkeypatch.setattr(GraphSession, "_check_placement", lambda self: None)
     model = fastvlm_onnx.load(package, providers="vision=coreml", precision="fp32")

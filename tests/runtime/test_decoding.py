@@ -12,7 +12,8 @@ from fastvlm_onnx.package import Manifest, read_manifest
 from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
 from fastvlm_onnx.runtime.embedding import TokenEmbedding
 from fastvlm_onnx.runtime.kv_cache import KVCache
-from fastvlm_onnx.runtime.providers import CPU, Choice
+from fastvlm_onnx.runtime.plan import Choice
+from fastvlm_onnx.runtime.providers import CPU
 from fastvlm_onnx.runtime.sampling import Sampler
 from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
 from fastvlm_onnx.runtime.tokenizer import TextTokenizer

@@ -19,8 +19,10 @@ from fastvlm_onnx import InputError, ProviderError
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime import machine, providers, session
+from fastvlm_onnx.runtime import plan as plan_module
 from fastvlm_onnx.runtime.loading import choose_precision
-from fastvlm_onnx.runtime.providers import COREML, CPU, CUDA, GRAPHS, Choice, parse, plan
+from fastvlm_onnx.runtime.plan import GRAPHS, Choice, parse, plan
+from fastvlm_onnx.runtime.providers import COREML, CPU, CUDA
 from fastvlm_onnx.runtime.session import GraphSession
 
 OPENVINO = "OpenVINOExecutionProvider"
@@ -34,7 +36,8 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Pretend that ONNX Runtime has these providers beside the CPU."""
 
     def pretend(*names: str) -> None:
-        monkeypatch.setattr(providers, "installed_providers", lambda: [*names, CPU])
+        for module in (providers, plan_module):
+            monkeypatch.setattr(module, "installed_providers", lambda: [*names, CPU])
 
     return pretend
 

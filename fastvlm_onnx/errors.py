@@ -37,4 +37,4 @@ class PromptTooLongError(InputError):
 
 
 class ProviderError(FastVLMError):
-    """An execution provider was asked for that this ONNX Runtime does not have."""
+    """An execution provider is not there, takes nothing of a graph, or failed."""

@@ -158,6 +158,7 @@ class Chat:
         self, text: str, prepared: FloatArray | None, settings: Settings, began: float
     ) -> Iterator[Piece]:
         model = self._model
+        model._check_usable()  # it may have been closed since the call
         preprocessed = time.perf_counter()
         features = None if prepared is None else model.features_of(prepared, is_cached=True)
         marks = Marks(began, preprocessed, time.perf_counter())

@@ -224,6 +224,7 @@ class FastVLM:
         room: int,
         began: float,
     ) -> Iterator[Piece]:
+        self._check_usable()  # it may have been closed since the call
         preprocessed = time.perf_counter()
         features = self.features_of(prepared, is_cached=False)
         marks = Marks(began, preprocessed, time.perf_counter())

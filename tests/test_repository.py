@@ -1,6 +1,8 @@
 """The house holds its own rules: imports run one way, and a wheel holds every file."""
 
 import ast
+import os
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -93,3 +95,36 @@ def test_the_wheel_holds_nothing_else(wheel: set[str]) -> None:
 def test_the_built_in_model_is_small() -> None:
     files = [path for path in (ROOT / FACE / "demo").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8_000_000
+
+
+def test_a_users_program_is_typed(built_wheel: Path, tmp_path: Path) -> None:
+    """By mypy's strictest, against the wheel: right types pass, and wrong ones do not."""
+    zipfile.ZipFile(built_wheel).extractall(tmp_path / "site")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import fastvlm_onnx\n"
+        "from fastvlm_onnx import Generation\n"
+        "\n"
+        'with fastvlm_onnx.load("folder", providers={"vision": "coreml"}) as model:\n'
+        '    answer: Generation = model.generate("x.png", "Hi", stop=["."], max_time=1.5)\n'
+        "    seconds: float = answer.timings.first_token\n"
+        '    texts: list[str] = [piece.text for piece in model.stream(b"png", "Hi")]\n'
+        "    with model.chat(drop_oldest=True) as chat:\n"
+        '        said: str = chat.ask("Hi", model.encode_image("x.png"), logprobs=True).text\n'
+        '    many: list[Generation] = model.generate_batch(["x.png"], "Hi", seed=3)\n'
+    )
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        'import fastvlm_onnx\n\nmodel = fastvlm_onnx.load(3)\nmodel.generate("x", "Hi", seed="a")\n'
+    )
+    environment = os.environ | {"MYPYPATH": str(tmp_path / "site")}
+
+    def check(path: Path) -> str:
+        command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(path)]
+        command += ["--config-file=", f"--cache-dir={tmp_path / 'cache'}"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        ).stdout
+
+    assert check(program).startswith("Success")
+    assert "Found 2 errors" in check(wrong)

@@ -131,6 +131,7 @@ def test_ctrl_c_gives_up_the_line_and_not_the_program(
     terminal.wait_for("> ")
     terminal.type(f"{PROMPT}\n")
     terminal.wait_for(model.generate(picture, PROMPT).text)
+    terminal.wait_for("> ")
     terminal.type("\x04")  # the end of what is typed
     assert terminal.process.wait(30) == 0
 

@@ -266,12 +266,14 @@ def test_a_closed_model_says_so_everywhere(package: Path, picture: Path) -> None
         assert chat.ask("Hi", max_new_tokens=1)
         running = model.stream(picture, PROMPT)
         next(running)
+        not_begun = model.stream(picture, PROMPT)
     for ask in (
         lambda: model.generate(picture, PROMPT),
         lambda: model.generate_batch([picture], PROMPT),
         lambda: model.encode_image(picture),
         lambda: model.chat(),
         lambda: chat.ask("Hi"),
+        lambda: next(not_begun),
     ):
         with pytest.raises(InputError, match="is closed; load it again"):
             ask()

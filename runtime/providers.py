@@ -12,7 +12,8 @@ from fastvlm_onnx.errors import ProviderError
 Options = Mapping[str, str]
 
 ENOUGH: Final = 300  # characters of somebody else's message
-OLDEST_ONNXRUNTIME: Final = (1, 18)
+# Before it, attention on the CPU cannot append more than one position to a cache that is not empty.
+OLDEST_ONNXRUNTIME: Final = (1, 20)
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 COREML: Final = "CoreMLExecutionProvider"

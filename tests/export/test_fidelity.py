@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from fastvlm_onnx.export.tokenizer import read_tokenizer
 from fastvlm_onnx.runtime.image import preprocess, read_picture
-from fastvlm_onnx.runtime.sampling import Sampler, Sampling
+from fastvlm_onnx.runtime.sampling import Sampler
+from fastvlm_onnx.runtime.settings import Settings
 from fastvlm_onnx.runtime.tokenizer import TextStream, TextTokenizer
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -322,27 +323,42 @@ class Recorder:
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 3.0])
 @pytest.mark.parametrize("top_k", [0, 5, 50])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize(("min_p", "penalty"), [(0.0, 1.0), (0.1, 1.0), (0.02, 1.3), (0.0, 0.7)])
 @pytest.mark.parametrize("decimals", [6, 1])
 def test_probabilities_are_those_of_transformers_processors(
-    temperature: float, top_k: int, top_p: float, decimals: int
+    temperature: float, top_k: int, top_p: float, min_p: float, penalty: float, decimals: int
 ) -> None:
     processors = [transformers.TemperatureLogitsWarper(temperature)]
     processors += [transformers.TopKLogitsWarper(top_k)] if top_k else []
     processors += [transformers.TopPLogitsWarper(top_p)] if top_p < 1 else []
-    sampler = Sampler(Sampling(temperature, top_k, top_p, seed=0))
+    processors += [transformers.MinPLogitsWarper(min_p)] if min_p else []
+    settings = Settings(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+        seed=0,
+    )
+    sampler = Sampler(settings)
     sampler._rng = recorder = Recorder()
     rng = np.random.default_rng(6)
+    drawn: list[int] = []
     for _ in range(20):
         # With one decimal many tie.
         logits = np.round(rng.standard_normal(200) * 3, decimals).astype(np.float32)
         scores = torch.from_numpy(logits)[None]
+        if drawn:
+            penalise = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+            scores = penalise(torch.tensor([drawn]), scores.clone())
+        penalised = scores[0].numpy().copy()
         for processor in processors:
             scores = processor(None, scores)
         expected = torch.softmax(scores[0].double(), -1).numpy()
-        sampler(logits)
+        drawn.append(sampler(logits))
         found = np.zeros(len(logits))
         found[recorder.ids] = recorder.probabilities
         # Of several that tie where top-p cuts, torch's sort keeps any.
         np.testing.assert_allclose(np.sort(found), np.sort(expected), atol=1e-6)
-        above = logits > logits[expected > 0].min()
+        above = penalised > penalised[expected > 0].min()
         np.testing.assert_allclose(found[above], expected[above], atol=1e-6)

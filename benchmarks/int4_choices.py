@@ -45,7 +45,8 @@ import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
 from fastvlm_onnx.export.config import DecoderConfig
-from fastvlm_onnx.export.decoder import FORMS, DecoderForm, build_decoder
+from fastvlm_onnx.export.decoder import build_decoder
+from fastvlm_onnx.export.decoder_forms import FORMS, DecoderForm
 from fastvlm_onnx.export.distance import kl_divergences, relative_error
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.projections import (

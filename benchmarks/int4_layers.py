@@ -11,7 +11,7 @@ from int4_scales import Quantise
 from numpy.typing import NDArray
 from onnxscript import nn
 
-from fastvlm_onnx.export.decoder import LMHead, Projections
+from fastvlm_onnx.export.decoder_forms import LMHead, Projections
 from fastvlm_onnx.export.layers import MICROSOFT, Op, parameter
 from fastvlm_onnx.export.projections import (
     ACCURACY_INT8,

@@ -13,7 +13,8 @@ from random_checkpoint import LanguageSize, write_random_checkpoint
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError
-from fastvlm_onnx.export import decoder as decoder_module
+from fastvlm_onnx.export import decoder_forms
+from fastvlm_onnx.export.layers import parameter
 from fastvlm_onnx.export.layers_int8 import Int8Linear
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.names import PRECISIONS
@@ -108,7 +109,7 @@ class PerTensorProjection(nn.Module):
     def __init__(self, weights: list, bias: object = None) -> None:
         super().__init__()
         self.products = nn.ModuleList([Int8Linear(weight) for weight in weights])
-        self.bias = None if bias is None else decoder_module.parameter(bias)
+        self.bias = None if bias is None else parameter(bias)
 
     def forward(self, op, x: ir.Value) -> list[ir.Value]:
         outputs = [product(op, x) for product in self.products]
@@ -162,8 +163,8 @@ def test_outlier_tokens_cost_the_others_nothing(outlier_checkpoint: Path, exact:
 def test_one_scale_for_all_tokens_would_fail(
     outlier_checkpoint: Path, exact: FastVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = replace(decoder_module.FORMS["int8"], projection=PerTensorProjection)
-    monkeypatch.setitem(decoder_module.FORMS, "int8", form)
+    form = replace(decoder_forms.FORMS["int8"], projection=PerTensorProjection)
+    monkeypatch.setitem(decoder_forms.FORMS, "int8", form)
     folder = outlier_checkpoint.with_name("per-tensor-onnx")
     export_package(outlier_checkpoint, folder, precisions=["int8"])
     assert worst_cosine(fastvlm_onnx.load(folder), exact) < 0.995

@@ -20,6 +20,7 @@ from fastvlm_onnx.commands.doctor import doctor
 from fastvlm_onnx.commands.download import download
 from fastvlm_onnx.commands.export import export
 from fastvlm_onnx.commands.generate import generate
+from fastvlm_onnx.commands.inspect import inspect
 from fastvlm_onnx.commands.verify import verify
 from fastvlm_onnx.errors import FastVLMError
 
@@ -71,5 +72,5 @@ def cli() -> None:
     logging.getLogger("fastvlm_onnx").addHandler(handler)
 
 
-for command in (download, export, verify, generate, chat, caption, bench, doctor, demo):
+for command in (download, export, verify, generate, chat, caption, inspect, bench, doctor, demo):
     cli.add_command(command)

@@ -189,7 +189,12 @@ def caption_file(path: Path, *, resume: bool) -> Iterator[CaptionFile]:
                 raise InputError(
                     f"{path}: another run is writing it; wait for that, or name another file."
                 ) from None
-        yield CaptionFile(file, _read_done(file, path))
+        try:
+            yield CaptionFile(file, _read_done(file, path))
+        finally:
+            # A run that ended before its first line leaves nothing to be in the way of the next.
+            if os.fstat(file.fileno()).st_size == 0:
+                path.unlink(missing_ok=True)
 
 
 def _read_done(file: IO[bytes], path: Path) -> set[str]:

@@ -202,11 +202,11 @@ def _static_coreml(folder: Path) -> bool:
     from fastvlm_onnx.export.coreml import check_package
 
     shares = check_package(folder)
+    meant = [share for share in shares if ".coreml." in share.file]
     for share in shares:
         click.echo(f"{share.file}: {share.taken} of {share.nodes} nodes")
-        for reason, count in share.refused.items():
+        for reason, count in share.refused.items() if share in meant or not meant else ():
             click.echo(f"  {count} {reason}")
-    meant = [share for share in shares if ".coreml." in share.file]
     if not meant:
         click.echo("no graph is meant for CoreML; `fastvlm-onnx export --target coreml` makes them")
     return bool(meant) and all(share.taken == share.nodes for share in meant)

@@ -185,3 +185,12 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     filled = [argument.format(empty=empty) for argument in arguments]
     assert words in refusal("caption", *filled, "--model", package)
     assert not list(empty.iterdir())
+
+
+def test_a_run_that_cannot_begin_leaves_no_file(
+    photos: Path, package: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "captions.jsonl"
+    command = ("caption", photos, "--model", package, "-o", output, "--precision", "int3")
+    assert "has no int3 variant" in refusal(*command)
+    assert not output.exists()

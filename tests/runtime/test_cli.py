@@ -203,3 +203,20 @@ def test_a_picture_is_turned_when_asked_for(package: Path, picture: Path, tmp_pa
     expected = run("generate", picture, PROMPT, "--model", package).stdout
     turned = run("generate", tmp_path / "stored.png", PROMPT, "--model", package, "--orient")
     assert turned.stdout == expected
+
+
+def test_inspect_says_what_a_package_holds(package: Path) -> None:
+    done = run("inspect", package)
+    assert done.returncode == 0, done.stderr
+    first, second, variant = done.stdout.splitlines()
+    assert first.startswith("demo: ")
+    assert "tokens, a context of" in second
+    assert variant.startswith("fp32: ")
+    assert variant.endswith("256 pixels; decoder.fp32.onnx")
+    manifest = json.loads(run("inspect", package, "--json").stdout)
+    assert list(manifest["variants"]) == ["fp32"]
+
+
+def test_inspect_finds_what_was_altered(copied_package: Path) -> None:
+    (copied_package / "LICENSE_MODEL").write_text("other")
+    assert "LICENSE_MODEL" in refusal("inspect", copied_package)

@@ -1,0 +1,39 @@
+"""`fastvlm-onnx inspect`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The whole manifest, as it was read.")
+def inspect(folder: Path, as_json: bool) -> None:
+    """Say what the package DIR holds; its files are held against their hashes."""
+    from fastvlm_onnx.agreement import summary_table
+    from fastvlm_onnx.package import check_files, read_manifest
+
+    manifest = read_manifest(folder)
+    check_files(folder, list(manifest.files), manifest)
+    if as_json:
+        click.echo(json.dumps(asdict(manifest), ensure_ascii=False))
+        return
+    source, decoder = manifest.source, manifest.decoder
+    total = sum(entry.bytes for entry in manifest.files.values())
+    click.echo(
+        f"{source.name}: {source.parameters / 1e6:,.1f} million parameters, by {source.exporter}; "
+        f"{total / 1e6:,.1f} MB in {len(manifest.files)} files\n"
+        f"decoder: {decoder.num_hidden_layers} layers of {decoder.hidden_size}, "
+        f"{decoder.vocab_size:,} tokens, a context of {decoder.context_length:,}"
+    )
+    for precision, variant in manifest.variants.items():
+        sizes = list(variant.vision_encoder)
+        needed = {f for size in sizes for f in manifest.files_of(precision, int(size))}
+        megabytes = sum(manifest.files[file].bytes for file in needed) / 1e6
+        click.echo(
+            f"{precision}: {megabytes:,.1f} MB, {', '.join(sizes)} pixels; {variant.decoder}"
+        )
+    if manifest.measured:
+        click.echo(f"\n{summary_table(manifest.measured)}")

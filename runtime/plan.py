@@ -8,12 +8,14 @@ import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 from fastvlm_onnx.errors import InputError, ProviderError
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.runtime.providers import (
     CPU,
+    CUDA,
     PROVIDERS,
     Options,
     installed_providers,
@@ -49,6 +51,7 @@ class Rule:
     reason: str
 
 
+BFLOAT16_CAPABILITY: Final = 8.0  # of cards that compute in it
 # Variants whose decoder the CPU has no kernels for.
 NOT_ON_CPU: Final = ("bf16",)
 # The first that fits decides, for each graph by itself.
@@ -188,12 +191,12 @@ def plan(
     """A choice for every graph of a variant: what was asked for, else the first rule of AUTO.
 
     Args:
-        installed: ONNX Runtime's names; what is there when None.
+        installed: ONNX Runtime's names; `usable_providers` when None.
 
     Raises:
         ProviderError: a provider cannot run this variant.
     """
-    there = installed_providers() if installed is None else installed
+    there = usable_providers() if installed is None else installed
     choices = {graph: asked.get(graph) or _by_rule(graph, precision, there) for graph in GRAPHS}
     if precision in NOT_ON_CPU and CPU in {choices[DECODER].ep, choices[PREFILL].ep}:
         raise ProviderError(
@@ -216,7 +219,7 @@ def wanted_precisions(asked: Mapping[str, Choice]) -> tuple[str, ...]:
     """Variants that suit what was asked for, the best first; nothing asked for: what is there."""
     names = [choice.name for choice in asked.values() if choice.ep != CPU]
     if not asked:
-        installed = installed_providers()
+        installed = usable_providers()
         names = [rule.provider for rule in AUTO if PROVIDERS[rule.provider].ep in installed]
     wanted = [p for name in names or ["cpu"] for p in _precisions(name)]
     return tuple(dict.fromkeys(wanted))
@@ -225,17 +228,30 @@ def wanted_precisions(asked: Mapping[str, Choice]) -> tuple[str, ...]:
 def _precisions(name: str) -> tuple[str, ...]:
     provider = PROVIDERS.get(name)
     precisions = provider.precisions if provider else ()
-    if name == "cuda" and not _has_bfloat16():
+    # Where nobody says, the card is taken for one of these years.
+    if name == "cuda" and (compute_capability() or BFLOAT16_CAPABILITY) < BFLOAT16_CAPABILITY:
         precisions = tuple(p for p in precisions if p != "bf16")
     return precisions
 
 
+def usable_providers() -> list[str]:
+    """What `auto` may take: the installed providers, without CUDA's where there is no card.
+
+    The wheel for NVIDIA names its provider on any machine; one that is asked for by name and cannot
+    start is an error all the same.
+    """
+    installed = installed_providers()
+    if CUDA in installed and compute_capability() is None and not Path("/dev/nvidia0").exists():
+        installed.remove(CUDA)
+    return installed
+
+
 @cache
-def _has_bfloat16() -> bool:
-    """Whether the card computes in bfloat16: compute capability 8.0 or later, or nobody says."""
+def compute_capability() -> float | None:
+    """The first NVIDIA card's; None where there is none, or nobody says."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return float(found.stdout.splitlines()[0]) >= 8.0
+        return float(found.stdout.splitlines()[0])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return True
+        return None

@@ -91,7 +91,7 @@ def _machine(threads: int | None) -> None:
 
 
 def _plan() -> None:
-    from fastvlm_onnx.runtime.plan import AUTO
+    from fastvlm_onnx.runtime.plan import AUTO, usable_providers
     from fastvlm_onnx.runtime.providers import PROVIDERS, import_onnxruntime, installed_providers
 
     ort = import_onnxruntime()
@@ -103,12 +103,14 @@ def _plan() -> None:
     _say("ONNX Runtime", f"{ort.__version__} ({', '.join(wheels) or 'no wheel'})")
     if len({wheel.split()[0] for wheel in wheels if "-ep-" not in wheel}) > 1:
         _say("problem", "these wheels fill one folder; uninstall all, and install one again.")
-    installed = installed_providers()
+    installed, usable = installed_providers(), usable_providers()
     _say("providers", ", ".join(installed))
     click.echo("auto takes, for each graph, the first that is there:")
     for rule in AUTO:
         provider = PROVIDERS[rule.provider]
-        state = "there" if provider.ep in installed else f"not there: {provider.install}"
+        state = "there" if provider.ep in usable else f"not there: {provider.install}"
+        if provider.ep in installed and provider.ep not in usable:
+            state = "installed, but no NVIDIA card is found"
         click.echo(
             f"  {rule.provider:<8}{', '.join(rule.graphs)} of "
             f"{', '.join(rule.precisions) or 'any variant'}: {rule.reason}\n"

@@ -38,6 +38,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def pretend(*names: str) -> None:
         for module in (providers, plan_module):
             monkeypatch.setattr(module, "installed_providers", lambda: [*names, CPU])
+        monkeypatch.setattr(plan_module, "compute_capability", lambda: 9.0)
 
     return pretend
 
@@ -172,6 +173,34 @@ def test_the_variant_follows_the_provider(
     only = manifest.variants["fp32"]
     object.__setattr__(manifest, "variants", dict.fromkeys(variants, only))
     assert choose_precision(manifest, None, package, parse(asked)) == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "variants", "expected"),
+    [
+        (9.0, ["int8", "fp16", "bf16"], "bf16"),
+        (7.5, ["int8", "fp16", "bf16"], "fp16"),
+        # The wheel for NVIDIA on a machine without a card.
+        (None, ["int8", "fp16", "bf16"], "int8"),
+    ],
+)
+def test_the_variant_follows_the_card(
+    pretend_installed: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    package: Path,
+    capability: float | None,
+    variants: list[str],
+    expected: str,
+) -> None:
+    if capability is None and Path("/dev/nvidia0").exists():
+        pytest.skip("there is an NVIDIA card here")
+    pretend_installed(CUDA)
+    monkeypatch.setattr(plan_module, "compute_capability", lambda: capability)
+    manifest = read_manifest(package)
+    object.__setattr__(manifest, "variants", dict.fromkeys(variants, manifest.variants["fp32"]))
+    assert choose_precision(manifest, None, package, {}) == expected
+    on_card = capability is not None
+    assert plan({}, expected)[DECODER].ep == (CUDA if on_card else CPU)
 
 
 def test_a_package_without_a_variant_for_it_names_the_command(

@@ -165,7 +165,9 @@ class Chat:
         question = self._ids.question(text, features)
 
         # 1. What the cache lacks: this question, or everything where turns were dropped.
-        wanted = settings.max_new_tokens if self._drop_oldest else 1
+        # An answer as long as the context would leave no turn: a quarter is kept for it at most.
+        longest = self._context // 4
+        wanted = min(settings.max_new_tokens, longest) if self._drop_oldest else 1
         turns = list(self.turns)
         while turns and self._room(turns, question) < wanted:
             if not self._drop_oldest:

@@ -217,6 +217,13 @@ def test_the_oldest_turns_are_dropped_where_that_was_asked_for(
     assert relative_error(logits_in_chat(model, chat), expected) < 1e-4
 
 
+def test_an_answer_of_any_length_leaves_the_turns_that_fit(model: FastVLM, picture: Path) -> None:
+    chat = model.chat(drop_oldest=True)
+    for _ in range(3):
+        chat.ask("Describe the image.", picture, max_new_tokens=1_000_000, stop=["."])
+    assert len(chat.turns) == 3
+
+
 def test_a_question_longer_than_the_context_is_refused_even_so(model: FastVLM) -> None:
     with pytest.raises(PromptTooLongError, match="ask a shorter one"):
         model.chat(drop_oldest=True).ask("word " * 10_000)

@@ -21,18 +21,22 @@ from fastvlm_onnx.errors import (
 )
 
 if TYPE_CHECKING:
+    from fastvlm_onnx.runtime.chat import Chat
     from fastvlm_onnx.runtime.generation import Generation, Piece, Timings
     from fastvlm_onnx.runtime.loading import load
     from fastvlm_onnx.runtime.model import FastVLM
+    from fastvlm_onnx.runtime.settings import Options
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chat",
     "CheckpointError",
     "FastVLM",
     "FastVLMError",
     "Generation",
     "InputError",
+    "Options",
     "PackageError",
     "Piece",
     "PromptTooLongError",
@@ -44,6 +48,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Chat": "fastvlm_onnx.runtime.chat",
+    "Options": "fastvlm_onnx.runtime.settings",
     "FastVLM": "fastvlm_onnx.runtime.model",
     "load": "fastvlm_onnx.runtime.loading",
     "Generation": "fastvlm_onnx.runtime.generation",

@@ -33,7 +33,7 @@ def test_the_commands_load_neither_side_before_one_runs() -> None:
     assert not loaded & {"numpy", "onnxruntime", *EXPORT_SIDE}
 
 
-@pytest.mark.parametrize("name", ["load", "FastVLM", "Generation", "Piece", "Timings"])
+@pytest.mark.parametrize("name", ["load", "Chat", "FastVLM", "Generation", "Piece", "Timings"])
 def test_a_public_name_is_there_when_asked_for(name: str) -> None:
     assert "numpy" in modules_after(f"import fastvlm_onnx; fastvlm_onnx.{name}")
 

@@ -31,7 +31,7 @@ def test_doctor_wants_a_package_for_its_static_check() -> None:
     assert "--static wants a package" in refusal("doctor", "--static", "coreml")
 
 
-def test_warnings_reach_the_terminal_and_options_are_checked(package: Path) -> None:
+def test_an_option_without_a_value_is_refused(package: Path) -> None:
     text = refusal("generate", "x.png", "Hi", "--model", package, "--provider-option", "device")
     assert "'device' is not NAME=VALUE" in text
 

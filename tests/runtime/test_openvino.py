@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, ProviderError
@@ -86,3 +87,16 @@ def test_an_option_it_refuses_shows_its_words(package: Path) -> None:
     with pytest.raises(ProviderError, match=r"cannot load it \(.*Invalid OpenVINO EP option"):
         fastvlm_onnx.load(package, providers="openvino", provider_options={"colour": "blue"})
     assert fastvlm_onnx.load(package).providers[DECODER] == CPU
+
+
+def test_commands_warn_of_what_stayed_on_the_cpu_and_doctor_shows_it(
+    package: Path, picture: Path
+) -> None:
+    asked = ("--provider", "openvino", "--precision", "fp32")
+    done = run("generate", picture, "Hi", "--model", package, "--max-new-tokens", 2, *asked)
+    assert done.returncode == 0
+    assert "warning: decoder.fp32.onnx: OpenVINOExecutionProvider took" in done.stderr
+    placed = run("doctor", package, *asked)
+    assert placed.returncode == 0, placed.stdout
+    assert "OpenVINOExecutionProvider: 206 of 206 nodes" in placed.stdout
+    assert "CPUExecutionProvider: 4 of 65 nodes: 4 GroupQueryAttention" in placed.stdout

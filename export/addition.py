@@ -35,7 +35,7 @@ class Addition:
         sizes = [self.old.image.default_size]
         for precision, variant in self.old.variants.items():
             sizes += map(int, variant.vision_encoder)
-            stored_as = variant.decoder.split(".")[1]
+            *_, stored_as, _ = variant.decoder.split(".")
             if variant.decoder != graph_file(DECODER, stored_as, operators):
                 raise PackageError(
                     f"{folder}: the decoder of {precision} is {variant.decoder}, not made of "

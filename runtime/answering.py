@@ -1,7 +1,7 @@
 """From the decoder's input to the pieces of an answer."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ def answer(
     max_new_tokens: int,
     marks: Marks,
     token_ids: list[int],
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Prefill and decode.
 
     Args:

@@ -48,19 +48,26 @@ class Caption:
 
     def to_json(self) -> str:
         """One line."""
+        fields: dict[str, Any] = {"path": self.path}
         if self.generation is None:
-            return json.dumps({"path": self.path, "error": self.error}, ensure_ascii=False)
-        timings = self.generation.timings
-        seconds = timings.preprocess + timings.vision + timings.prefill + timings.decode
-        return json.dumps(
-            {
-                "path": self.path,
-                "text": self.generation.text,
-                "finish_reason": self.generation.finish_reason,
-                "seconds": round(seconds, 3),
-            },
-            ensure_ascii=False,
-        )
+            fields["error"] = self.error
+        else:
+            timings = self.generation.timings
+            seconds = timings.preprocess + timings.vision + timings.prefill + timings.decode
+            fields["text"] = self.generation.text
+            fields["finish_reason"] = self.generation.finish_reason
+            fields["seconds"] = round(seconds, 3)
+        line = json.dumps(fields, ensure_ascii=False)
+        # A file's name may be no UTF-8; escaped, it comes back as it was.
+        return line if _is_utf8(line) else json.dumps(fields)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_pictures(given: Iterable[str]) -> list[str]:
@@ -74,6 +81,8 @@ def find_pictures(given: Iterable[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for name in given:
+        if not name:
+            raise InputError("a path is empty; give a file, a folder or a pattern.")
         path = Path(name)
         if path.is_dir():
             inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

@@ -1,7 +1,7 @@
 """A conversation: turns keep their keys and values, so a question costs its own tokens."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
@@ -69,7 +69,7 @@ class Turn:
     prompt: str
     has_image: bool
     token_ids: list[int]
-    pieces: list[list[int] | FloatArray] = field(repr=False)
+    pieces: list[list[int] | FloatArray] = field(repr=False, compare=False)
 
 
 class Chat:
@@ -84,7 +84,7 @@ class Chat:
         self._ids = TurnIds(model._tokenizer, model.manifest.prompt)
         self._context = model.manifest.decoder.context_length
         self._is_closed = False
-        self._running: Iterator[Piece] | None = None
+        self._running: Generator[Piece, None, None] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -134,7 +134,7 @@ class Chat:
         text: str,
         image: Picture | FloatArray | None = None,
         **options: Unpack[Options],
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """`ask`, piece by piece. Closed early, the answer so far is part of the conversation."""
         began = time.perf_counter()
         if self._is_closed:
@@ -152,11 +152,11 @@ class Chat:
         """End an answer that nobody waits for any more."""
         running, self._running = self._running, None
         if running is not None:
-            running.close()  # type: ignore[attr-defined]  # a generator
+            running.close()
 
     def _answer(
         self, text: str, prepared: FloatArray | None, settings: Settings, began: float
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         model = self._model
         model._check_usable()  # it may have been closed since the call
         preprocessed = time.perf_counter()

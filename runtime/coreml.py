@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -33,7 +34,10 @@ def with_model_cache(choice: Choice, sha256: str) -> Choice:
     if choice.ep != COREML or CACHE_OPTION in choice.options:
         return choice
     folder = _folder(sha256) / import_onnxruntime().__version__
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # compiled anew each time, then
+        return choice
     return replace(choice, options={**choice.options, CACHE_OPTION: str(folder)})
 
 
@@ -75,10 +79,11 @@ def check_features(
     file = _folder(sha256) / f"features.{image_size}.npy"
     try:
         expected = np.load(file, allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):  # none yet, or cut off
         expected = encode_on_cpu(pixel_values)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, expected)
+        with suppress(OSError):  # made anew next time, then
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, expected)
     found = encode(pixel_values)
     error = float("inf")
     if found.shape == expected.shape and np.isfinite(found).all():

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
@@ -201,7 +201,7 @@ class FastVLM:
 
     def stream(
         self, picture: Picture | FloatArray, prompt: str, **options: Unpack[Options]
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """`generate`, piece by piece: the pieces' texts joined are the answer's text.
 
         What can be refused is refused at the call, before the first piece is asked for. The
@@ -223,7 +223,7 @@ class FastVLM:
         settings: Settings,
         room: int,
         began: float,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         self._check_usable()  # it may have been closed since the call
         preprocessed = time.perf_counter()
         features = self.features_of(prepared, is_cached=False)

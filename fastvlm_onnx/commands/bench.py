@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -24,7 +25,10 @@ SAMPLE = "shapes.png"
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--precision", help="Variants to compare, with commas, or `all`; the first if none.")
+@click.option(
+    "--precision",
+    help="Variants to compare, with commas, or `all`; what suits the provider if none.",
+)
 @click.option("--image-size", help="Pixels to compare, with commas, or `all`; the default if none.")
 @click.option("--threads", help="Numbers to compare, with commas; one per physical core if none.")
 @click.option(
@@ -151,11 +155,12 @@ def _measure(case: "Case", answered: Callable[[], None]) -> "Figures | str":
     from fastvlm_onnx.runtime.bench import Figures
 
     command = [sys.executable, "-m", "fastvlm_onnx.runtime.bench", json.dumps(asdict(case))]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    # What a provider says goes to a file: a pipe that nobody reads would stop it when full.
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
         assert process.stdout is not None
-        assert process.stderr is not None
         for text in process.stdout:
             line = json.loads(text)
             if "figures" in line:
@@ -163,7 +168,9 @@ def _measure(case: "Case", answered: Callable[[], None]) -> "Figures | str":
             if "error" in line:
                 return str(line["error"])
             answered()
-        last_words = process.stderr.read().strip().splitlines()
+        process.wait()
+        said.seek(0)
+        last_words = said.read().strip().splitlines()
     if process.returncode < 0:  # out of memory, as a rule
         return f"killed by signal {-process.returncode}"
     return last_words[-1] if last_words else f"exit code {process.returncode}"

@@ -1,5 +1,6 @@
 """`fastvlm-onnx caption`."""
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-import fastvlm_onnx
 from fastvlm_onnx.commands.model import model_folder
+from fastvlm_onnx.commands.opening import Opening, opening_options
 from fastvlm_onnx.commands.progress import count_with_rate, progress_bar
-from fastvlm_onnx.commands.provider_options import provider_options, register
 from fastvlm_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,28 +23,20 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file; stdout if none.")
 @click.option("--resume", is_flag=True, help="Go on with a file that an earlier run left.")
 @click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
-@click.option("--precision", help="A variant of the package; what suits the provider by default.")
-@provider_options
+@opening_options
 @click.option("--batch-size", default=4, show_default=True, help="Pictures decoded at once.")
 @click.option("--max-new-tokens", default=256, show_default=True)
-@click.option("--image-size", type=int, help="One the package was exported for.")
 @click.option("--orient", is_flag=True, help="Turn the pictures as their EXIF data say.")
-@click.option("--threads", type=int, help="Per graph; one per physical core by default.")
 def caption(
     paths: tuple[str, ...],
     prompt: str,
     output: Path | None,
     resume: bool,
     model: Path | None,
-    precision: str | None,
-    providers: str,
-    options: dict[str, str],
-    libraries: dict[str, str],
+    opening: Opening,
     batch_size: int,
     max_new_tokens: int,
-    image_size: int | None,
     orient: bool,
-    threads: int | None,
 ) -> None:
     """Ask the same about many pictures; one line of JSON for each.
 
@@ -69,15 +61,7 @@ def caption(
             if not found:
                 click.echo(f"{output}: every picture is there already", err=True)
                 return
-        register(libraries)
-        loaded = fastvlm_onnx.load(
-            model or model_folder(),
-            precision=precision,
-            providers=providers,
-            provider_options=options,
-            image_size=image_size,
-            threads=threads,
-        )
+        loaded = opening.load(model or model_folder())
         update = stack.enter_context(progress_bar("caption", count_with_rate()))
         failed = 0
         update("reading", 0, len(found))
@@ -106,8 +90,9 @@ def _names(paths: tuple[str, ...]) -> list[str]:
     names: list[str] = []
     for path in paths:
         if path == "-":
-            lines = sys.stdin.read().splitlines() if sys.stdin else []
-            names += [line for line in lines if line.strip()]
+            # Bytes, since a file's name may be no UTF-8.
+            content = sys.stdin.buffer.read() if sys.stdin else b""
+            names += [os.fsdecode(line) for line in content.splitlines() if line.strip()]
         else:
             names.append(path)
     return names

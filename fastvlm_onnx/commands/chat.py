@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-import fastvlm_onnx
 from fastvlm_onnx.commands.model import model_folder
-from fastvlm_onnx.commands.provider_options import provider_options, register
+from fastvlm_onnx.commands.opening import Opening, opening_options
 from fastvlm_onnx.errors import FastVLMError, InputError
 
 if TYPE_CHECKING:
@@ -22,44 +21,28 @@ HELP = "/image PATH adds a picture, /reset begins anew, /stats says where the ti
 @click.command()
 @click.argument("image", required=False)
 @click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
-@click.option("--precision", help="A variant of the package; what suits the provider by default.")
-@provider_options
+@opening_options
 @click.option("--max-new-tokens", default=256, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=int, help="Repeat drawn answers.")
-@click.option("--image-size", type=int, help="One the package was exported for.")
 @click.option("--orient", is_flag=True, help="Turn pictures as their EXIF data say.")
 @click.option("--drop-oldest", is_flag=True, help="Forget the oldest turns where none fits in.")
-@click.option("--threads", type=int, help="Per graph; one per physical core by default.")
 def chat(
     image: str | None,
     model: Path | None,
-    precision: str | None,
-    providers: str,
-    options: dict[str, str],
-    libraries: dict[str, str],
+    opening: Opening,
     max_new_tokens: int,
     temperature: float,
     seed: int | None,
-    image_size: int | None,
     orient: bool,
     drop_oldest: bool,
-    threads: int | None,
 ) -> None:
     """Talk about pictures in the terminal, or answer standard input line by line.
 
     Lines that begin with a slash are commands: /image PATH, /reset, /stats, /exit. Ctrl-C stops an
     answer.
     """
-    register(libraries)
-    loaded = fastvlm_onnx.load(
-        model or model_folder(),
-        precision=precision,
-        providers=providers,
-        provider_options=options,
-        image_size=image_size,
-        threads=threads,
-    )
+    loaded = opening.load(model or model_folder())
     with loaded, loaded.chat(drop_oldest=drop_oldest) as conversation:
         terminal = Terminal(
             conversation,
@@ -128,8 +111,10 @@ class Terminal:
             except EOFError:
                 click.echo(err=True)
                 return None
-            except KeyboardInterrupt:  # what was typed is given up
-                click.echo(err=True)
+            except KeyboardInterrupt:
+                if not self._is_interactive:
+                    raise
+                click.echo(err=True)  # what was typed is given up
 
     def _obey(self, line: str) -> None:
         command, _, rest = line.partition(" ")
@@ -146,20 +131,20 @@ class Terminal:
             raise InputError(f"{command} is no command; {HELP}.")
 
     def _answer(self, words: str) -> None:
-        image, self._image = self._image, None
+        before, pieces = self._chat.turns, None
         try:
-            pieces = self._chat.stream(words, image, **self._options)  # type: ignore[arg-type]
-        except FastVLMError:
-            self._image = image
-            raise
-        try:
+            pieces = self._chat.stream(words, self._image, **self._options)  # type: ignore[arg-type]
             for piece in pieces:
                 click.echo(piece.text, nl=False)
                 sys.stdout.flush()
                 self._latest = piece.generation
         except KeyboardInterrupt:
-            pieces.close()  # type: ignore[attr-defined]  # a generator
             click.echo(" ...", nl=False)
+        finally:
+            if pieces is not None:
+                pieces.close()  # the answer so far is part of the conversation
+            if self._chat.turns is not before:  # else the picture goes with the next question
+                self._image = None
         click.echo()
 
     def _say_stats(self) -> None:

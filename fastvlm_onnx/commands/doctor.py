@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.provider_options import provider_options, register
+from fastvlm_onnx.commands.opening import Opening, opening_options
 from fastvlm_onnx.errors import FastVLMError, InputError
 
 if TYPE_CHECKING:
@@ -20,10 +20,7 @@ NEW_TOKENS = 8
 
 @click.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-@click.option("--precision", help="A variant of DIR; what suits the provider by default.")
-@provider_options
-@click.option("--image-size", type=int, help="One the package was exported for.")
-@click.option("--threads", type=int, help="Per graph; one per physical core by default.")
+@opening_options
 @click.option(
     "--static",
     type=click.Choice(["coreml"]),
@@ -31,12 +28,7 @@ NEW_TOKENS = 8
 )
 def doctor(
     folder: Path | None,
-    precision: str | None,
-    providers: str,
-    options: dict[str, str],
-    libraries: dict[str, str],
-    image_size: int | None,
-    threads: int | None,
+    opening: Opening,
     static: str | None,
 ) -> None:
     """Say what this machine has, what would run where, and what to change.
@@ -51,13 +43,13 @@ def doctor(
     from fastvlm_onnx.runtime.plan import parse
 
     try:
-        _machine(threads)
-        register(libraries)
+        _machine(opening.threads)
+        opening.register()
         _plan()
         if folder is None:
-            parse(providers, options)
+            parse(opening.providers, opening.options)
         else:
-            _package(folder, precision, providers, options, image_size, threads)
+            _package(folder, opening)
     except FastVLMError as error:
         _say("problem", str(error))
         sys.exit(1)
@@ -118,25 +110,8 @@ def _plan() -> None:
         )
 
 
-def _package(
-    folder: Path,
-    precision: str | None,
-    providers: str,
-    options: dict[str, str],
-    image_size: int | None,
-    threads: int | None,
-) -> None:
-    from fastvlm_onnx.runtime.loading import load
-
-    model = load(
-        folder,
-        precision=precision,
-        providers=providers,
-        provider_options=options,
-        image_size=image_size,
-        threads=threads,
-        records_placement=True,
-    )
+def _package(folder: Path, opening: Opening) -> None:
+    model = opening.load(folder, records_placement=True)
     _say("package", f"{folder}: {', '.join(model.manifest.variants)}; opened {model.precision}")
     for graph, session in model.sessions.items():
         _say(f"  {graph}", f"{session.path.name}")
@@ -201,8 +176,13 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
 
 def _static_coreml(folder: Path) -> bool:
     """Whether CoreML would take all of the graphs that are meant for it."""
-    from fastvlm_onnx.export.coreml import check_package
-
+    try:
+        from fastvlm_onnx.export.coreml import check_package
+    except ImportError as error:
+        raise InputError(
+            f"checking needs packages that are not installed ({error.name}); "
+            'run `pip install "fastvlm-onnx[export]"`.'
+        ) from None
     shares = check_package(folder)
     meant = [share for share in shares if ".coreml." in share.file]
     for share in shares:

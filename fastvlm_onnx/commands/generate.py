@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-import fastvlm_onnx
 from fastvlm_onnx.commands.model import model_folder
-from fastvlm_onnx.commands.provider_options import provider_options, register
+from fastvlm_onnx.commands.opening import Opening, opening_options
 from fastvlm_onnx.errors import InputError
 
 
@@ -17,8 +16,7 @@ from fastvlm_onnx.errors import InputError
 @click.argument("image")
 @click.argument("prompt")
 @click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
-@click.option("--precision", help="A variant of the package; what suits the provider by default.")
-@provider_options
+@opening_options
 @click.option("--max-new-tokens", default=256, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", default=50, show_default=True, help="0 is off.")
@@ -28,19 +26,14 @@ from fastvlm_onnx.errors import InputError
 @click.option("--seed", type=int, help="Repeat a drawn answer.")
 @click.option("--stop", multiple=True, help="End before this text; may be repeated.")
 @click.option("--max-time", type=float, help="Seconds, after which the answer is what it has.")
-@click.option("--image-size", type=int, help="One the package was exported for.")
 @click.option("--orient", is_flag=True, help="Turn the picture as its EXIF data say.")
-@click.option("--threads", type=int, help="Per graph; one per physical core by default.")
 @click.option("--stats", is_flag=True, help="Where the time went, on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")
 def generate(
     image: str,
     prompt: str,
     model: Path | None,
-    precision: str | None,
-    providers: str,
-    options: dict[str, str],
-    libraries: dict[str, str],
+    opening: Opening,
     max_new_tokens: int,
     temperature: float,
     top_k: int,
@@ -50,9 +43,7 @@ def generate(
     seed: int | None,
     stop: tuple[str, ...],
     max_time: float | None,
-    image_size: int | None,
     orient: bool,
-    threads: int | None,
     stats: bool,
     as_json: bool,
 ) -> None:
@@ -61,15 +52,7 @@ def generate(
     IMAGE is a file, or `-` for standard input.
     """
     picture = _standard_input() if image == "-" else image
-    register(libraries)
-    loaded = fastvlm_onnx.load(
-        model or model_folder(),
-        precision=precision,
-        providers=providers,
-        provider_options=options,
-        image_size=image_size,
-        threads=threads,
-    )
+    loaded = opening.load(model or model_folder())
     pieces = loaded.stream(
         picture,
         prompt,

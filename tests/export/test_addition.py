@@ -51,6 +51,14 @@ def test_an_added_image_size_is_there_in_every_variant_and_not_the_default(
     assert fastvlm_onnx.load(copied_package, image_size=320).image_size == 320
 
 
+def test_a_package_of_standard_operators_is_added_to_with_them(tmp_path: Path) -> None:
+    folder = tmp_path / "demo-onnx"
+    export_package("demo", folder, operators="standard")
+    export_package("demo", folder, operators="standard", precisions=["fp16"], add=True)
+    decoders = [variant.decoder for variant in read_manifest(folder).variants.values()]
+    assert decoders == ["decoder.standard.fp32.onnx", "decoder.standard.fp16.onnx"]
+
+
 def test_variants_that_share_weights_with_the_added_one_still_load(
     tmp_path: Path, picture: Path
 ) -> None:

@@ -214,4 +214,5 @@ def test_verify_reports_the_largest_activations(
     largest = agreement.variants["fp32"].largest_activations
     assert list(largest) == ["vision_encoder", "projector", "decoder"]
     assert 0 < largest["vision_encoder"] < LARGEST_HALF
-    assert largest["decoder"] > 0
+    # The planted layer is beyond float16 for any prompt.
+    assert largest["decoder"] > LARGEST_HALF

@@ -130,7 +130,7 @@ def test_a_file_that_another_run_holds_is_left_to_it(
     assert "another run is writing it" in words
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a file's size is Linux's")
 def test_a_full_disk_leaves_whole_lines(many: Path, package: Path, tmp_path: Path) -> None:
     """The limit on a file's size stands in for the disk's end."""
     output = tmp_path / "captions.jsonl"
@@ -154,6 +154,29 @@ def test_a_full_disk_leaves_whole_lines(many: Path, package: Path, tmp_path: Pat
     assert sorted(paths) == sorted(map(str, many.iterdir()))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 are Linux's")
+def test_a_name_that_is_no_utf8_comes_back_as_it_was(
+    tmp_path: Path, package: Path, picture: Path
+) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    name = os.fsencode(folder) + b"/caf\xe9.png"
+    Path(os.fsdecode(name)).write_bytes(picture.read_bytes())
+    output = tmp_path / "captions.jsonl"
+    command = ("caption", folder, "--model", package, "-o", output, "--max-new-tokens", 2)
+    assert run(*command).returncode == 0
+    (line,) = captions_in(output.read_text("utf-8"))
+    assert os.fsencode(line["path"]) == name
+    assert "every picture is there already" in run(*command, "--resume").stderr
+    piped = subprocess.run(
+        [sys.executable, "-m", "fastvlm_onnx", "caption", "-", "--model", str(package)],
+        input=name + b"\n",
+        capture_output=True,
+        check=True,
+    )
+    assert os.fsencode(json.loads(piped.stdout)["path"]) == name
+
+
 def test_a_reader_who_leaves_ends_it_quietly(many: Path, package: Path) -> None:
     command = [sys.executable, "-m", "fastvlm_onnx", "caption", str(many), "--model", str(package)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -171,6 +194,7 @@ def test_a_reader_who_leaves_ends_it_quietly(many: Path, package: Path) -> None:
         ([], "Missing argument"),
         (["{empty}"], "found no pictures"),
         (["{empty}/*.png"], "found no pictures"),
+        ([""], "a path is empty"),
         (["x.png", "--batch-size", "0"], "--batch-size is 0"),
         (["x.png", "--resume"], "--resume wants the file"),
         (["x.png", "--prompt", " "], "the prompt is empty"),

@@ -143,6 +143,13 @@ def test_two_pictures_stand_where_they_were_given(
     assert relative_error(logits_in_chat(model, chat), expected) < 1e-4
 
 
+def test_turns_can_be_compared(chat: Chat, model: FastVLM, picture: Path) -> None:
+    chat.ask("Describe the image.", picture, **FEW)
+    with model.chat() as other:
+        other.ask("Describe the image.", picture, **FEW)
+        assert chat.turns == other.turns
+
+
 def test_words_alone_begin_a_conversation_too(chat: Chat) -> None:
     assert chat.ask("Hello", **FEW).prompt_tokens < 40
 

@@ -1,5 +1,6 @@
 """`fastvlm-onnx chat`: in a terminal, and piped."""
 
+import io
 import os
 import select
 import signal
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import click
 import pytest
 
-from fastvlm_onnx import FastVLM
+from fastvlm_onnx import FastVLM, ProviderError
+from fastvlm_onnx.commands.chat import Terminal
 
 PROMPT = "Describe the image."
 
@@ -151,29 +154,99 @@ def test_an_earlier_line_comes_back_by_arrow_key(
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_program(
-    package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+    model: FastVLM, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process: an interrupt in the middle of an answer is no matter of luck here."""
-    import io
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Describe the image.\nAnd now?\n"))
+    told = []
 
-    import fastvlm_onnx
-    from fastvlm_onnx.commands.chat import Terminal
+    def interrupt(token_id: int) -> None:
+        told.append(token_id)
+        if len(told) == 3:
+            raise KeyboardInterrupt
 
-    class Typed(io.StringIO):
-        def isatty(self) -> bool:
-            return False
-
-    monkeypatch.setattr(sys, "stdin", Typed("Describe the image.\nAnd now?\n"))
-    with fastvlm_onnx.load(package) as model, model.chat() as chat:
-        told = []
-
-        def interrupt(token_id: int) -> None:
-            told.append(token_id)
-            if len(told) == 3:
-                raise KeyboardInterrupt
-
+    with model.chat() as chat:
         terminal = Terminal(chat, {"max_new_tokens": 8, "on_token": interrupt})
         terminal.add_image(str(picture))
         terminal.run()
-        assert len(chat.turns) == 2
+        assert [turn.has_image for turn in chat.turns] == [True, False]
         assert len(chat.turns[0].token_ids) == 3
+
+
+def test_ctrl_c_while_something_is_shown_stops_the_answer_too(
+    model: FastVLM, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Describe the image.\nAnd now?\n"))
+    echo, shown = click.echo, []
+
+    def interrupt(*arguments: object, **named: object) -> None:
+        shown.append(arguments)
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+        echo(*arguments, **named)
+
+    monkeypatch.setattr(click, "echo", interrupt)
+    with model.chat() as chat:
+        terminal = Terminal(chat, {"max_new_tokens": 8})
+        terminal.add_image(str(picture))
+        terminal.run()
+        assert [turn.has_image for turn in chat.turns] == [True, False]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, ProviderError])
+def test_a_picture_whose_question_never_began_goes_with_the_next(
+    model: FastVLM, picture: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    encode, tried = model.features_of, []
+
+    def fail_once(*arguments: object, **named: object) -> object:
+        tried.append(0)
+        if len(tried) == 1:
+            raise failure("no memory")
+        return encode(*arguments, **named)
+
+    monkeypatch.setattr(model, "features_of", fail_once)
+    monkeypatch.setattr(sys, "stdin", Typed(["Describe the image.", "Again?"]))
+    monkeypatch.setattr("builtins.input", lambda _: sys.stdin.readline())
+    with model.chat() as chat:
+        terminal = Terminal(chat, {"max_new_tokens": 4})
+        terminal.add_image(str(picture))
+        terminal.run()
+        assert [(turn.prompt, turn.has_image) for turn in chat.turns] == [("Again?", True)]
+
+
+class Typed:
+    """A terminal's lines, in this process."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = iter(lines)
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self) -> str:
+        try:
+            return next(self._lines)
+        except StopIteration:
+            raise EOFError from None
+
+
+def test_ctrl_c_ends_a_piped_chat_that_waits(package: Path) -> None:
+    command = [sys.executable, "-m", "fastvlm_onnx", "chat", "--model", str(package)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("Hi\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    time.sleep(0.2)  # it waits for the next line by then
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.strip()) == (130, "interrupted")

@@ -41,6 +41,26 @@ def test_compiled_models_are_kept_by_graph_and_version(
     assert coreml.with_model_cache(Choice(CPU), SHA) == Choice(CPU)
 
 
+def test_a_folder_that_cannot_be_made_is_no_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "file"))
+    assert coreml.with_model_cache(Choice(COREML), SHA) == Choice(COREML)
+    features = np.ones((1, 4, 2), np.float32)
+    assert coreml.check_features(SHA, 256, lambda _: features, lambda _: features) == 0
+
+
+@pytest.mark.parametrize("left", [b"", b"\x93NUMPY\x01"])
+def test_features_that_were_cut_off_are_made_again(user_folder: Path, left: bytes) -> None:
+    file = user_folder / "coreml" / SHA[:40] / "features.256.npy"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(left)
+    features = np.ones((1, 4, 2), np.float32)
+    assert coreml.check_features(SHA, 256, lambda _: features, lambda _: features) == 0
+    np.testing.assert_array_equal(np.load(file), features)
+
+
 def test_a_compiled_model_that_does_not_load_is_wiped_and_made_again(
     on_coreml: Choice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

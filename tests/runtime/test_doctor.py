@@ -1,6 +1,8 @@
 """`fastvlm-onnx doctor`, and the options that say what runs where."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from command_line import refusal, run
@@ -29,6 +31,19 @@ def test_doctor_ends_with_1_where_something_asked_for_does_not_work(package: Pat
 
 def test_doctor_wants_a_package_for_its_static_check() -> None:
     assert "--static wants a package" in refusal("doctor", "--static", "coreml")
+
+
+def test_the_static_check_names_what_it_needs(package: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['onnx'] = None  # as where only the runtime is installed\n"
+        "from fastvlm_onnx.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code, "doctor", str(package), "--static", "coreml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert 'run `pip install "fastvlm-onnx[export]"`' in done.stderr
 
 
 def test_an_option_without_a_value_is_refused(package: Path) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.model import model_folder
 from fastvlm_onnx.commands.opening import Opening, opening_options
 from fastvlm_onnx.commands.progress import count_with_rate, progress_bar
 from fastvlm_onnx.errors import InputError
@@ -61,7 +60,7 @@ def caption(
             if not found:
                 click.echo(f"{output}: every picture is there already", err=True)
                 return
-        loaded = opening.load(model or model_folder())
+        loaded = opening.load(model)
         update = stack.enter_context(progress_bar("caption", count_with_rate()))
         failed = 0
         update("reading", 0, len(found))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.model import model_folder
 from fastvlm_onnx.commands.opening import Opening, opening_options
 from fastvlm_onnx.errors import FastVLMError, InputError
 
@@ -42,7 +41,7 @@ def chat(
     Lines that begin with a slash are commands: /image PATH, /reset, /stats, /exit. Ctrl-C stops an
     answer.
     """
-    loaded = opening.load(model or model_folder())
+    loaded = opening.load(model)
     with loaded, loaded.chat(drop_oldest=drop_oldest) as conversation:
         terminal = Terminal(
             conversation,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from fastvlm_onnx.commands.model import model_folder
 from fastvlm_onnx.commands.opening import Opening, opening_options
 from fastvlm_onnx.errors import InputError
 
@@ -52,7 +51,7 @@ def generate(
     IMAGE is a file, or `-` for standard input.
     """
     picture = _standard_input() if image == "-" else image
-    loaded = opening.load(model or model_folder())
+    loaded = opening.load(model)
     pieces = loaded.stream(
         picture,
         prompt,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import fastvlm_onnx
+from fastvlm_onnx.commands.model import model_folder
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.model import FastVLM
@@ -38,11 +39,11 @@ class Opening:
             for name, path in self.libraries.items():
                 register_library(name, path)
 
-    def load(self, folder: Path, **more: Any) -> "FastVLM":
-        """Open a package like that; see `fastvlm_onnx.load`."""
+    def load(self, folder: Path | None, **more: Any) -> "FastVLM":
+        """Open a package like that, the default one when None; see `fastvlm_onnx.load`."""
         self.register()
         return fastvlm_onnx.load(
-            folder,
+            folder or model_folder(),
             precision=self.precision,
             providers=self.providers,
             provider_options=self.options,

@@ -15,16 +15,13 @@ def to_half(model: ir.Model) -> ir.Model:
     """
     graph = model.graph
     for value in graph.initializers.values():
-        if isinstance(value.const_value, StoredTensor) and value.dtype == FLOAT:
-            value.const_value = value.const_value.cast(HALF)
-            value.type = ir.TensorType(HALF)
-        elif value.dtype == FLOAT and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(HALF.numpy()))
-            value.type = ir.TensorType(HALF)
-    for node in graph:
-        for output in node.outputs:
-            if output.dtype == FLOAT:
-                output.type = ir.TensorType(HALF)
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != FLOAT:
+            continue
+        if isinstance(tensor, StoredTensor):
+            value.const_value = tensor.cast(HALF)
+        else:
+            value.const_value = ir.tensor(tensor.numpy().astype(HALF.numpy()))
     for value in graph.inputs:
         cast = ir.node("Cast", [value], {"to": HALF})
         cast.outputs[0].name = f"{value.name}_half"
@@ -34,7 +31,7 @@ def to_half(model: ir.Model) -> ir.Model:
         graph.insert_before(graph[0], cast)
     for i, value in enumerate(list(graph.outputs)):
         name, shape = value.name, value.shape
-        value.name, value.type = f"{name}_half", ir.TensorType(HALF)
+        value.name, value.type, value.shape = f"{name}_half", None, None
         cast = ir.node("Cast", [value], {"to": FLOAT})
         cast.outputs[0].name, cast.outputs[0].shape = name, shape
         cast.outputs[0].type = ir.TensorType(FLOAT)

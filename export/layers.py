@@ -4,10 +4,11 @@ Attribute names are the checkpoint's own, so initializers in the finished graph 
 there. Weights that a later node would only scale or shift are folded here, once, in float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
@@ -122,8 +123,20 @@ class Graph:
         self._builder.add_output(value, name)
 
     def finish(self, producer_version: str) -> ir.Model:
+        """The graph as a model, with nothing in it that a reader can derive.
+
+        tract refuses value_info whose axes have names, and some runtimes know fewer attributes of
+        an operator than its specification.
+        """
         for node in self._graph.all_nodes():
             node.metadata_props.clear()  # three names a node, of no use to a reader or a runtime
+            remove_default_attributes(node, self._graph.opset_imports)
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.type = value.shape = None
+        for graph in (self._graph, *self._graph.subgraphs()):
+            for value in graph.initializers.values():
+                value.type = value.shape = None  # the tensor has both
         if not any(node.domain == MICROSOFT for node in self._graph.all_nodes()):
             del self._graph.opset_imports[MICROSOFT]
         return ir.Model(
@@ -132,3 +145,15 @@ class Graph:
             producer_name="fastvlm-onnx",
             producer_version=producer_version,
         )
+
+
+def remove_default_attributes(node: ir.Node, opset_imports: Mapping[str, int]) -> None:
+    """Remove the attributes that state what the operator's specification gives without them."""
+    if node.domain:
+        return  # onnx specifies the operators of its own domain alone
+    attributes = onnx.defs.get_schema(node.op_type, opset_imports[""]).attributes
+    for name, value in list(node.attributes.items()):
+        default = attributes[name].default_value
+        stated = np.float32(value.value) if value.type == ir.AttributeType.FLOAT else value.value
+        if default.type and ir.serde.deserialize_attribute(default).value == stated:
+            del node.attributes[name]

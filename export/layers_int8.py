@@ -112,8 +112,26 @@ def scan(
         [value(f"slice_{i}", dtype, shape) for i, (_, dtype, shape) in enumerate(inputs)],
         [value("step", *output)],
     )
+    move_weights(op.builder.root.graph, body)
     # Names of the body must not be those of the graph around it, which it sees.
     for node in body:
         for result in node.outputs:
             result.name = f"scan.{result.name}"
     return op.Scan(*(scanned for scanned, _, _ in inputs), body=body, num_scan_inputs=len(inputs))
+
+
+def move_weights(outer: ir.Graph, body: ir.Graph) -> None:
+    """Move the weights that a subgraph reads from the graph around it into the subgraph.
+
+    Where a processor needs uint8 weights, ONNX Runtime rewrites int8 ones when it opens a graph. It
+    looks for them only in the graph that holds the product. OpenVINO takes a Scan only where the
+    body reads no outer value.
+    """
+    own = {*body.inputs, *(result for node in body for result in node.outputs)}
+    outside = {value for node in body for value in node.inputs if value and value not in own}
+    for value in outside:
+        assert isinstance(value, nn.Parameter), f"a Scan body reads {value.name} from outside"
+        assert all(user.graph is body for user, _ in value.uses()), f"{value.name} is shared"
+    # In the order of the outer graph, so that an export gives the same bytes every time.
+    for name in [name for name, value in outer.initializers.items() if value in outside]:
+        body.register_initializer(outer.initializers.pop(name))

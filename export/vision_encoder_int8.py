@@ -82,13 +82,25 @@ class ConvFFN(nn.Module):  # type: ignore[misc]
             return self._mlp(op, narrow)
         self.fc1.register(op)
         self.fc2.register(op)
-        tiled = op.Reshape(narrow.values, [self.tiles, -1, self.width])
 
-        def tile(body: Op, values: ir.Value) -> ir.Value:
-            return self._mlp(body, QuantizedActivation(values, narrow.scale, narrow.zero_point))
+        def tile(body: Op, *slices: ir.Value) -> ir.Value:
+            return self._mlp(body, QuantizedActivation(*slices))
 
         shape: Shape = ["tile_tokens", self.width]
-        mixed = scan(op, tile, [(tiled, ir.DataType.UINT8, shape)], (ir.DataType.FLOAT, shape))
+        mixed = scan(
+            op,
+            tile,
+            [
+                (
+                    op.Reshape(narrow.values, [self.tiles, -1, self.width]),
+                    ir.DataType.UINT8,
+                    shape,
+                ),
+                (op.Expand(narrow.scale, [self.tiles]), ir.DataType.FLOAT, []),
+                (op.Expand(narrow.zero_point, [self.tiles]), ir.DataType.UINT8, []),
+            ],
+            (ir.DataType.FLOAT, shape),
+        )
         return op.Reshape(mixed, [-1, self.side, self.side, self.width])
 
     def _mlp(self, op: Op, narrow: QuantizedActivation) -> ir.Value:
@@ -262,23 +274,28 @@ class Stem(nn.Module):  # type: ignore[misc]
         padded = op.Concat(
             op.Pad(pixel_values, above), op.Pad(inside, above, 1.0), axis=1
         )  # [B, 4, image_size + 3, image_size]
-        self.pointwise.register(op)
         rows = self.image_size // self.strips
+        rows_of_strips = np.arange(self.strips)[:, None] * rows + np.arange(rows + HALO_ROWS)
+        overlapping = op.Gather(
+            padded, op.Constant(value=ir.tensor(rows_of_strips)), axis=2
+        )  # [B, 4, strips, rows + 3, image_size]
+        self.pointwise.register(op)
 
-        def strip(body: Op, begin: ir.Value, end: ir.Value) -> ir.Value:
-            x = body.Slice(padded, begin, end, [2])
+        def strip(body: Op, x: ir.Value) -> ir.Value:
             x = body.Gelu(halve(body, x, self.full_weight, self.full_bias, 1))
             x = body.Gelu(halve(body, x, self.depthwise_weight, self.depthwise_bias, self.width))
             return body.Gelu(self.pointwise(body, to_channels_last(body, x)))
 
         side = self.image_size // 4
-        begins = np.arange(self.strips, dtype=np.int64)[:, None] * rows
         strips = scan(
             op,
             strip,
             [
-                (op.Constant(value=ir.tensor(at)), ir.DataType.INT64, [1])
-                for at in (begins, begins + rows + HALO_ROWS)
+                (
+                    op.Transpose(overlapping, perm=[2, 0, 1, 3, 4]),
+                    ir.DataType.FLOAT,
+                    [BATCH_SIZE, 4, rows + HALO_ROWS, self.image_size],
+                )
             ],
             (ir.DataType.FLOAT, [BATCH_SIZE, side // self.strips, side, self.width]),
         )

@@ -1,5 +1,6 @@
 """A package's weights and graphs, from the checkpoint's files to disk."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -55,7 +56,7 @@ class PackageWriter:
             written = write_tensors(own, folder, data_file, counted)
             stored |= {(data_file, name): tensor for name, tensor in written.items()}
         for file_name, model in self._parts.models.items():
-            for name, value in model.graph.initializers.items():
+            for name, value in initializers(model):
                 value.const_value = stored.get((weights_file(file_name), name), value.const_value)
             ir.save(model, folder / file_name)
             if file_name in self._parts.inline:
@@ -68,7 +69,7 @@ class PackageWriter:
             if file_name in self._parts.inline:
                 continue
             tensors = files.setdefault(weights_file(file_name), {})
-            for name, value in model.graph.initializers.items():
+            for name, value in initializers(model):
                 if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
                     tensors.setdefault(name, value.const_value)
         return files
@@ -97,5 +98,11 @@ def _stage(file_name: str) -> str:
 
 def weights_bytes(model: ir.Model) -> int:
     """Size of a graph's weights."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
+    tensors = (value.const_value for _, value in initializers(model))
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
+    """A model's initializers by name, those of subgraphs included."""
+    for graph in model.graphs():
+        yield from graph.initializers.items()

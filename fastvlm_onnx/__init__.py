@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastvlm_onnx.runtime.model import FastVLM
     from fastvlm_onnx.runtime.settings import Options
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Chat",

@@ -89,6 +89,12 @@ def weights_file(graph_file_name: str) -> str:
     return ".".join((DECODER if graph == PREFILL else graph, precision, suffix, "data"))
 
 
+def has_int8_products(graph_file_name: str) -> bool:
+    """Whether a graph multiplies uint8 activations by int8 weights, at least on the CPU."""
+    *_, precision, _ = graph_file_name.split(".")
+    return precision == "int8"
+
+
 def scale_file(embed_tokens_file: str) -> str:
     """The scales beside int8 token embeddings."""
     return embed_tokens_file.replace(".npy", ".scale.npy")

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from fastvlm_onnx.errors import FastVLMError
+from fastvlm_onnx.names import VISION_ENCODER
 from fastvlm_onnx.runtime.generation import Generation
 from fastvlm_onnx.runtime.loading import load
 from fastvlm_onnx.runtime.machine import peak_rss_bytes
@@ -70,6 +71,7 @@ class Figures:
         load: seconds; the first time, so files may come from the disk.
         new_tokens: of each answer; fewer than asked for where the context ends.
         peak_rss_bytes: of the whole process; None where the system does not say.
+        int8_weights: "int8" or "uint8", as the processor needs them; None for a variant without.
     """
 
     load: float
@@ -77,6 +79,7 @@ class Figures:
     new_tokens: int
     answers: list[Answer]
     peak_rss_bytes: int | None
+    int8_weights: str | None
 
     def median(self, field: str) -> float:
         """The middle one of the answers' figures."""
@@ -141,6 +144,7 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
         new_tokens=len(generation.token_ids),
         answers=answers,
         peak_rss_bytes=peak_rss_bytes(),
+        int8_weights=model.sessions[VISION_ENCODER].int8_weights,
     )
 
 

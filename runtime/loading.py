@@ -1,16 +1,23 @@
 """Opening a package: which variant, which image size, which providers; nothing of it damaged."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.names import VISION_ENCODER
 from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
 from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
 from fastvlm_onnx.runtime.plan import Choice, Providers, parse, plan, wanted_precisions
 from fastvlm_onnx.runtime.providers import PROVIDERS, Options
+
+# Their int8 vision encoders cannot be made exact where int8 products saturate.
+OLD_EXPORTERS: Final = ("fastvlm-onnx 0.1.0",)
+log = logging.getLogger("fastvlm_onnx")
 
 
 def load(
@@ -82,7 +89,27 @@ def load(
         finally:
             check.result()
     model.load_seconds = time.perf_counter() - begin
+    warn_of_saturation(model, path)
     return model
+
+
+def warn_of_saturation(model: FastVLM, folder: Path) -> None:
+    """Warn where int8 products saturate and the package's graphs cannot be made exact.
+
+    Packages exported before 0.2 keep weights outside the Scan bodies that use them, where ONNX
+    Runtime does not find them to rewrite them.
+    """
+    vision_encoder = model.sessions[VISION_ENCODER]
+    if vision_encoder.int8_weights == "uint8" and model.manifest.source.exporter in OLD_EXPORTERS:
+        log.warning(
+            "%s: %s gives inexact image features on this processor, which saturates int8 products "
+            "(AVX2 without VNNI); packages exported since 0.2 are exact: export it again with "
+            "`%s`.",
+            folder,
+            model.precision,
+            f"fastvlm-onnx export {model.manifest.source.name} -o {folder} --precision "
+            f"{','.join(model.manifest.variants)} --overwrite",
+        )
 
 
 def choose_precision(

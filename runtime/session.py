@@ -24,6 +24,7 @@ from fastvlm_onnx.runtime.providers import (
     in_one_line,
     preload_cuda,
 )
+from fastvlm_onnx.runtime.saturation import EXACT_PRODUCTS, int8_weights_of
 
 FloatArray = NDArray[np.float32]
 Placement = Mapping[str, Counter[str]]
@@ -42,6 +43,9 @@ class GraphSession:
         choice: what it runs on.
         placement: which provider took which nodes; None where ONNX Runtime does not say, or nobody
             wanted to know.
+        int8_weights: "int8" where products read the weights as the package holds them; "uint8"
+            where ONNX Runtime rewrote them, because int8 products saturate on this processor; None
+            for a graph without such products.
     """
 
     def __init__(
@@ -71,6 +75,9 @@ class GraphSession:
         if choice.ep == CUDA:
             preload_cuda()
         options = session_options(threads)
+        self.int8_weights = int8_weights_of(path.name)
+        if self.int8_weights == "uint8":
+            options.add_session_config_entry(*EXACT_PRODUCTS)
         records = records_placement or not self._is_on_cpu
         if records:
             options.add_session_config_entry(RECORD_PLACEMENT, "1")
@@ -201,6 +208,7 @@ class LazySession(GraphSession):
     ) -> None:
         """Note what to open; off the CPU, see that it opens."""
         self.path, self.choice, self._threads, self.placement = path, choice, threads, None
+        self.int8_weights = int8_weights_of(path.name)
         if choice.ep != CPU or records_placement:
             self.placement = self._opened(records_placement).placement
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fastvlm_onnx import FastVLM
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path(fastvlm_onnx.__file__).parent / "demo"
 PICTURES = DEMO / "pictures"
+OLD_PACKAGE = ROOT / "tests/packages/0.1.0-fast.zip"
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +75,14 @@ def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = out.iterdir()
     return path
+
+
+@pytest.fixture(scope="session")
+def old_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model as fastvlm-onnx 0.1.0 exported it (`--precision fast`)."""
+    folder = tmp_path_factory.mktemp("old") / "demo-onnx"
+    zipfile.ZipFile(OLD_PACKAGE).extractall(folder)
+    return folder
 
 
 @pytest.fixture

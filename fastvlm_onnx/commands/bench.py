@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -176,6 +176,15 @@ def _measure(case: "Case", answered: Callable[[], None]) -> "Figures | str":
     return last_words[-1] if last_words else f"exit code {process.returncode}"
 
 
+def _int8_weights(measured: "Iterable[Figures]") -> str:
+    """A sentence on how int8 weights were read; empty where no variant has any."""
+    if not (read := {found.int8_weights for found in measured} - {None}):
+        return ""
+    if "uint8" in read:
+        return " int8 weights: rewritten as uint8, since this processor saturates int8 products."
+    return " int8 weights: as they are, since this processor's int8 products are exact."
+
+
 # --- what is said of it ------------------------------------------------------------------------
 
 
@@ -250,7 +259,8 @@ def _table(measured: "list[tuple[Case, Figures | str]]") -> str:
             f"Medians, the least in brackets, of {given['repeats']} answers after "
             f"{given['warmup']} to warm up. First token: from the picture file on. Outside: share "
             "of a token's time that is not ONNX Runtime's. "
-            f"Tokens: {', '.join(dict.fromkeys(tokens)) or 'unknown'}.",
+            f"Tokens: {', '.join(dict.fromkeys(tokens)) or 'unknown'}."
+            + _int8_weights(found for _, found in measured if not isinstance(found, str)),
             "",
             *("| " + " | ".join(row) + " |" for row in rows),
         ]

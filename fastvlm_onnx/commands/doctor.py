@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 PROMPT = "Describe the image."
 NEW_TOKENS = 8
+INT8_WEIGHTS = {
+    "int8": "as they are, since this processor's int8 products are exact",
+    "uint8": "rewritten as uint8, since this processor saturates int8 products",
+}
 
 
 @click.command()
@@ -85,6 +89,7 @@ def _machine(threads: int | None) -> None:
 def _plan() -> None:
     from fastvlm_onnx.runtime.plan import AUTO, usable_providers
     from fastvlm_onnx.runtime.providers import PROVIDERS, import_onnxruntime, installed_providers
+    from fastvlm_onnx.runtime.saturation import int8_products_saturate
 
     ort = import_onnxruntime()
     wheels = sorted(
@@ -97,6 +102,8 @@ def _plan() -> None:
         _say("problem", "these wheels fill one folder; uninstall all, and install one again.")
     installed, usable = installed_providers(), usable_providers()
     _say("providers", ", ".join(installed))
+    saturate = int8_products_saturate()
+    _say("int8 products", "saturate: int8 weights are rewritten as uint8" if saturate else "exact")
     click.echo("auto takes, for each graph, the first that is there:")
     for rule in AUTO:
         provider = PROVIDERS[rule.provider]
@@ -117,6 +124,8 @@ def _package(folder: Path, opening: Opening) -> None:
         _say(f"  {graph}", f"{session.path.name}")
         if session.choice.reason:
             click.echo(f"{'':<18}{session.choice.name}: {session.choice.reason}")
+        if session.int8_weights:
+            click.echo(f"{'':<18}int8 weights: {INT8_WEIGHTS[session.int8_weights]}")
         if session.placement is None:
             click.echo(f"{'':<18}ONNX Runtime does not say where its nodes run")
             continue

@@ -1,0 +1,148 @@
+"""Where int8 products saturate: the probe's verdict, what it sets, and who is told."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import refusal, run
+
+import fastvlm_onnx
+from fastvlm_onnx import InputError
+from fastvlm_onnx.runtime import saturation
+from fastvlm_onnx.runtime.plan import Choice
+from fastvlm_onnx.runtime.providers import CPU, import_onnxruntime
+from fastvlm_onnx.runtime.saturation import (
+    EXACT_PRODUCTS,
+    PROBE_FILE,
+    VERDICT_VARIABLE,
+    int8_products_saturate,
+)
+from fastvlm_onnx.runtime.session import GraphSession
+
+
+@pytest.fixture
+def int8_graph(tmp_path: Path) -> Path:
+    """The probe's own graph, under the name of a graph with int8 products."""
+    path = tmp_path / "products.int8.onnx"
+    path.write_bytes(Path(saturation.__file__).with_name(PROBE_FILE).read_bytes())
+    return path
+
+
+def is_set(session: GraphSession) -> bool:
+    name, value = EXACT_PRODUCTS
+    try:
+        return session._session.get_session_options().get_session_config_entry(name) == value
+    except RuntimeError:  # ONNX Runtime's answer for an entry that was never added
+        return False
+
+
+@pytest.mark.parametrize(("verdict", "weights"), [("0", "int8"), ("1", "uint8")])
+def test_the_verdict_decides_how_int8_weights_are_read(
+    int8_graph: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, weights: str
+) -> None:
+    monkeypatch.setenv(VERDICT_VARIABLE, verdict)
+    session = GraphSession(int8_graph, Choice(CPU))
+    assert (session.int8_weights, is_set(session)) == (weights, verdict == "1")
+
+
+def test_products_are_exact_with_the_probes_own_verdict(
+    int8_graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor that saturates this fails without the rewriting."""
+    monkeypatch.delenv(VERDICT_VARIABLE, raising=False)
+    session = GraphSession(int8_graph, Choice(CPU))
+    (products,) = session.run(["y"], {"a": np.full((4, 64), 255, np.uint8)})
+    assert (products == 64 * 255 * 127).all()
+
+
+def test_the_probe_agrees_with_the_products_of_a_plain_session(
+    int8_graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VERDICT_VARIABLE, raising=False)
+    session = import_onnxruntime().InferenceSession(
+        str(int8_graph), providers=["CPUExecutionProvider"]
+    )
+    (products,) = session.run(["y"], {"a": np.full((4, 64), 255, np.uint8)})
+    assert int8_products_saturate() == (products != 64 * 255 * 127).any()
+
+
+def test_a_graph_without_int8_products_probes_nothing(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe() -> bool:
+        raise AssertionError("probed for nothing")
+
+    monkeypatch.setattr(saturation, "_probe", probe)
+    with fastvlm_onnx.load(package, precision="fp32") as model:
+        assert {session.int8_weights for session in model.sessions.values()} == {None}
+
+
+def test_a_verdict_that_is_no_verdict_is_refused(
+    old_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VERDICT_VARIABLE, "yes")
+    with pytest.raises(InputError, match="is 'yes'; expected 0 or 1"):
+        int8_products_saturate()
+    assert VERDICT_VARIABLE in refusal("generate", "x.png", "Hi", "--model", old_package)
+
+
+# --- who is told ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"), [("0", "are exact"), ("1", "rewritten as uint8")], ids=["exact", "not"]
+)
+def test_bench_and_doctor_say_how_int8_weights_are_read(
+    old_package: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, words: str
+) -> None:
+    monkeypatch.setenv(VERDICT_VARIABLE, verdict)
+    few = ("--warmup", 0, "--repeats", 1, "--new-tokens", 2)
+    assert words in run("bench", old_package, *few).stdout
+    (case,) = json.loads(run("bench", old_package, "--json", *few).stdout)["cases"]
+    assert case["int8_weights"] == ("uint8" if verdict == "1" else "int8")
+    assert words in run("doctor", old_package).stdout
+
+
+# --- packages exported before 0.2 ----------------------------------------------------------------
+
+
+def test_a_package_of_0_1_opens_and_answers(
+    old_package: Path, questions: dict[str, dict[str, str]], picture: Path
+) -> None:
+    with fastvlm_onnx.load(old_package) as model:
+        assert model.manifest.source.exporter == "fastvlm-onnx 0.1.0"
+        assert model.precision == "fast"
+        for name, answers in questions.items():
+            for prompt, expected in answers.items():
+                answer = model.generate(picture.with_name(name), prompt)
+                assert answer.finish_reason == "stop"
+                # Where products saturate its image features are inexact, and a word may differ.
+                assert answer.text == expected or int8_products_saturate()
+
+
+def test_a_package_of_0_1_warns_once_where_products_saturate(
+    old_package: Path,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(VERDICT_VARIABLE, "1")
+    with caplog.at_level(logging.WARNING, "fastvlm_onnx"):
+        fastvlm_onnx.load(old_package).close()
+    (line,) = caplog.messages
+    for words in ("fast", "saturates", "since 0.2", f"-o {old_package} --precision fast"):
+        assert words in line
+    done = run("generate", picture, "What is in the image?", "--model", old_package)
+    assert done.returncode == 0
+    assert done.stderr.count("warning: ") == 1
+
+
+def test_a_package_of_0_1_warns_nobody_where_products_are_exact(
+    old_package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(VERDICT_VARIABLE, "0")
+    with caplog.at_level(logging.WARNING, "fastvlm_onnx"):
+        fastvlm_onnx.load(old_package).close()
+    assert not caplog.messages

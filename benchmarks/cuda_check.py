@@ -27,13 +27,13 @@ from random_checkpoint import DEMO_CHECKPOINT, PUBLISHED, write_random_checkpoin
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.distance import relative_error
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.reference import ReferenceFastVLM
+from fastvlm_onnx.export.verification.metrics import relative_error
+from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
 from fastvlm_onnx.names import TARGETS
-from fastvlm_onnx.runtime.decoding import decode_one_token, prefill
-from fastvlm_onnx.runtime.prompt import PromptIds
+from fastvlm_onnx.runtime.engine.decoding import decode_one_token, prefill
+from fastvlm_onnx.runtime.text.prompt import PromptIds
 
 FloatArray = NDArray[np.float32]
 TOKENS_BEFORE, TOKENS_AFTER = 14, 10

@@ -43,29 +43,29 @@ from quantisation_error import CHECKPOINT, NAMES, PICTURES, answer, make_package
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
-from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
-from fastvlm_onnx.export.config import DecoderConfig
-from fastvlm_onnx.export.decoder import build_decoder
-from fastvlm_onnx.export.decoder_forms import FORMS, DecoderForm
-from fastvlm_onnx.export.distance import kl_divergences, relative_error
-from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.projections import (
+from fastvlm_onnx.export.architecture.config import DecoderConfig
+from fastvlm_onnx.export.checkpoint.config_reader import LM_HEAD
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.graphs.decoder import build_decoder
+from fastvlm_onnx.export.graphs.decoder_precisions import FORMS, DecoderForm
+from fastvlm_onnx.export.graphs.linear import (
     INT4_BLOCK,
     INT8_BLOCK,
     FloatProjection,
 )
-from fastvlm_onnx.export.read_config import LM_HEAD
-from fastvlm_onnx.export.stored import write_tensors
-from fastvlm_onnx.export.tensors import LazyArray, Weights
-from fastvlm_onnx.export.writer import INLINE_BYTES
+from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.tensors.external_data import write_tensors
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights
+from fastvlm_onnx.export.verification.metrics import kl_divergences, relative_error
+from fastvlm_onnx.export.writing.package_writer import INLINE_BYTES
 from fastvlm_onnx.package import DecoderFormat
-from fastvlm_onnx.runtime.embedding import TokenEmbedding
-from fastvlm_onnx.runtime.image import preprocess, read_picture
-from fastvlm_onnx.runtime.machine import processor
-from fastvlm_onnx.runtime.plan import Choice
-from fastvlm_onnx.runtime.prompt import tokenize_prompt
-from fastvlm_onnx.runtime.providers import CPU
-from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
+from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
+from fastvlm_onnx.runtime.ort.hardware import processor
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.providers import CPU
+from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession
+from fastvlm_onnx.runtime.text.prompt import tokenize_prompt
+from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 FloatArray = NDArray[np.float32]
 

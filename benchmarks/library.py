@@ -22,7 +22,7 @@ import onnxruntime
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.machine import peak_rss_bytes, processor
+from fastvlm_onnx.runtime.ort.hardware import peak_rss_bytes, processor
 
 PICTURES = Path(fastvlm_onnx.__file__).parent / "demo/pictures"
 PROMPT = "Describe the image."

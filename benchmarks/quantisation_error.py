@@ -24,17 +24,22 @@ from random_checkpoint import PUBLISHED, write_random_checkpoint
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.agreement import StageAgreement, VariantAgreement, summary_table
-from fastvlm_onnx.export.comparison import TOLERANCES, compare_answers, compare_stage, worst_of
-from fastvlm_onnx.export.distance import top_2_gap
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.verification.metrics import top_2_gap
+from fastvlm_onnx.export.verification.tolerances import (
+    TOLERANCES,
+    compare_answers,
+    compare_stage,
+    worst_of,
+)
 from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, LOGITS, PRECISIONS
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.decoding import decode_one_token, prefill
-from fastvlm_onnx.runtime.embedding import TokenEmbedding
-from fastvlm_onnx.runtime.image import preprocess, read_picture
-from fastvlm_onnx.runtime.machine import processor
-from fastvlm_onnx.runtime.prompt import PromptIds, tokenize_prompt
-from fastvlm_onnx.runtime.session import DecoderSession
+from fastvlm_onnx.runtime.engine.decoding import decode_one_token, prefill
+from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
+from fastvlm_onnx.runtime.ort.hardware import processor
+from fastvlm_onnx.runtime.ort.session import DecoderSession
+from fastvlm_onnx.runtime.text.prompt import PromptIds, tokenize_prompt
+from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 FloatArray = NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""Write runtime/saturation_probe.onnx, the graph that shows how a processor adds int8 products.
+"""Write runtime/ort/saturation_probe.onnx, the graph that shows how a processor adds int8 products.
 
     python benchmarks/saturation_probe.py
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-PROBE: Final = Path(__file__).resolve().parent.parent / "runtime/saturation_probe.onnx"
+PROBE: Final = Path(__file__).resolve().parent.parent / "runtime/ort/saturation_probe.onnx"
 ROWS, INNER, COLUMNS = 4, 64, 32
 
 

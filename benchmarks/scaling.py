@@ -24,7 +24,7 @@ from random_checkpoint import PUBLISHED, write_random_checkpoint
 import fastvlm_onnx
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.machine import processor
+from fastvlm_onnx.runtime.ort.hardware import processor
 
 IMAGE_SIZES = (256, 512, 768, 1024, 1280, 1536)
 PROMPT_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)

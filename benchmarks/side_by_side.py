@@ -29,7 +29,7 @@ from peers import environment, plot
 from peers.job import STEPS, Job
 from peers.ways import WAYS
 
-from fastvlm_onnx.runtime.machine import processor
+from fastvlm_onnx.runtime.ort.hardware import processor
 
 HERE = Path(__file__).resolve().parent
 ENOUGH = 20  # lines of a failed process that are shown

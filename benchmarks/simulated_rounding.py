@@ -18,17 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastvlm_onnx.export import reference
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.config import VisionConfig
-from fastvlm_onnx.export.distance import relative_error
-from fastvlm_onnx.export.vision_encoder_int8 import fewest_parts
+from fastvlm_onnx.export.architecture.config import VisionConfig
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.graphs.vision_encoder_int8 import fewest_parts
+from fastvlm_onnx.export.verification import reference_model
+from fastvlm_onnx.export.verification.metrics import relative_error
 from fastvlm_onnx.names import IMAGE_HIDDEN_STATES, PIXEL_VALUES
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.machine import processor
-from fastvlm_onnx.runtime.plan import Choice
-from fastvlm_onnx.runtime.providers import CPU
-from fastvlm_onnx.runtime.session import GraphSession
+from fastvlm_onnx.runtime.ort.hardware import processor
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.providers import CPU
+from fastvlm_onnx.runtime.ort.session import GraphSession
 
 FloatArray = NDArray[np.float32]
 
@@ -74,7 +74,7 @@ def round_weight(layer: nn.Module) -> None:
     weight.copy_((torch.round(flat / scale) * scale).reshape(weight.shape))
 
 
-def with_rounding(model: reference.FastViTHD, config: VisionConfig, image_size: int) -> None:
+def with_rounding(model: reference_model.FastViTHD, config: VisionConfig, image_size: int) -> None:
     """Round the weights and the inputs of every product that the int8 graph has, in place."""
 
     def at(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
@@ -85,7 +85,7 @@ def with_rounding(model: reference.FastViTHD, config: VisionConfig, image_size: 
     strips = fewest_parts(rows, config.widths[0] * 4 * image_size)
     at(model.patch_embed[2].reparam_conv, lambda x: rounded_in_parts(x, strips))
     for module in model.modules():
-        if isinstance(module, reference.ConvFFN):
+        if isinstance(module, reference_model.ConvFFN):
             wide = module.fc1.out_channels
 
             def by_tile(x: Tensor, wide: int = wide) -> Tensor:
@@ -93,9 +93,9 @@ def with_rounding(model: reference.FastViTHD, config: VisionConfig, image_size: 
 
             at(module.fc1, rounded)
             at(module.fc2, by_tile)
-        elif isinstance(module, reference.PatchEmbed):
+        elif isinstance(module, reference_model.PatchEmbed):
             at(module.proj[1].reparam_conv, rounded)
-        elif isinstance(module, reference.MHSA):
+        elif isinstance(module, reference_model.MHSA):
             at(module.qkv, rounded)
             at(module.proj, rounded)
 
@@ -104,13 +104,13 @@ def simulate(checkpoint: Path | str, pixels: list[FloatArray]) -> list[tuple[NDA
     """image_hidden_states of each picture in float64: exact, and with the rounding."""
     opened = open_checkpoint(checkpoint)
     tensors = {
-        name.removeprefix(reference.VISION_PREFIX): torch.from_numpy(array.read()).double()
+        name.removeprefix(reference_model.VISION_PREFIX): torch.from_numpy(array.read()).double()
         for name, array in opened.tensors.items()
-        if name.startswith(reference.VISION_PREFIX) and not name.endswith("head.proj")
+        if name.startswith(reference_model.VISION_PREFIX) and not name.endswith("head.proj")
     }
     models = []
     for is_rounded in (False, True):
-        model = reference.FastViTHD(opened.config.vision).double().eval()
+        model = reference_model.FastViTHD(opened.config.vision).double().eval()
         model.load_state_dict(tensors, strict=False)
         if is_rounded:
             with_rounding(model, opened.config.vision, pixels[0].shape[-1])

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
-from fastvlm_onnx.export.config import DecoderConfig, FastVLMConfig, VisionConfig
-from fastvlm_onnx.export.reference import (
+from fastvlm_onnx.export.architecture.config import DecoderConfig, FastVLMConfig, VisionConfig
+from fastvlm_onnx.export.verification.reference_model import (
     PROJECTOR_PREFIX,
     VISION_PREFIX,
     DepthwiseConv,

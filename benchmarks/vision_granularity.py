@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import fastvlm_onnx
-from fastvlm_onnx.export.distance import cosine, relative_error
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.quantize import quantize_rows
+from fastvlm_onnx.export.tensors.quantization import quantize_rows
+from fastvlm_onnx.export.verification.metrics import cosine, relative_error
 from fastvlm_onnx.names import PIXEL_VALUES
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.image import preprocess, read_picture
+from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 FloatArray = NDArray[np.float32]
 

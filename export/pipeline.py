@@ -13,15 +13,14 @@ import numpy as np
 import fastvlm_onnx
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
 from fastvlm_onnx.errors import InputError, PackageError
-from fastvlm_onnx.export.addition import Addition
-from fastvlm_onnx.export.card import license_text, write_card
-from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
-from fastvlm_onnx.export.config import VISION_PATCH_SIZE
-from fastvlm_onnx.export.progress import Progress, no_progress
-from fastvlm_onnx.export.read_config import check_image_size
-from fastvlm_onnx.export.unfinished import check_destination, unfinished_folder
+from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.checkpoint.config_reader import check_image_size
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.disk.atomic_folder import check_destination, unfinished_folder
 from fastvlm_onnx.export.variants import Parts, check_variants, declare
-from fastvlm_onnx.export.writer import PackageWriter
+from fastvlm_onnx.export.writing.existing_package import Addition
+from fastvlm_onnx.export.writing.model_card import license_text, write_card
+from fastvlm_onnx.export.writing.package_writer import PackageWriter
 from fastvlm_onnx.names import CARD_FILE, LICENSE_FILE, TOKENIZER_FILE
 from fastvlm_onnx.package import (
     FORMAT_VERSION,
@@ -31,6 +30,7 @@ from fastvlm_onnx.package import (
     Source,
     describe_file,
 )
+from fastvlm_onnx.progress import Progress, no_progress
 
 MEGABYTE: Final = 1_000_000
 

@@ -8,18 +8,18 @@ import onnx_ir as ir
 
 import fastvlm_onnx
 from fastvlm_onnx.errors import InputError, UnsupportedError
-from fastvlm_onnx.export.checkpoint import Checkpoint
-from fastvlm_onnx.export.config import VISION_PATCH_SIZE
-from fastvlm_onnx.export.coreml import fix_axes
-from fastvlm_onnx.export.decoder import Operators, build_decoder, embedding_rows
-from fastvlm_onnx.export.decoder_standard import STANDARD_OPERATORS
-from fastvlm_onnx.export.embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
-from fastvlm_onnx.export.half import to_half
-from fastvlm_onnx.export.layouts import PROJECTOR_PREFIX, VISION_PREFIX
-from fastvlm_onnx.export.projector import build_projector
-from fastvlm_onnx.export.tensors import Weights
-from fastvlm_onnx.export.vision_encoder import build_vision_encoder
-from fastvlm_onnx.export.vision_encoder_int8 import build_vision_encoder_int8
+from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.checkpoint.layouts import PROJECTOR_PREFIX, VISION_PREFIX
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint
+from fastvlm_onnx.export.graphs.decoder import Operators, build_decoder, embedding_rows
+from fastvlm_onnx.export.graphs.decoder_standard_operators import STANDARD_OPERATORS
+from fastvlm_onnx.export.graphs.float16 import to_half
+from fastvlm_onnx.export.graphs.projector import build_projector
+from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
+from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
+from fastvlm_onnx.export.tensors.lazy_array import Weights
+from fastvlm_onnx.export.verification.coreml_check import fix_axes
+from fastvlm_onnx.export.writing.token_embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
 from fastvlm_onnx.names import (
     BATCH_SIZE,
     DECODER,

@@ -21,11 +21,11 @@ from fastvlm_onnx.errors import (
 )
 
 if TYPE_CHECKING:
-    from fastvlm_onnx.runtime.chat import Chat
-    from fastvlm_onnx.runtime.generation import Generation, Piece, Timings
+    from fastvlm_onnx.runtime.answering.chat import Chat
+    from fastvlm_onnx.runtime.answering.results import Generation, Piece, Timings
+    from fastvlm_onnx.runtime.engine.options import Options
     from fastvlm_onnx.runtime.loading import load
     from fastvlm_onnx.runtime.model import FastVLM
-    from fastvlm_onnx.runtime.settings import Options
 
 __version__ = "0.2.0.dev0"
 
@@ -48,13 +48,13 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Chat": "fastvlm_onnx.runtime.chat",
-    "Options": "fastvlm_onnx.runtime.settings",
+    "Chat": "fastvlm_onnx.runtime.answering.chat",
+    "Options": "fastvlm_onnx.runtime.engine.options",
     "FastVLM": "fastvlm_onnx.runtime.model",
     "load": "fastvlm_onnx.runtime.loading",
-    "Generation": "fastvlm_onnx.runtime.generation",
-    "Piece": "fastvlm_onnx.runtime.generation",
-    "Timings": "fastvlm_onnx.runtime.generation",
+    "Generation": "fastvlm_onnx.runtime.answering.results",
+    "Piece": "fastvlm_onnx.runtime.answering.results",
+    "Timings": "fastvlm_onnx.runtime.answering.results",
 }
 
 

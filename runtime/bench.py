@@ -13,10 +13,10 @@ from typing import Any
 
 from fastvlm_onnx.errors import FastVLMError
 from fastvlm_onnx.names import VISION_ENCODER
-from fastvlm_onnx.runtime.generation import Generation
+from fastvlm_onnx.runtime.answering.results import Generation
 from fastvlm_onnx.runtime.loading import load
-from fastvlm_onnx.runtime.machine import peak_rss_bytes
-from fastvlm_onnx.runtime.providers import import_onnxruntime
+from fastvlm_onnx.runtime.ort.hardware import peak_rss_bytes
+from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 
 
 @dataclass(frozen=True)

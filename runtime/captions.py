@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.errors import FastVLMError, InputError
-from fastvlm_onnx.runtime.generation import Generation
+from fastvlm_onnx.runtime.answering.results import Generation
 
 try:
     import fcntl

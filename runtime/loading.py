@@ -12,8 +12,14 @@ from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import VISION_ENCODER
 from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
 from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
-from fastvlm_onnx.runtime.plan import Choice, Providers, parse, plan, wanted_precisions
-from fastvlm_onnx.runtime.providers import PROVIDERS, Options
+from fastvlm_onnx.runtime.ort.provider_selection import (
+    Choice,
+    Providers,
+    parse,
+    plan,
+    wanted_precisions,
+)
+from fastvlm_onnx.runtime.ort.providers import PROVIDERS, Options
 
 # Their int8 vision encoders cannot be made exact where int8 products saturate.
 OLD_EXPORTERS: Final = ("fastvlm-onnx 0.1.0",)

@@ -21,22 +21,22 @@ from fastvlm_onnx.names import (
     VISION_ENCODER,
 )
 from fastvlm_onnx.package import Manifest
-from fastvlm_onnx.runtime.answering import Marks, answer, last_of
-from fastvlm_onnx.runtime.coreml import check_features, with_model_cache
-from fastvlm_onnx.runtime.decoding import decode_one_token, prefill
-from fastvlm_onnx.runtime.embedding import TokenEmbedding
-from fastvlm_onnx.runtime.feature_cache import FeatureCache
-from fastvlm_onnx.runtime.generation import Generation, Piece
-from fastvlm_onnx.runtime.image import Picture, preprocess, read_picture
-from fastvlm_onnx.runtime.plan import Choice
-from fastvlm_onnx.runtime.prompt import PromptIds, room_for_answer, tokenize_prompt
-from fastvlm_onnx.runtime.providers import COREML, CPU
-from fastvlm_onnx.runtime.session import DecoderSession, GraphSession, LazySession
-from fastvlm_onnx.runtime.settings import Options, Settings
-from fastvlm_onnx.runtime.tokenizer import TextTokenizer
+from fastvlm_onnx.runtime.answering.results import Generation, Piece
+from fastvlm_onnx.runtime.answering.stream import Marks, answer, last_of
+from fastvlm_onnx.runtime.engine.decoding import decode_one_token, prefill
+from fastvlm_onnx.runtime.engine.options import Options, Settings
+from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
+from fastvlm_onnx.runtime.ort.coreml import check_features, with_model_cache
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.providers import COREML, CPU
+from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession, LazySession
+from fastvlm_onnx.runtime.text.prompt import PromptIds, room_for_answer, tokenize_prompt
+from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
+from fastvlm_onnx.runtime.vision.feature_cache import FeatureCache
+from fastvlm_onnx.runtime.vision.image import Picture, preprocess, read_picture
 
 if TYPE_CHECKING:
-    from fastvlm_onnx.runtime.chat import Chat
+    from fastvlm_onnx.runtime.answering.chat import Chat
 
 FloatArray = NDArray[np.float32]
 
@@ -240,7 +240,7 @@ class FastVLM:
             drop_oldest: where the context is full, go on without the oldest turns, at the cost of
                 another prefill; a PromptTooLongError when False.
         """
-        from fastvlm_onnx.runtime.chat import Chat
+        from fastvlm_onnx.runtime.answering.chat import Chat
 
         self._check_usable()
         return Chat(self, drop_oldest=drop_oldest)
@@ -263,7 +263,7 @@ class FastVLM:
             InputError: no pictures, lists of unequal length, or as `generate`.
             PromptTooLongError, ProviderError: as `generate`.
         """
-        from fastvlm_onnx.runtime.batch import answer_batch
+        from fastvlm_onnx.runtime.answering.batch import answer_batch
 
         self._check_usable()
         return answer_batch(self, pictures, prompts, Settings(**options))

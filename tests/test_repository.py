@@ -45,7 +45,7 @@ def test_the_runtime_imports_nothing_of_the_export_side(path: Path) -> None:
 @pytest.mark.parametrize("path", sources(EXPORT), ids=lambda path: path.name)
 def test_the_export_side_imports_torch_only_to_compare(path: Path) -> None:
     # weight_files.py asks for torch where a checkpoint is in PyTorch's own format.
-    if path.name not in ("reference.py", "reference_run.py", "weight_files.py"):
+    if path.name not in ("reference_model.py", "reference_run.py", "weight_files.py"):
         assert not roots(path) & {"torch", "transformers"}
     if path.name != "verify.py":
         assert not any(name.startswith("fastvlm_onnx.runtime") for name in imported(path))

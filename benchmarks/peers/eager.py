@@ -8,8 +8,8 @@ from peers.job import TOKENS_AFTER, TOKENS_BEFORE, Job
 from peers.measuring import FloatArray, Prompt
 from peers.pictures import draw_picture
 
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.reference import ReferenceFastVLM
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
 
 
 def convert(job: Job) -> None:

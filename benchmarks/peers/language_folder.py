@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.layouts import PROJECTOR_PREFIX, VISION_PREFIX
-from fastvlm_onnx.export.read_config import LM_HEAD
+from fastvlm_onnx.export.checkpoint.config_reader import LM_HEAD
+from fastvlm_onnx.export.checkpoint.layouts import PROJECTOR_PREFIX, VISION_PREFIX
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 
 EMBEDDINGS = ("model.embed_tokens.weight", LM_HEAD)
 

@@ -11,7 +11,7 @@ from peers.ways import WAYS
 
 import fastvlm_onnx
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.prompt import PromptIds
+from fastvlm_onnx.runtime.text.prompt import PromptIds
 
 IMAGE_SIZES = (1024, 768, 512)
 PRECISIONS = tuple(name.removeprefix("ours-") for name, way in WAYS.items() if way.module == "ours")
@@ -24,7 +24,7 @@ def convert(job: Job) -> None:
     from fastvlm_onnx.export import pipeline
 
     digest = hashlib.sha256(repr(PRECISIONS).encode())
-    for file in sorted(Path(pipeline.__file__).parent.glob("*.py")):
+    for file in sorted(Path(pipeline.__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     made_by = job.work / FINGERPRINT
     if job.package.exists() and made_by.exists() and made_by.read_text() == digest.hexdigest():

@@ -67,7 +67,7 @@ def bench(
     """
     from fastvlm_onnx.package import read_manifest
     from fastvlm_onnx.runtime.bench import Case
-    from fastvlm_onnx.runtime.image import read_picture
+    from fastvlm_onnx.runtime.vision.image import read_picture
 
     for option, value, least in (
         ("--warmup", warmup, 0),
@@ -113,7 +113,7 @@ def _variants(
     provider: str,
 ) -> list[tuple[str, int]]:
     from fastvlm_onnx.runtime.loading import choose_image_size, choose_precision
-    from fastvlm_onnx.runtime.plan import parse
+    from fastvlm_onnx.runtime.ort.provider_selection import parse
 
     names: Sequence[str | None] = [None]
     if precision:
@@ -191,7 +191,7 @@ def _int8_weights(measured: "Iterable[Figures]") -> str:
 def _conditions(case: "Case") -> dict[str, Any]:
     import onnxruntime
 
-    from fastvlm_onnx.runtime.machine import cores, processor
+    from fastvlm_onnx.runtime.ort.hardware import cores, processor
 
     return {
         "processor": processor(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.opening import Opening, opening_options
+from fastvlm_onnx.commands.load_options import Opening, opening_options
 from fastvlm_onnx.commands.progress import count_with_rate, progress_bar
 from fastvlm_onnx.errors import InputError
 
@@ -44,7 +44,7 @@ def caption(
     """
     from fastvlm_onnx.runtime.captions import caption as caption_each
     from fastvlm_onnx.runtime.captions import caption_file, find_pictures
-    from fastvlm_onnx.runtime.prompt import check_prompt
+    from fastvlm_onnx.runtime.text.prompt import check_prompt
 
     check_prompt(prompt)
     if batch_size < 1:

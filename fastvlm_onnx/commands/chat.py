@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.opening import Opening, opening_options
+from fastvlm_onnx.commands.load_options import Opening, opening_options
 from fastvlm_onnx.errors import FastVLMError, InputError
 
 if TYPE_CHECKING:
-    from fastvlm_onnx.runtime.chat import Chat
-    from fastvlm_onnx.runtime.generation import Generation
+    from fastvlm_onnx.runtime.answering.chat import Chat
+    from fastvlm_onnx.runtime.answering.results import Generation
 
 HELP = "/image PATH adds a picture, /reset begins anew, /stats says where the time went, /exit ends"
 
@@ -95,7 +95,7 @@ class Terminal:
         Raises:
             InputError: it cannot be read.
         """
-        from fastvlm_onnx.runtime.image import read_picture
+        from fastvlm_onnx.runtime.vision.image import read_picture
 
         read_picture(path)
         self._image = path

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 import fastvlm_onnx
-from fastvlm_onnx.commands.model import export_demo_once
-from fastvlm_onnx.locations import demo_package
+from fastvlm_onnx.commands.default_package import export_demo_once
+from fastvlm_onnx.user_data import demo_package
 
 
 @click.command()

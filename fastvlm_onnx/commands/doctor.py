@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.opening import Opening, opening_options
+from fastvlm_onnx.commands.load_options import Opening, opening_options
 from fastvlm_onnx.errors import FastVLMError, InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def doctor(
         if folder is None:
             raise InputError("--static wants a package; give its folder.")
         sys.exit(0 if _static_coreml(folder) else 1)
-    from fastvlm_onnx.runtime.plan import parse
+    from fastvlm_onnx.runtime.ort.provider_selection import parse
 
     try:
         _machine(opening.threads)
@@ -64,7 +64,7 @@ def _say(heading: str, text: str) -> None:
 
 
 def _machine(threads: int | None) -> None:
-    from fastvlm_onnx.runtime.machine import (
+    from fastvlm_onnx.runtime.ort.hardware import (
         cgroup_cores,
         cores,
         memory_bytes,
@@ -87,9 +87,13 @@ def _machine(threads: int | None) -> None:
 
 
 def _plan() -> None:
-    from fastvlm_onnx.runtime.plan import AUTO, usable_providers
-    from fastvlm_onnx.runtime.providers import PROVIDERS, import_onnxruntime, installed_providers
-    from fastvlm_onnx.runtime.saturation import int8_products_saturate
+    from fastvlm_onnx.runtime.ort.provider_selection import AUTO, usable_providers
+    from fastvlm_onnx.runtime.ort.providers import (
+        PROVIDERS,
+        import_onnxruntime,
+        installed_providers,
+    )
+    from fastvlm_onnx.runtime.ort.saturation import int8_products_saturate
 
     ort = import_onnxruntime()
     wheels = sorted(
@@ -158,8 +162,8 @@ def _answer(model: "FastVLM") -> None:
 
 def _advice(folder: Path, model: "FastVLM") -> list[str]:
     from fastvlm_onnx.runtime.loading import add_command
-    from fastvlm_onnx.runtime.machine import cores
-    from fastvlm_onnx.runtime.providers import CPU, PROVIDERS, installed_providers
+    from fastvlm_onnx.runtime.ort.hardware import cores
+    from fastvlm_onnx.runtime.ort.providers import CPU, PROVIDERS, installed_providers
 
     lines = []
     variants = model.manifest.variants
@@ -186,7 +190,7 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
 def _static_coreml(folder: Path) -> bool:
     """Whether CoreML would take all of the graphs that are meant for it."""
     try:
-        from fastvlm_onnx.export.coreml import check_package
+        from fastvlm_onnx.export.verification.coreml_check import check_package
     except ImportError as error:
         raise InputError(
             f"checking needs packages that are not installed ({error.name}); "

@@ -20,7 +20,7 @@ def download(size: str, stage: int, output: Path | None, base_url: str | None) -
     A download that was cut goes on where it stopped when the command is given again.
     """
     try:
-        from fastvlm_onnx.export.download import (
+        from fastvlm_onnx.export.sources.apple_zoo import (
             APPLE_BASE_URL,
             checkpoint_name,
             download_checkpoint,

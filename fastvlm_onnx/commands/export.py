@@ -11,8 +11,8 @@ from fastvlm_onnx.commands.numbers import numbers
 from fastvlm_onnx.commands.progress import count, megabytes, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
 from fastvlm_onnx.errors import InputError
-from fastvlm_onnx.locations import remember_export
 from fastvlm_onnx.names import OPERATORS, TARGETS
+from fastvlm_onnx.user_data import remember_export
 
 
 @click.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fastvlm_onnx.commands.opening import Opening, opening_options
+from fastvlm_onnx.commands.load_options import Opening, opening_options
 from fastvlm_onnx.errors import InputError
 
 

@@ -67,7 +67,7 @@ def verify(
 
 def import_verify_package() -> Callable[..., Agreement]:
     try:
-        from fastvlm_onnx.export.verify import verify_package
+        from fastvlm_onnx.export.verification.verify import verify_package
     except ImportError as error:
         raise InputError(
             f"verifying needs packages that are not installed ({error.name}); "

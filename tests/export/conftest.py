@@ -9,8 +9,8 @@ from apple_archive import apple_archive
 from random_checkpoint import DEMO_CHECKPOINT, LanguageSize, write_random_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.layouts import VISION_PREFIX
+from fastvlm_onnx.export.checkpoint.layouts import VISION_PREFIX
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 
 Tensors = dict[str, np.ndarray]
 

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, processors
 
-from fastvlm_onnx.export.tokenizer import read_tokenizer
+from fastvlm_onnx.export.checkpoint.tokenizer_files import read_tokenizer
 
 APPLE_VISION = "model.vision_tower.vision_tower.model."
 # Apple's index in `network` -> timm's stage, and what of it.

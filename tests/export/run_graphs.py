@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_onnx.runtime.plan import Choice
-from fastvlm_onnx.runtime.providers import CPU
-from fastvlm_onnx.runtime.session import GraphSession
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.providers import CPU
+from fastvlm_onnx.runtime.ort.session import GraphSession
 
 for graph in sorted(Path(sys.argv[1]).glob("*.onnx")):
     inputs = graph.with_suffix(".inputs.npz")

@@ -10,7 +10,7 @@ from random_checkpoint import LanguageSize, write_random_checkpoint
 import fastvlm_onnx
 from fastvlm_onnx.errors import FastVLMError, InputError, PackageError
 from fastvlm_onnx.export.pipeline import export_package, record
-from fastvlm_onnx.export.verify import verify_package
+from fastvlm_onnx.export.verification.verify import verify_package
 from fastvlm_onnx.names import CARD_FILE
 from fastvlm_onnx.package import check_files, read_manifest
 

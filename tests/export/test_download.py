@@ -16,14 +16,14 @@ from archive_server import ArchiveServer, serve
 
 from fastvlm_onnx import CheckpointError, InputError, PackageError
 from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.export import download, fetch
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.download import (
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources import apple_zoo, http_resume
+from fastvlm_onnx.export.sources.apple_zoo import (
     LICENSE_NOTICE,
     download_checkpoint,
     downloaded_checkpoint,
 )
-from fastvlm_onnx.export.pipeline import export_package
 
 PART = f"{NAME}.zip.part"
 Download = Callable[..., Path]
@@ -113,7 +113,7 @@ def test_a_size_means_the_folder_here_or_the_one_in_the_user_s_data(
     monkeypatch: pytest.MonkeyPatch,
     demo_checkpoint: Path,
 ) -> None:
-    monkeypatch.setattr(download, "APPLE_BASE_URL", f"{server.address}/datasets")
+    monkeypatch.setattr(apple_zoo, "APPLE_BASE_URL", f"{server.address}/datasets")
     monkeypatch.chdir(tmp_path)
     assert open_checkpoint("0.5b").name == NAME
     assert open_checkpoint("0.5B").name == NAME
@@ -223,7 +223,7 @@ def test_a_part_of_another_total_is_not_appended(
 def test_a_connection_that_falls_silent_is_given_up_and_resumed(
     fetched: Download, server: ArchiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(http_resume, "TIMEOUT_SECONDS", 0.2)
     server.cuts, server.stall_seconds = [1_000_000], 1.0
     assert open_checkpoint(fetched())
     assert len(server.ranges) == 2

@@ -14,11 +14,11 @@ from PIL import Image
 from slow_qwen2 import SlowQwen2
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from fastvlm_onnx.export.tokenizer import read_tokenizer
-from fastvlm_onnx.runtime.image import preprocess, read_picture
-from fastvlm_onnx.runtime.sampling import Sampler
-from fastvlm_onnx.runtime.settings import Settings
-from fastvlm_onnx.runtime.tokenizer import TextStream, TextTokenizer
+from fastvlm_onnx.export.checkpoint.tokenizer_files import read_tokenizer
+from fastvlm_onnx.runtime.engine.options import Settings
+from fastvlm_onnx.runtime.engine.sampling import Sampler
+from fastvlm_onnx.runtime.text.tokenizer import TextStream, TextTokenizer
+from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 # --- pictures ------------------------------------------------------------------------------------
 

@@ -12,16 +12,16 @@ import torch
 from random_checkpoint import LanguageSize, fastvithd_tensors, write_random_checkpoint
 from safetensors.torch import load_file
 
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.config import VisionConfig
+from fastvlm_onnx.export.architecture.config import VisionConfig
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.reference import FastViTHD, ReferenceFastVLM
+from fastvlm_onnx.export.verification.reference_model import FastViTHD, ReferenceFastVLM
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
-from fastvlm_onnx.runtime.embedding import TokenEmbedding
-from fastvlm_onnx.runtime.plan import Choice
-from fastvlm_onnx.runtime.providers import CPU
-from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
+from fastvlm_onnx.runtime.engine.decoding import decode, decode_one_token, prefill
+from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.providers import CPU
+from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession
 
 # ‖a - b‖ / ‖b‖ in fp32. Folding and fusing reorder sums; about 1e-6 is what that costs.
 FP32_TOLERANCE = 1e-4

@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from onnxscript import nn
 from saturation_probe import PROBE, build_probe
 
-from fastvlm_onnx.export.distance import relative_error
-from fastvlm_onnx.export.layers import Graph, Op
-from fastvlm_onnx.export.layers_int8 import (
+from fastvlm_onnx.export.graphs.layers import Graph, Op
+from fastvlm_onnx.export.graphs.layers_int8 import (
     Int8Linear,
     QuantizedActivation,
     quantize_activation,
     scan,
 )
+from fastvlm_onnx.export.graphs.linear import BlockProjection, Int8Projection
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.projections import BlockProjection, Int8Projection
-from fastvlm_onnx.export.tensors import LazyArray
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.variants import RECIPES, STANDARD_PRECISIONS
+from fastvlm_onnx.export.verification.metrics import relative_error
 
 RUN_GRAPHS = Path(__file__).parent / "run_graphs.py"
 # The input that each product reads its weight from.
@@ -331,6 +331,6 @@ def test_the_built_in_model_is_as_near_to_fp32_on_avx2(
 
 @pytest.fixture
 def demo_pixels(picture: Path) -> NDArray[np.float32]:
-    from fastvlm_onnx.runtime.image import preprocess, read_picture
+    from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
     return preprocess(read_picture(picture.with_name("shapes.png")), 256)

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import fastvlm_onnx
 from fastvlm_onnx import CheckpointError, UnsupportedError
-from fastvlm_onnx.export.checkpoint import open_checkpoint
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.reference import build_decoder
+from fastvlm_onnx.export.verification.reference_model import build_decoder
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LANGUAGE = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 import fastvlm_onnx
 from fastvlm_onnx import CheckpointError, UnsupportedError
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.layouts import PROMPT
+from fastvlm_onnx.export.checkpoint.layouts import PROMPT
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 
 Edit = Callable[[Path, Callable[[dict], object]], None]

@@ -6,10 +6,14 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from fastvlm_onnx.export.layers import Graph
-from fastvlm_onnx.export.projections import BlockProduct
-from fastvlm_onnx.export.quantize import dequantize_blocks, quantize_blocks, quantize_rows
-from fastvlm_onnx.export.tensors import LazyArray
+from fastvlm_onnx.export.graphs.layers import Graph
+from fastvlm_onnx.export.graphs.linear import BlockProduct
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.quantization import (
+    dequantize_blocks,
+    quantize_blocks,
+    quantize_rows,
+)
 
 FloatArray = NDArray[np.float32]
 

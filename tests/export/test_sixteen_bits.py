@@ -15,13 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, ProviderError
-from fastvlm_onnx.export import decoder_forms
-from fastvlm_onnx.export.decoder_forms import DecoderForm, LMHead
-from fastvlm_onnx.export.layers import parameter
+from fastvlm_onnx.export.graphs import decoder_precisions
+from fastvlm_onnx.export.graphs.decoder_precisions import DecoderForm, LMHead
+from fastvlm_onnx.export.graphs.layers import parameter
+from fastvlm_onnx.export.graphs.linear import HalfProjection, split
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.projections import HalfProjection, split
-from fastvlm_onnx.export.tensors import stacked, transposed
-from fastvlm_onnx.export.verify import verify_package
+from fastvlm_onnx.export.tensors.lazy_array import stacked, transposed
+from fastvlm_onnx.export.verification.verify import verify_package
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 OUTLIERS = (90, 91)
@@ -145,8 +145,8 @@ def test_all_in_float16_would_overflow(
             super().__init__(*arguments)
             self.is_wide = False
 
-    form = replace(decoder_forms.FORMS["fp16"], projection=NarrowProjection)
-    monkeypatch.setitem(decoder_forms.FORMS, "fp16", form)
+    form = replace(decoder_precisions.FORMS["fp16"], projection=NarrowProjection)
+    monkeypatch.setitem(decoder_precisions.FORMS, "fp16", form)
     folder = export("fp16", "narrow")
     down = next(n for n in nodes(folder, "fp16") if "layers.2.mlp.down_proj.weight" in n.input)
     (product,) = run_as_written(folder, "fp16", [down.output[0]])
@@ -179,7 +179,7 @@ def test_bfloat16_loses_digits_and_nothing_else(
     export: Callable[..., Path], exact: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = DecoderForm(RoundedProjection, lambda weight: LMHead(weight, FLOAT))
-    monkeypatch.setitem(decoder_forms.FORMS, "fp16", twin)
+    monkeypatch.setitem(decoder_precisions.FORMS, "fp16", twin)
     found = logits_of(fastvlm_onnx.load(export("fp16", "rounded"), precision="fp16"))
     assert np.isfinite(found).all()
     assert relative_error(found, exact) < 0.05

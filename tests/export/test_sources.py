@@ -15,7 +15,7 @@ from hub import serve_hub
 from safetensors.numpy import load_file
 
 from fastvlm_onnx import CheckpointError
-from fastvlm_onnx.export.checkpoint import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 
 Refusal = Callable[[Path], str]

@@ -20,8 +20,8 @@ from native_checkpoint import write_native_checkpoint
 from random_checkpoint import LanguageSize, write_random_checkpoint
 from safetensors.torch import load_file, save_file
 
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.reference import ReferenceFastVLM
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
 
 pytestmark = pytest.mark.slow
 PACKAGES = ("timm==1.0.31", "torchvision==0.29.2", "pyyaml")

@@ -13,13 +13,13 @@ from random_checkpoint import LanguageSize, write_random_checkpoint
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError
-from fastvlm_onnx.export import decoder_forms
-from fastvlm_onnx.export.layers import parameter
-from fastvlm_onnx.export.layers_int8 import Int8Linear
+from fastvlm_onnx.export.graphs import decoder_precisions
+from fastvlm_onnx.export.graphs.layers import parameter
+from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.names import PRECISIONS
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.decoding import decode_one_token, prefill
+from fastvlm_onnx.runtime.engine.decoding import decode_one_token, prefill
 
 # Least cosine with fp32 of each stage on the built-in model; fp16 is float32 rounded once.
 COSINES = {"fp16": 0.99999, "int8": 0.999, "int4": 0.98, "fast": 0.98}
@@ -163,8 +163,8 @@ def test_outlier_tokens_cost_the_others_nothing(outlier_checkpoint: Path, exact:
 def test_one_scale_for_all_tokens_would_fail(
     outlier_checkpoint: Path, exact: FastVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = replace(decoder_forms.FORMS["int8"], projection=PerTensorProjection)
-    monkeypatch.setitem(decoder_forms.FORMS, "int8", form)
+    form = replace(decoder_precisions.FORMS["int8"], projection=PerTensorProjection)
+    monkeypatch.setitem(decoder_precisions.FORMS, "int8", form)
     folder = outlier_checkpoint.with_name("per-tensor-onnx")
     export_package(outlier_checkpoint, folder, precisions=["int8"])
     assert worst_cosine(fastvlm_onnx.load(folder), exact) < 0.995

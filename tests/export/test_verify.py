@@ -27,14 +27,14 @@ from fastvlm_onnx import (
 )
 from fastvlm_onnx.agreement import Agreement, Tolerance, agreement_table
 from fastvlm_onnx.cli import cli
-from fastvlm_onnx.export import distance, reference_run, verify
-from fastvlm_onnx.export.checkpoint import open_checkpoint
-from fastvlm_onnx.export.comparison import TOLERANCES, compare_answers
+from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.verify import verify_package
+from fastvlm_onnx.export.verification import metrics, reference_run, verify
+from fastvlm_onnx.export.verification.tolerances import TOLERANCES, compare_answers
+from fastvlm_onnx.export.verification.verify import verify_package
 from fastvlm_onnx.names import PRECISIONS
 from fastvlm_onnx.package import check_files, read_manifest
-from fastvlm_onnx.runtime.image import preprocess, read_picture
+from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 STAGES = ["pixel_values", "image_hidden_states", "image_features", "logits"]
 TowerTensors = dict[str, torch.Tensor]
@@ -261,23 +261,23 @@ def test_distances_are_those_of_torch() -> None:
     p, q = (torch.from_numpy(a).double().log_softmax(-1) for a in (expected, found))
     kl = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
     cosine = torch.cosine_similarity(*(torch.from_numpy(a).ravel() for a in (found, expected)), 0)
-    divergences = distance.kl_divergences(found, expected)
+    divergences = metrics.kl_divergences(found, expected)
     assert divergences.mean() == pytest.approx(float(kl), rel=1e-9)
-    assert distance.cosine(found, expected) == pytest.approx(float(cosine), rel=1e-6)
+    assert metrics.cosine(found, expected) == pytest.approx(float(cosine), rel=1e-6)
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-    assert distance.relative_error(found, expected) == pytest.approx(float(error), rel=1e-6)
+    assert metrics.relative_error(found, expected) == pytest.approx(float(error), rel=1e-6)
 
 
 def test_a_scale_shows_in_the_relative_error_and_not_in_the_cosine() -> None:
     expected = np.linspace(-1, 1, 99, dtype=np.float32)
-    assert distance.relative_error(expected * 1.25, expected) == pytest.approx(0.25)
-    assert distance.cosine(expected * 1.25, expected) == pytest.approx(1.0)
+    assert metrics.relative_error(expected * 1.25, expected) == pytest.approx(0.25)
+    assert metrics.cosine(expected * 1.25, expected) == pytest.approx(1.0)
 
 
 def test_a_black_picture_has_no_error_and_no_other_does_against_it() -> None:
     black, grey = np.zeros((1, 4), np.float32), np.full((1, 4), 0.5, np.float32)
-    assert (distance.relative_error(black, black), distance.cosine(black, black)) == (0.0, 1.0)
-    assert (distance.relative_error(grey, black), distance.cosine(grey, black)) == (None, None)
+    assert (metrics.relative_error(black, black), metrics.cosine(black, black)) == (0.0, 1.0)
+    assert (metrics.relative_error(grey, black), metrics.cosine(grey, black)) == (None, None)
 
 
 # --- export --verify -----------------------------------------------------------------------------

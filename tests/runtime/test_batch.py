@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastvlm_onnx import FastVLM, InputError, PromptTooLongError
-from fastvlm_onnx.runtime import kv_cache
+from fastvlm_onnx.runtime.engine import kv_cache
 
 
 @pytest.fixture(scope="module")

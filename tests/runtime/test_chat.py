@@ -8,8 +8,8 @@ import pytest
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError, PromptTooLongError
-from fastvlm_onnx.runtime.chat import Chat, TurnIds
-from fastvlm_onnx.runtime.prompt import tokenize_prompt
+from fastvlm_onnx.runtime.answering.chat import Chat, TurnIds
+from fastvlm_onnx.runtime.text.prompt import tokenize_prompt
 
 FEW = {"max_new_tokens": 12}
 
@@ -24,14 +24,14 @@ def chat(model: FastVLM) -> Iterator[Chat]:
 def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Positions of every decoder run that is more than a token."""
     lengths: list[int] = []
-    run = fastvlm_onnx.runtime.session.DecoderSession.run
+    run = fastvlm_onnx.runtime.ort.session.DecoderSession.run
 
     def note(self: object, inputs_embeds: np.ndarray, cache: object) -> np.ndarray:
         if inputs_embeds.shape[1] > 1:
             lengths.append(inputs_embeds.shape[1])
         return run(self, inputs_embeds, cache)
 
-    monkeypatch.setattr(fastvlm_onnx.runtime.session.DecoderSession, "run", note)
+    monkeypatch.setattr(fastvlm_onnx.runtime.ort.session.DecoderSession, "run", note)
     return lengths
 
 

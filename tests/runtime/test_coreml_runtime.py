@@ -8,12 +8,12 @@ import pytest
 
 import fastvlm_onnx
 from fastvlm_onnx import ProviderError
-from fastvlm_onnx.locations import HOME_VARIABLE
 from fastvlm_onnx.names import VISION_ENCODER
-from fastvlm_onnx.runtime import coreml, plan, providers, session
-from fastvlm_onnx.runtime.plan import Choice
-from fastvlm_onnx.runtime.providers import COREML, CPU
-from fastvlm_onnx.runtime.session import GraphSession
+from fastvlm_onnx.runtime.ort import coreml, provider_selection, providers, session
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.providers import COREML, CPU
+from fastvlm_onnx.runtime.ort.session import GraphSession
+from fastvlm_onnx.user_data import HOME_VARIABLE
 
 SHA = "0123456789abcdef" * 4
 
@@ -119,7 +119,7 @@ def test_a_model_on_coreml_is_checked_as_it_loads(
         self.choice = asked
         return opened
 
-    for module in (providers, plan):
+    for module in (providers, provider_selection):
         monkeypatch.setattr(module, "installed_providers", lambda: [COREML, CPU])
     monkeypatch.setattr(GraphSession, "_open", open_on_cpu)
     monkeypatch.setattr(GraphSession, "_check_placement", lambda self: None)

@@ -9,14 +9,14 @@ from tokenizers import Tokenizer
 
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.package import Manifest, read_manifest
-from fastvlm_onnx.runtime.decoding import decode, decode_one_token, prefill
-from fastvlm_onnx.runtime.embedding import TokenEmbedding
-from fastvlm_onnx.runtime.kv_cache import KVCache
-from fastvlm_onnx.runtime.plan import Choice
-from fastvlm_onnx.runtime.providers import CPU
-from fastvlm_onnx.runtime.sampling import Sampler
-from fastvlm_onnx.runtime.session import DecoderSession, GraphSession
-from fastvlm_onnx.runtime.tokenizer import TextTokenizer
+from fastvlm_onnx.runtime.engine.decoding import decode, decode_one_token, prefill
+from fastvlm_onnx.runtime.engine.kv_cache import KVCache
+from fastvlm_onnx.runtime.engine.sampling import Sampler
+from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.providers import CPU
+from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession
+from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 
 PROMPT = [5, 17, 80, 200, 31, 9, 254, 100]
 # fp32 sums in another order: one row at a time against many.

@@ -8,8 +8,8 @@ from pathlib import Path
 from command_line import refusal, run
 
 from fastvlm_onnx.names import VISION_ENCODER
-from fastvlm_onnx.runtime import providers
-from fastvlm_onnx.runtime.providers import CPU
+from fastvlm_onnx.runtime.ort import providers
+from fastvlm_onnx.runtime.ort.providers import CPU
 
 
 def test_doctor_says_what_is_there_and_what_would_run_where(package: Path) -> None:

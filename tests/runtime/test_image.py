@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastvlm_onnx import FastVLM, InputError
-from fastvlm_onnx.runtime.image import MAX_PIXELS, MAX_SIDE, preprocess, read_picture
+from fastvlm_onnx.runtime.vision.image import MAX_PIXELS, MAX_SIDE, preprocess, read_picture
 
 
 def pixels_of(picture) -> np.ndarray:

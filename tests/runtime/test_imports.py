@@ -51,7 +51,7 @@ def test_without_onnxruntime_the_error_names_the_command() -> None:
 import sys
 sys.modules["onnxruntime"] = None  # importing it now fails, as where it is not installed
 from fastvlm_onnx import ProviderError
-from fastvlm_onnx.runtime.providers import import_onnxruntime
+from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 try:
     import_onnxruntime()
 except ProviderError as error:

@@ -19,8 +19,8 @@ import pytest
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError
 from fastvlm_onnx.names import VISION_ENCODER
-from fastvlm_onnx.runtime import session
-from fastvlm_onnx.runtime.feature_cache import FeatureCache
+from fastvlm_onnx.runtime.ort import session
+from fastvlm_onnx.runtime.vision.feature_cache import FeatureCache
 
 PROMPT = "Describe the image."
 
@@ -79,7 +79,7 @@ def test_logprobs_are_those_of_the_tokens(model: FastVLM, picture: Path) -> None
     assert found.logprobs is not None
     assert len(found.logprobs) == len(found.token_ids)
     assert all(-20 < logprob <= 0 for logprob in found.logprobs)
-    ids = fastvlm_onnx.runtime.prompt.tokenize_prompt(
+    ids = fastvlm_onnx.runtime.text.prompt.tokenize_prompt(
         model._tokenizer, model.manifest.prompt, PROMPT
     )
     embeds = model.embed_prompt(ids, model.encode_image(picture))

@@ -13,8 +13,8 @@ from command_line import run
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, ProviderError
 from fastvlm_onnx.names import DECODER, PROJECTOR, VISION_ENCODER
-from fastvlm_onnx.runtime.image import preprocess, read_picture
-from fastvlm_onnx.runtime.providers import CPU, installed_providers
+from fastvlm_onnx.runtime.ort.providers import CPU, installed_providers
+from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 OPENVINO = "OpenVINOExecutionProvider"
 # It rounds to bfloat16 on processors that have it, unless told otherwise.

@@ -18,12 +18,11 @@ import fastvlm_onnx
 from fastvlm_onnx import InputError, ProviderError
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime import machine, providers, session
-from fastvlm_onnx.runtime import plan as plan_module
 from fastvlm_onnx.runtime.loading import choose_precision
-from fastvlm_onnx.runtime.plan import GRAPHS, Choice, parse, plan
-from fastvlm_onnx.runtime.providers import COREML, CPU, CUDA
-from fastvlm_onnx.runtime.session import GraphSession
+from fastvlm_onnx.runtime.ort import hardware, provider_selection, providers, session
+from fastvlm_onnx.runtime.ort.provider_selection import GRAPHS, Choice, parse, plan
+from fastvlm_onnx.runtime.ort.providers import COREML, CPU, CUDA
+from fastvlm_onnx.runtime.ort.session import GraphSession
 
 OPENVINO = "OpenVINOExecutionProvider"
 MLX = "MLXExecutionProvider"
@@ -36,9 +35,9 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Pretend that ONNX Runtime has these providers beside the CPU."""
 
     def pretend(*names: str) -> None:
-        for module in (providers, plan_module):
+        for module in (providers, provider_selection):
             monkeypatch.setattr(module, "installed_providers", lambda: [*names, CPU])
-        monkeypatch.setattr(plan_module, "compute_capability", lambda: 9.0)
+        monkeypatch.setattr(provider_selection, "compute_capability", lambda: 9.0)
 
     return pretend
 
@@ -195,7 +194,7 @@ def test_the_variant_follows_the_card(
     if capability is None and Path("/dev/nvidia0").exists():
         pytest.skip("there is an NVIDIA card here")
     pretend_installed(CUDA)
-    monkeypatch.setattr(plan_module, "compute_capability", lambda: capability)
+    monkeypatch.setattr(provider_selection, "compute_capability", lambda: capability)
     manifest = read_manifest(package)
     object.__setattr__(manifest, "variants", dict.fromkeys(variants, manifest.variants["fp32"]))
     assert choose_precision(manifest, None, package, {}) == expected
@@ -336,13 +335,15 @@ def test_a_cache_that_does_not_fit_is_an_error(package: Path) -> None:
 def test_cores_are_those_this_process_may_use() -> None:
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("this system does not say what a process may use")
-    program = "from fastvlm_onnx.runtime.machine import physical_cores; print(physical_cores())"
+    program = (
+        "from fastvlm_onnx.runtime.ort.hardware import physical_cores; print(physical_cores())"
+    )
     pinned = f"import os; os.sched_setaffinity(0, {{0}}); {program}"
     found = [
         subprocess.run([sys.executable, "-c", text], capture_output=True, text=True).stdout.strip()
         for text in (program, pinned)
     ]
-    assert found[0] in ("None", str(machine.physical_cores()))
+    assert found[0] in ("None", str(hardware.physical_cores()))
     assert found[1] in ("None", "1")
 
 
@@ -361,4 +362,4 @@ def test_a_cgroups_limit_counts(tmp_path: Path, files: dict[str, str], cores: in
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert machine.cgroup_cores(tmp_path) == cores
+    assert hardware.cgroup_cores(tmp_path) == cores

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from fastvlm_onnx import InputError
-from fastvlm_onnx.runtime.sampling import Sampler
-from fastvlm_onnx.runtime.settings import Settings
+from fastvlm_onnx.runtime.engine.options import Settings
+from fastvlm_onnx.runtime.engine.sampling import Sampler
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.25, 0.05], np.float32))
 

@@ -10,16 +10,16 @@ from command_line import refusal, run
 
 import fastvlm_onnx
 from fastvlm_onnx import InputError
-from fastvlm_onnx.runtime import saturation
-from fastvlm_onnx.runtime.plan import Choice
-from fastvlm_onnx.runtime.providers import CPU, import_onnxruntime
-from fastvlm_onnx.runtime.saturation import (
+from fastvlm_onnx.runtime.ort import saturation
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.providers import CPU, import_onnxruntime
+from fastvlm_onnx.runtime.ort.saturation import (
     EXACT_PRODUCTS,
     PROBE_FILE,
     VERDICT_VARIABLE,
     int8_products_saturate,
 )
-from fastvlm_onnx.runtime.session import GraphSession
+from fastvlm_onnx.runtime.ort.session import GraphSession
 
 
 @pytest.fixture

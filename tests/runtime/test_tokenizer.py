@@ -9,9 +9,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from fastvlm_onnx import FastVLM, InputError, PackageError
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.answer_text import StrippedStream
-from fastvlm_onnx.runtime.prompt import PromptIds, tokenize_prompt
-from fastvlm_onnx.runtime.tokenizer import TextStream, TextTokenizer
+from fastvlm_onnx.runtime.text.prompt import PromptIds, tokenize_prompt
+from fastvlm_onnx.runtime.text.text_stream import StrippedStream
+from fastvlm_onnx.runtime.text.tokenizer import TextStream, TextTokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

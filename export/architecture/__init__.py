@@ -1,0 +1,1 @@
+"""FastVLM's sizes, and the names of its tensors."""

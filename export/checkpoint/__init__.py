@@ -1,0 +1,1 @@
+"""A folder's files as one checkpoint: config, tokenizer, tensors under Apple's names."""

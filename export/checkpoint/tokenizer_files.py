@@ -1,0 +1,97 @@
+"""The tokenizer's files, whichever of them a checkpoint holds, as one tokenizer.json.
+
+Apple's folders hold vocab.json, merges.txt and added_tokens.json and no tokenizer.json.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from fastvlm_onnx.errors import CheckpointError
+from fastvlm_onnx.export.disk.json_files import read_json
+
+# Qwen2's splitting rule (Qwen2Tokenizer, transformers 4.48.3).
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """Text of a tokenizer.json, and its length: the highest id plus one."""
+
+    text: str
+    length: int
+
+
+def read_tokenizer(folder: Path) -> TokenizerFile:
+    """Read vocab.json, merges.txt and the added tokens, or else tokenizer.json.
+
+    Raises:
+        CheckpointError: a file is missing or is not what its name says.
+    """
+    try:
+        if (folder / "vocab.json").is_file():
+            tokenizer = _build_qwen2(folder)
+        else:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{error.filename}: missing; the tokenizer needs vocab.json, merges.txt and "
+            "added_tokens.json: download the checkpoint again."
+        ) from None
+    # tokenizers raises bare Exception for a file it cannot read.
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}: the tokenizer's files cannot be read ({error}); expected vocab.json, "
+            "merges.txt and added_tokens.json, or tokenizer.json: download the checkpoint again."
+        ) from None
+    return TokenizerFile(tokenizer.to_str(), max(tokenizer.get_vocab().values()) + 1)
+
+
+def _build_qwen2(folder: Path) -> Tokenizer:
+    vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
+    lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+    if lines[0].startswith("#version"):
+        del lines[0]
+    merges = [(left, right) for line in lines if line for left, right in [line.split(" ")]]
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    added = _added_tokens(folder)
+    tokenizer.add_tokens([added[token_id] for token_id in sorted(added)])
+    for token_id, token in added.items():
+        if tokenizer.token_to_id(token.content) != token_id:
+            raise ValueError(
+                f"the added tokens give {token.content} the id {token_id}, expected "
+                f"{tokenizer.token_to_id(token.content)}, the next after vocab.json"
+            )
+    return tokenizer
+
+
+def _added_tokens(folder: Path) -> dict[int, AddedToken]:
+    """tokenizer_config.json's if it lists them, which says what is special, as transformers does.
+
+    Qwen2.5's `<tool_call>` and seven more are not: they show in an answer.
+    """
+    config = folder / "tokenizer_config.json"
+    listed = read_json(config).get("added_tokens_decoder") if config.is_file() else None
+    if not listed:
+        added = json.loads((folder / "added_tokens.json").read_text("utf-8"))
+        listed = {i: {"content": token, "special": True} for token, i in added.items()}
+    flags = ("special", "lstrip", "rstrip", "single_word")
+    return {
+        int(i): AddedToken(
+            token["content"], normalized=False, **{flag: token.get(flag, False) for flag in flags}
+        )
+        for i, token in listed.items()
+    }

@@ -1,0 +1,1 @@
+"""Folders that appear whole, JSON files, and room on the disk."""

@@ -1,0 +1,1 @@
+"""Config and weights as ONNX graphs; knows no files."""

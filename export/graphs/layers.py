@@ -1,0 +1,159 @@
+"""Building blocks of the graphs: each takes its tensors lazily and declares its ONNX nodes.
+
+Attribute names are the checkpoint's own, so initializers in the finished graph can be looked up
+there. Weights that a later node would only scale or shift are folded here, once, in float32.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnxscript import GraphBuilder, nn
+
+from fastvlm_onnx.export.tensors.external_data import StoredTensor
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, Weights
+
+OPSET = 21
+MICROSOFT = "com.microsoft"
+LAYER_NORM_EPS = 1e-5  # FastViTHD's LayerNormChannel and BatchNorm2d alike
+
+# onnxscript's op builder creates a method for every operator name, so it has no useful type.
+Op = Any
+Shape = Sequence[int | str]
+
+
+def parameter(array: LazyArray, dtype: ir.DataType = ir.DataType.FLOAT) -> nn.Parameter:
+    """An initializer whose values are computed when the graph is written."""
+    return nn.Parameter(array.shape, data=StoredTensor(array, dtype))
+
+
+class Conv2d(nn.Module):  # type: ignore[misc]
+    """Convolution over [B, C, H, W] with `kernel // 2` zeros on every side."""
+
+    def __init__(self, weight: LazyArray, bias: LazyArray, *, stride: int = 1, groups: int = 1):
+        super().__init__()
+        self.weight = parameter(weight)
+        self.bias = parameter(bias)
+        self.kernel, self.stride, self.groups = weight.shape[-1], stride, groups
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        return op.Conv(
+            x,
+            self.weight,
+            self.bias,
+            kernel_shape=[self.kernel] * 2,
+            strides=[self.stride] * 2,
+            pads=[self.kernel // 2] * 4,
+            group=self.groups,
+        )
+
+
+def read_conv(
+    weights: Weights,
+    in_width: int,
+    out_width: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+) -> Conv2d:
+    """A convolution exactly as the checkpoint stores it."""
+    return Conv2d(
+        weights.take("weight", out_width, in_width // groups, kernel, kernel),
+        weights.take("bias", out_width),
+        stride=stride,
+        groups=groups,
+    )
+
+
+def fold_batch_norm(weights: Weights, width: int, kernel: int) -> Conv2d:
+    """A bias-free depthwise convolution with the BatchNorm behind it folded in.
+
+    Source: BatchNorm2d in eval mode; its running statistics are constants.
+    """
+    conv = weights.take("conv.weight", width, 1, kernel, kernel)
+    gamma, beta, mean, variance = (
+        weights.take(f"bn.{name}", width)
+        for name in ("weight", "bias", "running_mean", "running_var")
+    )
+
+    def scale() -> FloatArray:
+        return gamma.read() / np.sqrt(variance.read() + np.float32(LAYER_NORM_EPS))
+
+    return Conv2d(
+        conv.then(lambda w: w * scale()[:, None, None, None], *conv.shape),
+        beta.then(lambda b: b - mean.read() * scale(), width),
+        groups=width,
+    )
+
+
+class MatMul(nn.Module):  # type: ignore[misc]
+    """x @ weight (+ bias) over the last axis; `weight` is [in, out], the transpose of torch's."""
+
+    def __init__(self, weight: LazyArray, bias: LazyArray | None = None):
+        super().__init__()
+        self.weight = parameter(weight)
+        self.bias = None if bias is None else parameter(bias)
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        product = op.MatMul(x, self.weight)
+        return product if self.bias is None else op.Add(product, self.bias)
+
+
+class Graph:
+    """A graph under construction: inputs, nodes through `op`, outputs."""
+
+    def __init__(self, name: str, opset: int = OPSET) -> None:
+        imports = {"": opset, MICROSOFT: 1}
+        self._graph = ir.Graph(inputs=[], outputs=[], nodes=[], name=name, opset_imports=imports)
+        self._builder = GraphBuilder(self._graph)
+        self.op: Op = self._builder.op
+
+    def input(self, name: str, dtype: ir.DataType, shape: Shape) -> ir.Value:
+        return self._builder.input(name, dtype, shape)
+
+    def output(
+        self, name: str, value: ir.Value, shape: Shape, dtype: ir.DataType = ir.DataType.FLOAT
+    ) -> None:
+        """Declare an output; its shape is stated, not inferred."""
+        value.type = ir.TensorType(dtype)
+        value.shape = ir.Shape(shape)
+        self._builder.add_output(value, name)
+
+    def finish(self, producer_version: str) -> ir.Model:
+        """The graph as a model, with nothing in it that a reader can derive.
+
+        tract refuses value_info whose axes have names, and some runtimes know fewer attributes of
+        an operator than its specification.
+        """
+        for node in self._graph.all_nodes():
+            node.metadata_props.clear()  # three names a node, of no use to a reader or a runtime
+            remove_default_attributes(node, self._graph.opset_imports)
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.type = value.shape = None
+        for graph in (self._graph, *self._graph.subgraphs()):
+            for value in graph.initializers.values():
+                value.type = value.shape = None  # the tensor has both
+        if not any(node.domain == MICROSOFT for node in self._graph.all_nodes()):
+            del self._graph.opset_imports[MICROSOFT]
+        return ir.Model(
+            self._graph,
+            ir_version=10,
+            producer_name="fastvlm-onnx",
+            producer_version=producer_version,
+        )
+
+
+def remove_default_attributes(node: ir.Node, opset_imports: Mapping[str, int]) -> None:
+    """Remove the attributes that state what the operator's specification gives without them."""
+    if node.domain:
+        return  # onnx specifies the operators of its own domain alone
+    attributes = onnx.defs.get_schema(node.op_type, opset_imports[""]).attributes
+    for name, value in list(node.attributes.items()):
+        default = attributes[name].default_value
+        stated = np.float32(value.value) if value.type == ir.AttributeType.FLOAT else value.value
+        if default.type and ir.serde.deserialize_attribute(default).value == stated:
+            del node.attributes[name]

@@ -1,0 +1,1 @@
+"""Arrays that are computed when they are written."""

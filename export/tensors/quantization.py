@@ -1,0 +1,182 @@
+"""Weights in 8 and 4 bits: float32 matrices [out, in] -> integers and scales. Numpy only.
+
+Scales are chosen without calibration data: for blocks of few bits, several are tried and the one
+that leaves the smallest squared error is taken.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray
+
+# float32 values that one thread works on at a time: few enough to stay in a cache, enough to hide
+# what a call costs.
+PIECE_VALUES: Final = 262_144
+# What share of a block's range the sixteen int4 values are spread over. Clipping its ends a little,
+# or leaving room, can serve the other values better; least squares then refines the best scale.
+INT4_SHARES: Final = (1.0, 0.96, 0.92, 0.88, 0.84, 1.04)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix [out, in] in blocks along its rows, as com.microsoft.MatMulNBits reads it.
+
+    Attributes:
+        packed: uint8 [out, blocks, block_size * bits / 8], the lower half of a byte first.
+        scales: float32 [out, blocks].
+        zero_points: which value stands for zero; uint8 [out, blocks / 2] with two in a byte for 4
+            bits, None for 8, where it is always 128.
+    """
+
+    packed: NDArray[np.uint8]
+    scales: FloatArray
+    zero_points: NDArray[np.uint8] | None
+
+
+def quantize_rows(weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
+    """One scale for each row.
+
+    Args:
+        weight: float32 [out, in].
+
+    Returns:
+        int8 [out, in] in -127 .. 127, and scales float32 [out]; a row of zeros has scale 1.
+    """
+    peaks = np.maximum(weight.max(axis=1, initial=0), -weight.min(axis=1, initial=0))
+    scales = np.where(peaks > 0, peaks / np.float32(127), np.float32(1)).astype(np.float32)
+    values = np.empty(weight.shape, np.int8)
+
+    def fill(rows: slice) -> None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scaled = weight[rows] / scales[rows, None]
+        # A row of denormals divides to more than 127.
+        np.rint(np.clip(scaled, -127, 127), out=scaled)
+        values[rows] = scaled
+
+    _in_pieces(weight.shape, fill)
+    return values, scales
+
+
+def quantize_blocks(weight: FloatArray, block_size: int, bits: int = 4) -> Blocks:
+    """One scale for each block of a row, and in 4 bits one zero point.
+
+    Args:
+        weight: float32 [out, in]; the last block of a row is filled up with zeros.
+        block_size: 16, 32, 64, 128 or 256 values.
+        bits: 4 or 8.
+    """
+    out_size, in_size = weight.shape
+    blocks = -(-in_size // block_size)
+    packed = np.empty((out_size, blocks, block_size * bits // 8), np.uint8)
+    scales = np.empty((out_size, blocks), np.float32)
+    zero_points = np.zeros((out_size, -(-blocks // 2)), np.uint8) if bits == 4 else None
+
+    def fill(rows: slice) -> None:
+        piece = weight[rows]
+        if in_size % block_size:
+            piece = np.pad(piece, ((0, 0), (0, blocks * block_size - in_size)))
+        cut = np.ascontiguousarray(piece).reshape(-1, block_size)
+        if zero_points is None:
+            integers, found = _nearest_int8(cut)
+            stored = (integers + np.float32(128)).astype(np.uint8)
+        else:
+            integers, found, zeros = _search_int4(cut)
+            stored = _pairs((integers + zeros).astype(np.uint8))
+            zero_points[rows] = _pairs(zeros.astype(np.uint8).reshape(-1, blocks))
+        packed[rows] = stored.reshape(-1, *packed.shape[1:])
+        scales[rows] = found.reshape(-1, blocks)
+
+    _in_pieces(weight.shape, fill)
+    return Blocks(packed, scales, zero_points)
+
+
+def dequantize_blocks(blocks: Blocks, in_size: int) -> FloatArray:
+    """float32 [out, in_size], what MatMulNBits multiplies with."""
+    if blocks.zero_points is None:
+        values = blocks.packed.astype(np.float32) - 128
+    else:
+        zeros = _halves(blocks.zero_points)[:, : blocks.scales.shape[1], None]
+        values = _halves(blocks.packed).astype(np.float32) - zeros
+    values *= blocks.scales[..., None]
+    return values.reshape(len(values), -1)[:, :in_size]
+
+
+def _pairs(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two values of 4 bits in a byte, the first in its lower half."""
+    if values.shape[-1] % 2:
+        values = np.pad(values, ((0, 0), (0, 1)))
+    return values[:, 0::2] | values[:, 1::2] << np.uint8(4)
+
+
+def _halves(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def _nearest_int8(blocks: FloatArray) -> tuple[FloatArray, FloatArray]:
+    scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    scales[scales == 0] = 1
+    return np.rint(np.clip(blocks / scales, -127, 127)), scales
+
+
+def _search_int4(blocks: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Integers around zero, scales [n, 1], and zero points [n, 1] for blocks [n, block_size].
+
+    Integers plus zero point are in 0 .. 15. For given integers q the best scale is
+    (w . q) / (q . q), and leaves the squared error w . w - (w . q)^2 / (q . q): the largest
+    quotient wins.
+    """
+    # Zero is in the range, and so is exact.
+    lowest = np.minimum(blocks.min(axis=1, keepdims=True), 0)
+    width = np.maximum(blocks.max(axis=1, keepdims=True), 0) - lowest
+    width[width == 0] = 1
+    best_gain = np.full((len(blocks), 1), -1, np.float32)
+    best_inverse, best_zero, best_scale = (np.zeros_like(best_gain) for _ in range(3))
+    integers = np.empty_like(blocks)
+    for share in INT4_SHARES:
+        with np.errstate(over="ignore"):
+            inverse = np.nan_to_num(np.float32(15 / share) / width, posinf=0)
+        zero = np.rint(np.minimum(-lowest / width * np.float32(15), np.float32(15)))
+        _round_int4(blocks, inverse, zero, integers)
+        dot = np.einsum("ij,ij->i", blocks, integers)[:, None]
+        norm = np.maximum(np.einsum("ij,ij->i", integers, integers)[:, None], np.float32(1))
+        gain = dot * dot / norm
+        better = gain > best_gain
+        for best, found in (
+            (best_gain, gain),
+            (best_inverse, inverse),
+            (best_zero, zero),
+            (best_scale, dot / norm),
+        ):
+            np.copyto(best, found, where=better)
+    _round_int4(blocks, best_inverse, best_zero, integers)
+    return integers, best_scale, best_zero
+
+
+def _round_int4(blocks: FloatArray, inverse: FloatArray, zero: FloatArray, out: FloatArray) -> None:
+    np.multiply(blocks, inverse, out=out)
+    np.rint(out, out=out)
+    np.maximum(out, -zero, out=out)
+    np.minimum(out, np.float32(15) - zero, out=out)
+
+
+def _in_pieces(shape: tuple[int, ...], fill: Callable[[slice], None]) -> None:
+    """Call `fill` for pieces of a matrix's rows, over the cores this process may use."""
+    rows, width = shape
+    step = max(1, PIECE_VALUES // max(1, width))
+
+    def pieces() -> Iterator[slice]:
+        return (slice(start, start + step) for start in range(0, rows, step))
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if rows <= step or cores == 1:
+        for piece in pieces():
+            fill(piece)
+        return
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(fill, pieces()))

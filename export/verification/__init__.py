@@ -1,0 +1,1 @@
+"""What was written, held against PyTorch and against CoreML's operators."""

@@ -1,0 +1,1 @@
+"""Graphs and weights as the files of a package."""

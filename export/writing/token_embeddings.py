@@ -1,0 +1,115 @@
+"""Token embeddings as files: rows that the runtime maps into memory and gathers by id.
+
+Their values start at a fixed place, so that an lm_head that is the same matrix in the same form is
+not stored again: the graph refers to them.
+"""
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fastvlm_onnx.export.graphs.linear import INT8_BLOCK
+from fastvlm_onnx.export.tensors.external_data import ALIGNMENT_BYTES, Count
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.quantized_weight import bit_blocks
+from fastvlm_onnx.names import EMBED_TOKENS_FILE, EMBED_TOKENS_INT8_FILE, scale_file
+
+
+class Embeddings(Protocol):
+    """One form of the matrix."""
+
+    file_name: str
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def write(self, folder: Path, count: Count) -> None: ...
+
+    def head_files(self, dtype: ir.DataType) -> dict[str, str]:
+        """Parameters of an lm_head in this dtype -> the files that hold them already."""
+        ...
+
+
+class FloatEmbeddings:
+    """float16 when that is exact, else float32: [vocab_size, hidden_size]."""
+
+    def __init__(self, rows: LazyArray) -> None:
+        self.file_name = EMBED_TOKENS_FILE
+        self._rows = rows
+
+    @cached_property
+    def _dtype(self) -> ir.DataType:
+        # bfloat16 reaches far below float16; where it did, the first rows mostly show it.
+        with np.errstate(over="ignore"):
+            is_exact = all(
+                (chunk.astype(np.float16) == chunk).all() for chunk in self._rows.chunks()
+            )
+        return ir.DataType.FLOAT16 if is_exact else ir.DataType.FLOAT
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self._rows.shape) * self._dtype.numpy().itemsize
+
+    def write(self, folder: Path, count: Count) -> None:
+        write_npy(folder / self.file_name, self._rows, self._dtype.numpy(), count)
+
+    def head_files(self, dtype: ir.DataType) -> dict[str, str]:
+        return {"weight": self.file_name} if dtype == self._dtype else {}
+
+
+class Int8Embeddings:
+    """uint8 [vocab, blocks * block_size] around 128, and float32 scales [vocab, blocks]."""
+
+    def __init__(self, rows: LazyArray) -> None:
+        self.file_name = EMBED_TOKENS_INT8_FILE
+        self._blocks = bit_blocks(rows, INT8_BLOCK, 8)
+
+    @property
+    def size_bytes(self) -> int:
+        return self._blocks.values.size_bytes // 4 + self._blocks.scales.size_bytes
+
+    def write(self, folder: Path, count: Count) -> None:
+        rows, blocks, block_size = self._blocks.values.shape
+        write_npy(
+            folder / self.file_name,
+            self._blocks.values,
+            np.dtype(np.uint8),
+            count,
+            shape=(rows, blocks * block_size),
+        )
+        scales = folder / scale_file(self.file_name)
+        write_npy(scales, self._blocks.scales, np.dtype(np.float32), count)
+
+    def head_files(self, dtype: ir.DataType) -> dict[str, str]:
+        if dtype != ir.DataType.UINT8:
+            return {}
+        return {"weight": self.file_name, "scales": scale_file(self.file_name)}
+
+
+def write_npy(
+    path: Path,
+    array: LazyArray,
+    dtype: np.dtype[Any],
+    count: Count,
+    shape: tuple[int, ...] | None = None,
+) -> None:
+    """Write a matrix as .npy, with its values at ALIGNMENT_BYTES and perhaps another shape."""
+    with path.open("wb") as file:
+        file.write(_npy_header(shape or array.shape, dtype))
+        for chunk in array.chunks():
+            stored: NDArray[Any] = np.ascontiguousarray(chunk, dtype)
+            file.write(stored.data)
+            count(stored.nbytes)
+
+
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """numpy's header, version 1.0, padded to a page instead of to 64 bytes."""
+    fields = repr({"descr": dtype.str, "fortran_order": False, "shape": shape}).encode("latin1")
+    length = ALIGNMENT_BYTES - 10
+    magic = b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little")
+    return magic + fields.ljust(length - 1) + b"\n"

@@ -1,0 +1,1 @@
+"""One answer, several at once, a conversation."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime's sessions and providers, and the machine they run on."""

@@ -1,0 +1,324 @@
+"""ONNX Runtime sessions: options, opening, proof of placement; the decoder with its cache."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvlm_onnx.errors import InputError, PackageError, ProviderError
+from fastvlm_onnx.names import ATTENTION_MASK, INPUTS_EMBEDS
+from fastvlm_onnx.package import DecoderFormat
+from fastvlm_onnx.runtime.engine.kv_cache import BatchCache, KVCache
+from fastvlm_onnx.runtime.ort.coreml import wipe_model_cache
+from fastvlm_onnx.runtime.ort.hardware import physical_cores
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.providers import (
+    CPU,
+    CUDA,
+    PROVIDERS,
+    import_onnxruntime,
+    in_one_line,
+    preload_cuda,
+)
+from fastvlm_onnx.runtime.ort.saturation import EXACT_PRODUCTS, int8_weights_of
+
+FloatArray = NDArray[np.float32]
+Placement = Mapping[str, Counter[str]]
+"""Nodes by provider (ONNX Runtime's name), then by operator."""
+
+RECORD_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
+log = logging.getLogger("fastvlm_onnx")
+log.addHandler(logging.NullHandler())
+
+
+class GraphSession:
+    """One graph, open on the provider that was chosen for it.
+
+    Attributes:
+        path: the graph's file.
+        choice: what it runs on.
+        placement: which provider took which nodes; None where ONNX Runtime does not say, or nobody
+            wanted to know.
+        int8_weights: "int8" where products read the weights as the package holds them; "uint8"
+            where ONNX Runtime rewrote them, because int8 products saturate on this processor; None
+            for a graph without such products.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        choice: Choice,
+        threads: int | None = None,
+        *,
+        records_placement: bool = False,
+    ) -> None:
+        """Open it.
+
+        Args:
+            threads: intra-op threads; one per physical core when None.
+            records_placement: also where the CPU is all there is.
+
+        Raises:
+            InputError: `threads` is below 1.
+            PackageError: the graph cannot be loaded on the CPU.
+            ProviderError: it cannot be on another provider, or that takes no node of it.
+        """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; expected 1 or more.")
+        self.path, self.choice = path, choice
+        self._ort = import_onnxruntime()
+        self._is_on_cpu = choice.ep == CPU
+        if choice.ep == CUDA:
+            preload_cuda()
+        options = session_options(threads)
+        self.int8_weights = int8_weights_of(path.name)
+        if self.int8_weights == "uint8":
+            options.add_session_config_entry(*EXACT_PRODUCTS)
+        records = records_placement or not self._is_on_cpu
+        if records:
+            options.add_session_config_entry(RECORD_PLACEMENT, "1")
+        # ONNX Runtime's exceptions share no base below Exception.
+        try:
+            self._session = self._open(options)
+        except Exception as error:
+            # What was compiled by another version, or cut off, is no reason to give up.
+            if not wipe_model_cache(choice):
+                raise self._refused(error) from None
+            try:
+                self._session = self._open(options)
+            except Exception as again:
+                raise self._refused(again) from None
+        self._returning = self._ort.RunOptions()
+        self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self.placement = placement_of(self._session) if records else None
+        if not self._is_on_cpu:
+            self._check_placement()
+
+    def _open(self, options: Any) -> Any:
+        ort, choice = self._ort, self.choice
+        chain = [(choice.ep, dict(choice.options)), *((ep, dict(o)) for ep, o in choice.others)]
+        if choice.ep in ort.get_available_providers():
+            if not self._is_on_cpu:
+                chain.append((CPU, {}))
+            return ort.InferenceSession(str(self.path), options, providers=chain, enable_fallback=0)
+        # A plugin's: named by its devices.
+        for ep, given in chain:
+            devices = [device for device in ort.get_ep_devices() if device.ep_name == ep]
+            options.add_provider_for_devices(devices, given)
+        return ort.InferenceSession(str(self.path), options, enable_fallback=0)
+
+    def _refused(self, error: Exception) -> Exception:
+        reason = in_one_line(error)
+        if self._is_on_cpu:
+            return PackageError(
+                f"{self.path}: ONNX Runtime {self._ort.__version__} cannot load it ({reason}); "
+                "export the package again."
+            )
+        return ProviderError(
+            f"{self.path}: {self.choice.ep} cannot load it ({reason}); take other options with "
+            "--provider-option, another variant with --precision, or --provider cpu."
+        )
+
+    def _check_placement(self) -> None:
+        """Raise ProviderError where the provider is not used, warn where it left something."""
+        ep = self.choice.ep
+        if ep not in self._session.get_providers():
+            provider = PROVIDERS.get(self.choice.name)
+            raise ProviderError(
+                f"{self.path.name}: {ep} could not be started, as a rule because its libraries "
+                "are missing or an option is wrong (ONNX Runtime's log says which); "
+                f"{f'run `{provider.install}`' if provider else 'install them'}, or take "
+                "--provider cpu."
+            )
+        if self.placement is None:
+            return
+        taken = {name: sum(operators.values()) for name, operators in self.placement.items()}
+        if not taken.get(ep):
+            raise ProviderError(
+                f"{self.path.name}: {ep} took none of its {sum(taken.values())} nodes; take "
+                "another variant with --precision, or another provider for this graph."
+            )
+        if left := self.placement.get(CPU):
+            log.warning(
+                "%s: %s took %d of %d nodes; on the CPU: %s",
+                self.path.name,
+                ep,
+                taken[ep],
+                sum(taken.values()),
+                ", ".join(f"{count} {name}" for name, count in left.most_common()),
+            )
+
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """Run once, from arrays to arrays; all outputs when None.
+
+        Raises:
+            ProviderError: the provider failed, of memory for one; the session stays usable.
+        """
+        try:
+            return self._session.run(outputs, feeds)
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def run_with_iobinding(self, binding: Any, *, returns_memory: bool = False) -> None:
+        """Run once, on what is bound.
+
+        Args:
+            returns_memory: give back what the activations took, instead of keeping it for the next
+                run.
+
+        Raises:
+            ProviderError: as `run`.
+        """
+        options = self._returning if returns_memory and self._is_on_cpu else None
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: Exception) -> ProviderError:
+        return ProviderError(
+            f"{self.path.name}: {self.choice.ep} failed while running it ({in_one_line(error)}); "
+            "where memory was short, free some, or take a smaller variant or image size."
+        )
+
+    def io_binding(self) -> Any:
+        return self._session.io_binding()
+
+    def get_inputs(self) -> list[Any]:
+        return self._session.get_inputs()
+
+    def get_outputs(self) -> list[Any]:
+        return self._session.get_outputs()
+
+
+class LazySession(GraphSession):
+    """A graph that is open only while it runs, each time anew."""
+
+    def __init__(
+        self,
+        path: Path,
+        choice: Choice,
+        threads: int | None = None,
+        *,
+        records_placement: bool = False,
+    ) -> None:
+        """Note what to open; off the CPU, see that it opens."""
+        self.path, self.choice, self._threads, self.placement = path, choice, threads, None
+        self.int8_weights = int8_weights_of(path.name)
+        if choice.ep != CPU or records_placement:
+            self.placement = self._opened(records_placement).placement
+
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+        return self._opened().run(outputs, feeds)
+
+    def _opened(self, records_placement: bool = False) -> GraphSession:
+        return GraphSession(
+            self.path, self.choice, self._threads, records_placement=records_placement
+        )
+
+
+def session_options(threads: int | None) -> Any:
+    """ONNX Runtime's SessionOptions as every graph has them."""
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores() or 0
+    options.log_severity_level = 3
+    # A pattern is one block for all activations, beside what the first run took: a fifth more
+    # memory for the vision encoder, and no faster.
+    options.enable_mem_pattern = False
+    # Sessions take turns: an idle one whose workers spin takes a core from the busy one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def placement_of(session: Any) -> Placement | None:
+    """Which provider took which nodes; None where this ONNX Runtime does not say."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    placement: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        operators = placement.setdefault(part.ep_name, Counter())
+        operators.update(node.op_type for node in part.get_nodes())
+    return placement
+
+
+class DecoderSession:
+    """The decoder, one sequence at a time: one graph, or two that fill the same cache."""
+
+    def __init__(
+        self,
+        session: GraphSession,
+        decoder: DecoderFormat,
+        prefill_session: GraphSession | None = None,
+    ) -> None:
+        """Take the graphs.
+
+        Args:
+            session: gives logits.
+            prefill_session: gives none, and runs all positions but the last of each call; None
+                where `session` runs them too.
+        """
+        self._sessions = [session] if prefill_session is None else [session, prefill_session]
+        self._decoder = decoder
+        self._mask = np.ones((1, decoder.context_length), np.int64)
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache with room for `capacity` positions, where the decoder's tensors live."""
+        return KVCache(self._sessions, self._decoder, capacity)
+
+    def run(self, inputs_embeds: FloatArray, cache: KVCache) -> FloatArray:
+        """Append positions to the cache.
+
+        Args:
+            inputs_embeds: float32 [1, sequence_length, hidden_size], contiguous.
+
+        Returns:
+            Logits of the last position, float32 [vocab_size]; overwritten by the next run.
+        """
+        if len(self._sessions) > 1 and inputs_embeds.shape[1] > 1:
+            self._append(1, inputs_embeds[:, :-1], cache)
+            inputs_embeds = inputs_embeds[:, -1:]
+        self._append(0, inputs_embeds, cache)
+        return cache.logits[0, 0]
+
+    def new_batch(self, rows: int, capacity: int) -> BatchCache:
+        """An empty cache for several sequences of at most `capacity` positions each."""
+        return BatchCache(self._sessions, self._decoder, rows, capacity)
+
+    def run_batch(self, inputs_embeds: FloatArray, batch: BatchCache) -> FloatArray:
+        """Append one position to each sequence, whatever its length.
+
+        Args:
+            inputs_embeds: float32 [rows, 1, hidden_size].
+
+        Returns:
+            Logits float32 [rows, vocab_size]; overwritten by the next run.
+        """
+        binding, logits = batch.binding()
+        lengths = batch.lengths + 1
+        # Padded on the right: each row says how much of it counts.
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
+        binding.bind_cpu_input(ATTENTION_MASK, mask.astype(np.int64))
+        self._sessions[0].run_with_iobinding(binding)
+        batch.lengths = lengths
+        return logits[:, 0]
+
+    def _append(self, graph: int, inputs_embeds: FloatArray, cache: KVCache) -> None:
+        total = cache.length + inputs_embeds.shape[1]
+        assert total <= cache.capacity
+        binding = cache.bindings[graph]
+        is_step = inputs_embeds.shape[1] == 1
+        if is_step:
+            # One token goes into a buffer that stays where it is, on whatever device.
+            cache.token.update_inplace(np.ascontiguousarray(inputs_embeds))
+            binding.bind_ortvalue_input(INPUTS_EMBEDS, cache.token)
+        else:
+            binding.bind_cpu_input(INPUTS_EMBEDS, inputs_embeds)
+        binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :total])
+        # A prompt's activations are many times a step's.
+        self._sessions[graph].run_with_iobinding(binding, returns_memory=not is_step)
+        cache.length = total

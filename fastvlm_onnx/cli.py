@@ -23,10 +23,13 @@ from fastvlm_onnx.commands.generate import generate
 from fastvlm_onnx.commands.inspect import inspect
 from fastvlm_onnx.commands.verify import verify
 from fastvlm_onnx.errors import FastVLMError
+from fastvlm_onnx.telemetry import disable_telemetry
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `fastvlm-onnx`; `arguments` are the process's own when None."""
+    # Every package that a command imports may import ONNX Runtime first.
+    disable_telemetry()
     # What Pillow warns of, a very large picture, is either read or refused in our own words.
     warnings.simplefilter("ignore")
     debug = "--debug" in sys.argv

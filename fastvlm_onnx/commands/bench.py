@@ -189,14 +189,13 @@ def _int8_weights(measured: "Iterable[Figures]") -> str:
 
 
 def _conditions(case: "Case") -> dict[str, Any]:
-    import onnxruntime
-
     from fastvlm_onnx.runtime.ort.hardware import cores, processor
+    from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 
     return {
         "processor": processor(),
         "cores": cores(),
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": import_onnxruntime().__version__,
         "warmup": case.warmup,
         "repeats": case.repeats,
     }

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Final
 
 from fastvlm_onnx.errors import ProviderError
+from fastvlm_onnx.telemetry import disable_telemetry
 
 Options = Mapping[str, str]
 
@@ -110,6 +111,7 @@ def import_onnxruntime() -> ModuleType:
     Raises:
         ProviderError: it is not installed, or older than what was tested.
     """
+    disable_telemetry()
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""A picture in any form -> pixel_values, with the arithmetic of Apple's predict.py.
+"""An image in any form -> pixel_values, with the arithmetic of Apple's predict.py.
 
-Black borders to a square, Pillow's bicubic on uint8, then /255. EXIF rotation is ignored unless
-asked for, alpha is dropped, 16-bit values are clipped to 255, nothing is cropped: predict.py does
-the same.
+Black borders make the image square, Pillow's bicubic filter resizes it as uint8, and a division by
+255 follows. EXIF rotation is ignored unless the caller asks for it. The alpha channel is dropped,
+16-bit values are clipped to 255, and nothing is cropped. predict.py does the same.
 
 Source: apple/ml-fastvlm @592b4ad (predict.py, mm_utils.expand2square), transformers 4.48.3
 (CLIPImageProcessor).
@@ -11,7 +11,7 @@ Source: apple/ml-fastvlm @592b4ad (predict.py, mm_utils.expand2square), transfor
 import io
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,28 +23,34 @@ Content = bytes | bytearray | memoryview
 Picture = str | os.PathLike[str] | Content | IO[bytes] | Image.Image | NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
 
-# Where Pillow itself refuses to decode a file; arrays and Pillow images are held to the same.
+# Pillow refuses to decode a larger file. Arrays and Pillow images have the same limit here.
 MAX_PIXELS = 178_956_970
-# The longest side that a JPEG can have; work and memory grow with the square around a picture.
+# The longest side that a JPEG can have. Work and memory grow with the longer side.
 MAX_SIDE = 65_535
+# Pillow finds the format in a file's content. Its other decoders are for formats that no camera
+# writes, and the EPS decoder starts Ghostscript on the file.
+FORMATS: Final = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
+# Decoders that some builds of Pillow have, and that pillow_heif registers.
+PLUGIN_FORMATS: Final = ("AVIF", "HEIF")
 
-# Rows of a picture that are padded and narrowed at a time.
+# Rows of an image that are padded and narrowed at a time.
 _STRIP_ROWS = 256
 
-# uint8 -> float64 * (1/255) -> float32, the rounding of transformers' rescale, for each value once.
+# uint8 -> float64 * (1/255) -> float32, the rounding of transformers' rescale, for each value.
 _RESCALED = (np.arange(256) * (1 / 255)).astype(np.float32)
 
 
 def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
-    """Open a picture and decode it to RGB; of an animation, the first frame.
+    """Open an image and decode it to RGB. The first frame of an animation is taken.
 
     Args:
-        picture: a path, a file's bytes, a binary file (read from where it stands), a Pillow image,
-            or uint8 [H, W, 3].
-        orient: turn the picture as its EXIF data say; predict.py does not.
+        picture: a path, the bytes of a file, a binary file (read from its position to its end), a
+            Pillow image, or a uint8 array [height, width, 3] in RGB order.
+        orient: rotate the image as its EXIF data say. predict.py does not rotate.
 
     Raises:
-        InputError: no such file, not a picture, cut off, empty, or over MAX_PIXELS or MAX_SIDE.
+        InputError: the file does not exist, has none of FORMATS, is cut off or empty, or the image
+            exceeds MAX_PIXELS or MAX_SIDE.
     """
     name = str(Path(picture)) if isinstance(picture, str | os.PathLike) else "the picture"
     try:
@@ -52,7 +58,7 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
             return _from_array(picture, name)
         if isinstance(picture, Image.Image):
             return _decode(picture, name, orient)
-        with Image.open(_open_file(picture)) as opened:
+        with _open_image(_open_file(picture)) as opened:
             return _decode(opened, name, orient)
     except InputError:
         raise
@@ -60,13 +66,14 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
         raise InputError(f"{name}: no such picture; give the path of an image file.") from None
     except UnidentifiedImageError:
         raise InputError(
-            f"{name}: not a picture that Pillow can read; expected JPEG, PNG, WebP or the like."
+            f"{name}: not a picture in a known format; expected JPEG, PNG, WebP, GIF, BMP, TIFF "
+            "or PPM."
         ) from None
     except Image.DecompressionBombError:
         raise InputError(
-            f"{name}: has more than the {MAX_PIXELS:,} pixels that are read; make it smaller."
+            f"{name}: has more than {MAX_PIXELS:,} pixels, the most that are read; make it smaller."
         ) from None
-    # Pillow's decoders raise almost anything for a damaged file, SyntaxError and RuntimeError too.
+    # Pillow's decoders raise exceptions of almost any class for a damaged file.
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise InputError(
@@ -81,7 +88,7 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
 def _open_file(picture: Any) -> Path | io.BytesIO:
     if isinstance(picture, str | os.PathLike):
         return Path(picture)
-    # Of a file: Pillow would go back to the start, and could not read a pipe.
+    # Pillow would seek to the start of an open file, and cannot read a pipe.
     content = picture.read() if hasattr(picture, "read") else picture
     if not isinstance(content, Content):
         raise InputError(
@@ -89,6 +96,17 @@ def _open_file(picture: Any) -> Path | io.BytesIO:
             "Pillow image or a uint8 array."
         )
     return io.BytesIO(content)
+
+
+def _open_image(file: Path | io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        Image.init()  # Pillow registers its less common decoders here
+        plugins = [name for name in PLUGIN_FORMATS if name in Image.OPEN]
+        if not plugins:
+            raise
+        return Image.open(file, formats=plugins)
 
 
 def _decode(image: Image.Image, name: str, orient: bool) -> Image.Image:
@@ -111,9 +129,13 @@ def _check_size(name: str, width: int, height: int) -> None:
     if width * height == 0:
         raise InputError(f"{found}; expected at least one.")
     if width * height > MAX_PIXELS:
-        raise InputError(f"{found}, more than the {MAX_PIXELS:,} that are read; make it smaller.")
+        raise InputError(
+            f"{found}, more than {MAX_PIXELS:,}, the most that are read; make it smaller."
+        )
     if max(width, height) > MAX_SIDE:
-        raise InputError(f"{found}; at most {MAX_SIDE:,} to a side are read: make it smaller.")
+        raise InputError(
+            f"{found}; a side may have at most {MAX_SIDE:,} pixels: make the picture smaller."
+        )
 
 
 def preprocess(image: Image.Image, image_size: int) -> FloatArray:

@@ -1,13 +1,15 @@
 """Pictures: every form that is taken, the exact numbers, and what is refused."""
 
 import io
+import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from fastvlm_onnx import FastVLM, InputError
 from fastvlm_onnx.runtime.vision.image import MAX_PIXELS, MAX_SIDE, preprocess, read_picture
@@ -73,10 +75,33 @@ class TestRefused:
 
     def test_a_format_that_pillow_knows_only_in_part(self) -> None:
         file = io.BytesIO()
-        Image.new("RGB", (4, 4)).save(file, "DDS")
+        Image.new("RGB", (4, 4)).save(file, "BMP")
         content = bytearray(file.getvalue())
-        content[80:84] = bytes(4)  # the kind of pixels
+        content[30:34] = struct.pack("<I", 9)  # the method of compression
         assert "cannot be decoded" in self.refusal(content)
+
+    @pytest.mark.parametrize("form", ["DDS", "ICO", "TGA", "SGI", "PCX", "JPEG2000"])
+    def test_a_format_that_is_not_on_the_list(self, form: str) -> None:
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(file, form)
+        assert "expected JPEG, PNG, WebP, GIF, BMP, TIFF or PPM" in self.refusal(file.getvalue())
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in program is a shell script")
+    def test_an_eps_file_named_png_starts_no_ghostscript(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = tmp_path / "started"
+        ghostscript = tmp_path / "gs"
+        ghostscript.write_text(f"#!/bin/sh\ntouch {started}\n")
+        ghostscript.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # the result of an earlier search
+        path = tmp_path / "picture.png"
+        path.write_text(
+            "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+        )
+        assert "picture.png: not a picture" in self.refusal(path)
+        assert not started.exists()
 
     def test_a_picture_of_a_billion_pixels(self) -> None:
         assert f"{MAX_PIXELS:,}" in self.refusal(png_header(40_000, 25_000))
@@ -90,7 +115,7 @@ class TestRefused:
         assert "4 x 0" in self.refusal(np.zeros((0, 4, 3), np.uint8))
 
     def test_a_picture_longer_than_a_square_can_be(self) -> None:
-        assert f"at most {MAX_SIDE:,} to a side" in self.refusal(png_header(1, MAX_SIDE + 1))
+        assert f"at most {MAX_SIDE:,} pixels" in self.refusal(png_header(1, MAX_SIDE + 1))
         image = Image.new("L", (MAX_SIDE + 1, 1))
         assert f"{MAX_SIDE + 1} x 1 pixels" in self.refusal(image)
 
@@ -156,6 +181,24 @@ def test_the_longest_picture_needs_no_square_of_its_side() -> None:
     assert (found[126:130] > 0.9).all()
     assert not found[:120].any()
     assert not found[136:].any()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_formats_on_the_list_are_found_by_content(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.eps"
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(path, form)
+    red, green, _ = read_picture(path).getpixel((4, 4))
+    assert red > 250
+    assert green < 5
+
+
+def test_avif_is_read_where_pillow_has_the_decoder() -> None:
+    Image.init()
+    if "AVIF" not in Image.SAVE:
+        pytest.skip("this build of Pillow has no AVIF decoder")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(file, "AVIF")
+    assert read_picture(file.getvalue()).size == (8, 8)
 
 
 def test_transparent_pixels_show_the_colour_under_them() -> None:

@@ -9,6 +9,7 @@ Source: apple/ml-fastvlm @592b4ad (predict.py, mm_utils.expand2square), transfor
 """
 
 import io
+import math
 import os
 from pathlib import Path
 from typing import IO, Any, Final
@@ -139,7 +140,15 @@ def _check_size(name: str, width: int, height: int) -> None:
 
 
 def preprocess(image: Image.Image, image_size: int) -> FloatArray:
-    """RGB picture -> pixel_values float32 [1, 3, image_size, image_size] in 0..1."""
+    """Turn an RGB picture into pixel_values.
+
+    Args:
+        image: RGB, any size.
+        image_size: side of the output in pixels, a multiple of 64.
+
+    Returns:
+        float32 [1, 3, image_size, image_size], values from 0 to 1.
+    """
     if image.width != image.height:
         image = _pad_and_narrow(image, image_size)
     resized = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -147,17 +156,38 @@ def preprocess(image: Image.Image, image_size: int) -> FloatArray:
 
 
 def _pad_and_narrow(image: Image.Image, width: int) -> Image.Image:
-    """Black borders to a square, resized to `width` but not in height: [max(H, W), width].
+    """Add black borders up to a square, and resize its rows to `width` pixels.
 
-    Pillow resizes rows first and columns then, so this is the first half of resizing the square.
-    The square of a long thin picture does not fit in memory, and black rows need no resizing.
+    Pillow resizes rows first and columns second, so this is the first half of resizing the square.
+    The square of a long thin picture does not fit in memory, so it is made strip by strip. Columns
+    of the result that depend on the black borders only are black, and are not computed.
+
+    Returns:
+        RGB, `width` pixels wide and max(image.size) pixels high.
     """
     side = max(image.size)
     left, top = (side - image.width) // 2, (side - image.height) // 2
+    scale = side / width
+    # Pillow's bicubic filter reaches two pixels of the smaller grid to each side.
+    reach = 2 * max(scale, 1) + 2
+    # An edge between two groups of columns is exact in the float32 of Pillow's `box` argument, so
+    # that the filter's weights are those of the whole row.
+    groups = math.gcd(width, 64)
+    first = max(0, math.floor((left - reach) / side * groups))
+    last = min(groups, math.ceil((left + image.width + reach) / side * groups))
+    box_left, box_right = side * first / groups, side * last / groups
+    crop_left = max(0, math.floor(box_left - reach))
+    crop_right = min(side, math.ceil(box_right + reach))
+    columns = (last - first) * width // groups
     narrowed = Image.new("RGB", (width, side))
     for y in range(0, image.height, _STRIP_ROWS):
-        # Beyond the picture a crop is black.
-        strip = image.crop((-left, y, side - left, min(y + _STRIP_ROWS, image.height)))
-        strip = strip.resize((width, strip.height), Image.Resampling.BICUBIC)
-        narrowed.paste(strip, (0, top + y))
+        bottom = min(y + _STRIP_ROWS, image.height)
+        # Pixels of a crop that lie outside the picture are black.
+        strip = image.crop((crop_left - left, y, crop_right - left, bottom))
+        strip = strip.resize(
+            (columns, strip.height),
+            Image.Resampling.BICUBIC,
+            box=(box_left - crop_left, 0, box_right - crop_left, strip.height),
+        )
+        narrowed.paste(strip, (first * width // groups, top + y))
     return narrowed

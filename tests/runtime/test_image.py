@@ -183,6 +183,38 @@ def test_the_longest_picture_needs_no_square_of_its_side() -> None:
     assert not found[136:].any()
 
 
+@pytest.mark.parametrize("image_size", [256, 768, 1024])
+@pytest.mark.parametrize(
+    "size", [(1, 900), (900, 1), (3, 2000), (41, 700), (700, 41), (255, 256), (5, 2), (2, 5)]
+)
+def test_thin_pictures_have_the_pixels_of_the_whole_square(
+    size: tuple[int, int], image_size: int
+) -> None:
+    array = np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image, side = Image.fromarray(array), max(size)
+    square = Image.new("RGB", (side, side))
+    square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    expected = preprocess(square, image_size)
+    np.testing.assert_array_equal(preprocess(image, image_size), expected)
+
+
+def test_the_black_borders_of_a_thin_picture_are_not_resized(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resize = Image.Image.resize
+    pixels = 0
+
+    def counting_resize(image: Image.Image, *args: object, **options: object) -> Image.Image:
+        nonlocal pixels
+        pixels += image.width * image.height
+        return resize(image, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", counting_resize)
+    pixels_of(Image.new("RGB", (1, MAX_SIDE), (255, 255, 255)))
+    # 4,295 million with the borders.
+    assert pixels < 500_000_000
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_formats_on_the_list_are_found_by_content(form: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.eps"

@@ -104,7 +104,7 @@ def _open_image(file: Path | io.BytesIO) -> Image.Image:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         Image.init()  # Pillow registers its less common decoders here
-        plugins = [name for name in PLUGIN_FORMATS if name in Image.OPEN]
+        plugins = tuple(name for name in PLUGIN_FORMATS if name in Image.OPEN)
         if not plugins:
             raise
         return Image.open(file, formats=plugins)

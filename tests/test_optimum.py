@@ -55,7 +55,13 @@ def parser(command: Any) -> ArgumentParser:
 def test_its_options_are_those_of_our_own_command(parser: ArgumentParser) -> None:
     ours = {name for p in cli.export.params if isinstance(p, click.Option) for name in p.opts}
     theirs = {name for action in parser._actions for name in action.option_strings}
-    assert theirs == ours - {"-o", "--output"} | {"-m", "--model", "-h", "--help"}
+    assert theirs == ours - {"-o", "--output"} | {
+        "-m",
+        "--model",
+        "--debug",
+        "-h",
+        "--help",
+    }
     assert "Folder to make." in parser.format_help()
 
 
@@ -86,6 +92,16 @@ def test_it_refuses_in_the_words_of_our_own_command(
     assert len(words.splitlines()) == 1
     assert theirs.value.code == ours.value.code == 2
     assert not Path(output).exists()
+
+
+def test_debug_shows_a_traceback_under_optimum(
+    command: Any, parser: ArgumentParser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-m", str(tmp_path / "absent"), str(tmp_path / "onnx")]
+    for options, is_shown in (([], False), (["--debug"], True)):
+        with pytest.raises(SystemExit):
+            command(parser.parse_args([*arguments, *options])).run()
+        assert ("Traceback" in capsys.readouterr().err) == is_shown
 
 
 def test_a_checkpoint_that_looks_like_an_option_is_a_checkpoint(

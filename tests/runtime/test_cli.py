@@ -1,9 +1,11 @@
 """The commands as a shell sees them: stdout, stderr, exit codes."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from command_line import refusal, run
 from PIL import Image
 
 import fastvlm_onnx
+from fastvlm_onnx.cli import main
 
 PROMPT = "Describe the image."
 
@@ -84,6 +87,25 @@ def test_a_traceback_is_shown_only_with_debug(package: Path) -> None:
     arguments = ("generate", "absent.png", PROMPT, "--model", package)
     assert "Traceback" not in run(*arguments).stderr
     assert "Traceback" in run("--debug", *arguments).stderr
+
+
+def test_debug_is_read_from_the_arguments_given_to_main(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "absent.png", PROMPT, "--model", str(package)]
+    for options, is_shown in (([], False), (["--debug"], True)):
+        with pytest.raises(SystemExit):
+            main([*options, *arguments])
+        assert ("Traceback" in capsys.readouterr().err) == is_shown
+
+
+def test_main_keeps_the_warning_filters_and_log_handlers_of_its_host(package: Path) -> None:
+    log = logging.getLogger("fastvlm_onnx")
+    before = (list(warnings.filters), list(log.handlers))
+    main(["inspect", str(package)])
+    with pytest.raises(SystemExit):
+        main(["inspect", "absent"])
+    assert (list(warnings.filters), list(log.handlers)) == before
 
 
 def test_a_reader_that_leaves_early_causes_no_traceback(package: Path, picture: Path) -> None:

@@ -101,14 +101,17 @@ class GraphSession:
     def _open(self, options: Any) -> Any:
         ort, choice = self._ort, self.choice
         chain = [(choice.ep, dict(choice.options)), *((ep, dict(o)) for ep, o in choice.others)]
-        if choice.ep in ort.get_available_providers():
+        # A registered plugin is also in ONNX Runtime's list of available providers, but it starts
+        # from its devices only.
+        if self._is_on_cpu or not plugin_devices(choice.ep):
             if not self._is_on_cpu:
                 chain.append((CPU, {}))
             return ort.InferenceSession(str(self.path), options, providers=chain, enable_fallback=0)
-        # A plugin's: named by its devices.
         for ep, given in chain:
-            devices = [device for device in ort.get_ep_devices() if device.ep_name == ep]
-            options.add_provider_for_devices(devices, given)
+            if plugin_devices(ep):
+                options.add_provider_for_devices(*_chosen_devices(ep, given))
+            else:
+                options.add_provider(ep, given)
         return ort.InferenceSession(str(self.path), options, enable_fallback=0)
 
     def _refused(self, error: Exception) -> Exception:
@@ -232,6 +235,35 @@ def session_options(threads: int | None) -> Any:
     # Sessions take turns: an idle one whose workers spin takes a core from the busy one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+def plugin_devices(ep: str) -> list[Any]:
+    """Return the devices that a plugin provider offers; empty for a provider of the build."""
+    ort = import_onnxruntime()
+    if not hasattr(ort, "get_ep_devices"):
+        return []
+    return [device for device in ort.get_ep_devices() if device.ep_name == ep]
+
+
+def _chosen_devices(ep: str, options: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
+    """Choose a plugin's devices by the option `device_type`, which plugins themselves ignore.
+
+    Returns:
+        The devices, and the options without `device_type`.
+
+    Raises:
+        ProviderError: the plugin has no device of this type.
+    """
+    devices = plugin_devices(ep)
+    others = dict(options)
+    device_type = others.pop("device_type", None)
+    if device_type is None:
+        return devices, others
+    chosen = [device for device in devices if device.device.type.name == device_type]
+    if not chosen:
+        offered = ", ".join(sorted({device.device.type.name for device in devices}))
+        raise ProviderError(f"device_type is {device_type}, and the plugin offers {offered}")
+    return chosen, others
 
 
 def placement_of(session: Any) -> Placement | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvlm_onnx.commands.numbers import numbers
-from fastvlm_onnx.commands.progress import count, progress_bar
+from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _measure_all(cases: Sequence["Case"]) -> list[tuple["Case", "Figures | str"]
     """What was found of each case: figures, or why there are none."""
     total = sum(case.warmup + case.repeats for case in cases)
     found: list[tuple[Case, Figures | str]] = []
-    with progress_bar("bench", count) as update:
+    with progress_bar("bench", " answers") as update:
         done = 0
         for case in cases:
             stage = f"{case.precision}, {case.image_size} pixels"

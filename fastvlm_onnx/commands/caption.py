@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fastvlm_onnx.commands.load_options import Opening, opening_options
-from fastvlm_onnx.commands.progress import count_with_rate, progress_bar
+from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def caption(
         loaded = opening.load(model)
         if file is not None:
             file.drop_errors(found)
-        update = stack.enter_context(progress_bar("caption", count_with_rate()))
+        update = stack.enter_context(progress_bar("caption", " pictures"))
         unreadable = 0
         update("reading", 0, len(found))
         captions = caption_each(

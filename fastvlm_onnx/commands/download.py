@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from fastvlm_onnx.commands.progress import megabytes, progress_bar
+from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.errors import InputError
 
 
@@ -36,7 +36,7 @@ def download(size: str, stage: int, output: Path | None, base_url: str | None) -
     if is_whole_checkpoint(folder):
         click.echo(f"{folder} is there already and whole", err=True)
     else:
-        with progress_bar("download", megabytes()) as progress:
+        with progress_bar("download", BYTES) as progress:
             download_checkpoint(
                 size, stage, folder, base_url=base_url or APPLE_BASE_URL, progress=progress
             )

@@ -8,7 +8,7 @@ import click
 
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
 from fastvlm_onnx.commands.numbers import numbers
-from fastvlm_onnx.commands.progress import count, megabytes, progress_bar
+from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import OPERATORS, TARGETS
@@ -82,12 +82,12 @@ def export_with_progress(
         ) from None
     verify_package = import_verify_package() if verify else None
     with ExitStack() as stack:
-        progress = stack.enter_context(progress_bar("export", megabytes()))
+        progress = stack.enter_context(progress_bar("export", BYTES))
 
         def measure(folder: Path, opened: Any) -> Agreement:
             stack.close()  # the export's bar is done
             assert verify_package is not None
-            with progress_bar("verify", count) as verifying:
+            with progress_bar("verify", " steps") as verifying:
                 return verify_package(folder, opened, progress=verifying)
 
         manifest = export_package(

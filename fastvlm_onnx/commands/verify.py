@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fastvlm_onnx.agreement import Agreement, agreement_table
-from fastvlm_onnx.commands.progress import count, progress_bar
+from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.errors import InputError
 
 
@@ -45,7 +45,7 @@ def verify(
     loads: 0.5B takes 6 GB, 7B 62 GB.
     """
     verify_package = import_verify_package()
-    with progress_bar("verify", count) as progress:
+    with progress_bar("verify", " steps") as progress:
         agreement = verify_package(
             folder,
             checkpoint,

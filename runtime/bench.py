@@ -5,14 +5,13 @@ A process of its own for each case, because loading and the peak of memory are a
 
 import json
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.names import VISION_ENCODER
+from fastvlm_onnx.names import DECODER, PREFILL, VISION_ENCODER
 from fastvlm_onnx.runtime.answering.results import Generation
 from fastvlm_onnx.runtime.loading import load
 from fastvlm_onnx.runtime.ort.hardware import peak_rss_bytes
@@ -94,21 +93,6 @@ class Figures:
         return cls(**fields | {"answers": [Answer(**answer) for answer in fields["answers"]]})
 
 
-class TimedSession:
-    """A session that notes the seconds of each of its runs."""
-
-    def __init__(self, session: Any, runs: list[float]) -> None:
-        self._session, self._runs = session, runs
-
-    def run_with_iobinding(self, *arguments: Any) -> None:
-        began = time.perf_counter()
-        self._session.run_with_iobinding(*arguments)
-        self._runs.append(time.perf_counter() - began)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-
 def measure(case: Case, progress: Callable[[], None]) -> Figures:
     """Answer again and again, through the loop that every answer takes.
 
@@ -126,15 +110,15 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
         image_size=case.image_size,
         threads=case.threads,
     )
-    # No token ends an answer: all are of the same length.
-    endless = replace(model.manifest.decoder, eos_token_ids=[])
-    model.manifest = replace(model.manifest, decoder=endless)
     runs: list[float] = []
-    for session in model._decoder._sessions:
-        session._session = TimedSession(session._session, runs)
+    for graph in (DECODER, PREFILL):
+        if graph in model.sessions:
+            model.sessions[graph].observer = runs.append
     answers = []
     for number in range(case.warmup + case.repeats):
-        generation = model.generate(case.picture, case.prompt, max_new_tokens=case.new_tokens)
+        generation = model.generate(
+            case.picture, case.prompt, max_new_tokens=case.new_tokens, ignore_eos=True
+        )
         if number >= case.warmup:
             answers.append(_answer(generation, runs))
         progress()

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fastvlm_onnx.errors import FastVLMError, InputError
 from fastvlm_onnx.runtime.answering.results import Generation
+from fastvlm_onnx.runtime.vision.image_encoder import ImageFeatures, PixelValues
 
 try:
     import fcntl
@@ -26,8 +24,6 @@ except ImportError:  # Windows
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.model import FastVLM
-
-FloatArray = NDArray[np.float32]
 
 # What a folder is searched for; a file that is named itself is taken whatever it is called.
 SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -123,25 +119,27 @@ def caption(
     orient = bool(options.get("orient", False))
     batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
 
-    def prepare(path: str) -> FloatArray | FastVLMError:
+    encoder = model.image_encoder
+
+    def read(path: str) -> PixelValues | ImageFeatures | FastVLMError:
         try:
-            return model.prepare(path, orient)
+            return encoder.read(path, orient=orient)
         except FastVLMError as error:
             return error
 
     with ThreadPoolExecutor(1) as pool:
         # One batch ahead: pixel_values of a large folder would not fit in memory.
-        waiting = [pool.submit(prepare, path) for path in batches[0]]
+        waiting = [pool.submit(read, path) for path in batches[0]]
         for number, batch in enumerate(batches):
-            prepared = [future.result() for future in waiting]
+            images = [future.result() for future in waiting]
             following = batches[number + 1] if number + 1 < len(batches) else ()
-            waiting = [pool.submit(prepare, path) for path in following]
-            good = [p for p in prepared if not isinstance(p, FastVLMError)]
-            features = [model.features_of(pixels, is_cached=True) for pixels in good]
+            waiting = [pool.submit(read, path) for path in following]
+            good = [image for image in images if not isinstance(image, FastVLMError)]
+            features = [encoder.encode(image) for image in good]
             answers = iter(model.generate_batch(features, prompt, **options) if good else [])
-            for path, pixels in zip(batch, prepared, strict=True):
-                if isinstance(pixels, FastVLMError):
-                    yield Caption(path, None, str(pixels))
+            for path, image in zip(batch, images, strict=True):
+                if isinstance(image, FastVLMError):
+                    yield Caption(path, None, str(image))
                 else:
                     yield Caption(path, next(answers), None)
 

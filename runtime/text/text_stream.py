@@ -1,8 +1,9 @@
-"""The text of an answer as its tokens come: whole characters, no more than was asked for."""
+"""An answer's text as its tokens come: whole characters, cut at stop texts, stripped."""
 
+import codecs
 from collections.abc import Sequence
 
-from fastvlm_onnx.runtime.text.tokenizer import TextStream, TextTokenizer
+from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 
 
 class AnswerText:
@@ -38,6 +39,22 @@ class AnswerText:
         shown = self._stripped.add(text)
         self._shown.append(shown)
         return shown
+
+
+class TextStream:
+    """Text from tokens as they come: a character split over tokens waits for its last byte."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_ids: list[int]) -> str:
+        """The characters that these tokens complete."""
+        return self._decoder.decode(b"".join(map(self._tokenizer.bytes_of, token_ids)))
+
+    def finish(self) -> str:
+        """What is left when no more tokens come: U+FFFD if a character was never completed."""
+        return self._decoder.decode(b"", final=True)
 
 
 class StopStream:

@@ -4,7 +4,6 @@ What a user types is text: special tokens in it stay characters. Only a template
 An added token that is not special is a word like any other.
 """
 
-import codecs
 import re
 import unicodedata
 from pathlib import Path
@@ -60,8 +59,7 @@ class TextTokenizer:
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of ids, special tokens left out, broken characters as U+FFFD."""
-        stream = TextStream(self)
-        return stream.add(token_ids) + stream.finish()
+        return b"".join(map(self.bytes_of, token_ids)).decode("utf-8", "replace")
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes a token stands for; none for a special one."""
@@ -72,22 +70,6 @@ class TextTokenizer:
         if any(character not in self._byte_of for character in token):
             return str(token).encode()
         return bytes(self._byte_of[character] for character in token)
-
-
-class TextStream:
-    """Text from tokens as they come: a character split over tokens waits for its last byte."""
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, token_ids: list[int]) -> str:
-        """The characters that these tokens complete."""
-        return self._decoder.decode(b"".join(map(self._tokenizer.bytes_of, token_ids)))
-
-    def finish(self) -> str:
-        """What is left when no more tokens come: U+FFFD if a character was never completed."""
-        return self._decoder.decode(b"", final=True)
 
 
 def _byte_alphabet() -> dict[str, int]:

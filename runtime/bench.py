@@ -1,6 +1,6 @@
-"""What one variant costs on this machine: `python -m fastvlm_onnx.runtime.bench CASE`.
+"""Time and memory of one variant on this machine: `python -m fastvlm_onnx.runtime.bench CASE`.
 
-A process of its own for each case, because loading and the peak of memory are a process's.
+Each case has a process of its own, since load time and peak memory are measured per process.
 """
 
 import json
@@ -20,15 +20,15 @@ from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure.
+    """One measurement.
 
     Attributes:
         folder: the package.
         providers: as `load` takes them.
-        picture: path of the picture that is asked about.
+        picture: path of the image.
         warmup: answers before the first that counts.
         repeats: answers that count.
-        new_tokens: length of each answer, whatever the model would say.
+        new_tokens: tokens of each answer; end tokens are ignored.
     """
 
     folder: str
@@ -44,7 +44,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Answer:
+class BenchSample:
     """Seconds, but for the last two.
 
     Attributes:
@@ -76,7 +76,7 @@ class Figures:
     load: float
     prompt_tokens: int
     new_tokens: int
-    answers: list[Answer]
+    answers: list[BenchSample]
     peak_rss_bytes: int | None
     int8_weights: str | None
 
@@ -90,7 +90,7 @@ class Figures:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Figures":
-        return cls(**fields | {"answers": [Answer(**answer) for answer in fields["answers"]]})
+        return cls(**fields | {"answers": [BenchSample(**answer) for answer in fields["answers"]]})
 
 
 def measure(case: Case, progress: Callable[[], None]) -> Figures:
@@ -120,7 +120,7 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
             case.picture, case.prompt, max_new_tokens=case.new_tokens, ignore_eos=True
         )
         if number >= case.warmup:
-            answers.append(_answer(generation, runs))
+            answers.append(_sample(generation, runs))
         progress()
     return Figures(
         load=model.load_seconds,
@@ -132,10 +132,10 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
     )
 
 
-def _answer(generation: Generation, runs: list[float]) -> Answer:
+def _sample(generation: Generation, runs: list[float]) -> BenchSample:
     timings = generation.timings
     steps = len(generation.token_ids) - 1
-    return Answer(
+    return BenchSample(
         preprocess=timings.preprocess,
         vision=timings.vision,
         prefill=timings.prefill,

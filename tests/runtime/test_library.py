@@ -278,6 +278,8 @@ def test_a_closed_model_says_so_everywhere(package: Path, picture: Path) -> None
         lambda: model.generate(picture, PROMPT),
         lambda: model.generate_batch([picture], PROMPT),
         lambda: model.encode_image(picture),
+        lambda: model.image_encoder,
+        lambda: model.language_model,
         lambda: model.chat(),
         lambda: chat.ask("Hi"),
         lambda: next(not_begun),
@@ -286,6 +288,33 @@ def test_a_closed_model_says_so_everywhere(package: Path, picture: Path) -> None
             ask()
     assert list(running)[-1].generation is not None
     model.close()
+
+
+def test_an_answer_finishes_while_another_thread_closes_the_model(
+    package: Path, picture: Path
+) -> None:
+    expected = fastvlm_onnx.load(package).generate(picture, PROMPT).token_ids
+    model = fastvlm_onnx.load(package)
+    closer = threading.Thread(target=model.close)
+
+    def close_after_the_first(token_id: int) -> None:
+        if not model.sessions:
+            return
+        closer.start()
+        closer.join()
+
+    found = model.generate(picture, PROMPT, on_token=close_after_the_first)
+    assert found.token_ids == expected
+    with pytest.raises(InputError, match="is closed"):
+        model.generate(picture, PROMPT)
+
+
+def test_an_encoder_that_was_taken_before_closing_goes_on(package: Path) -> None:
+    model = fastvlm_onnx.load(package)
+    encoder = model.image_encoder
+    model.close()
+    pixel_values = np.zeros((1, 3, 256, 256), np.float32)
+    assert encoder.run_vision_encoder(pixel_values).shape == (1, 16, 512)
 
 
 def test_results_do_not_change(model: FastVLM, picture: Path) -> None:

@@ -32,8 +32,6 @@ from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.verification.metrics import relative_error
 from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
 from fastvlm_onnx.names import TARGETS
-from fastvlm_onnx.runtime.engine.decoding import decode_one_token, prefill
-from fastvlm_onnx.runtime.text.prompt import PromptIds
 
 FloatArray = NDArray[np.float32]
 TOKENS_BEFORE, TOKENS_AFTER = 14, 10
@@ -60,10 +58,8 @@ class Question:
         size = config.vision.image_size
         self.pixel_values = rng.random((1, 3, size, size), np.float32)
         words = config.decoder.vocab_size - 3
-        self.ids = PromptIds(
-            rng.integers(0, words, TOKENS_BEFORE).tolist(),
-            rng.integers(0, words, TOKENS_AFTER).tolist(),
-        )
+        self.before_image = rng.integers(0, words, TOKENS_BEFORE).tolist()
+        self.after_image = rng.integers(0, words, TOKENS_AFTER).tolist()
         self.features, self.logits, self.tokens, _ = self.ask(self.reference, None)
         self.checkpoint = checkpoint
         del self.reference
@@ -90,8 +86,8 @@ class Question:
             torch.from_numpy(self.pixel_values).to(self.device, dtype)
         )
         encoded = self.now()
-        before = self.embed(reference, self.ids.before_image)
-        after = self.embed(reference, self.ids.after_image)
+        before = self.embed(reference, self.before_image)
+        after = self.embed(reference, self.after_image)
         embeds, cache = torch.cat([before, features, after], dim=1), None
         logits, tokens, times = [], list[int](), [encoded]
         for step in range(self.steps):
@@ -118,15 +114,16 @@ class Question:
         self, model: FastVLM
     ) -> tuple[FloatArray, FloatArray, list[int], tuple[float, float, float]]:
         began = time.perf_counter()
-        features = model.encode_image(self.pixel_values)
+        features = model.image_encoder.encode_pixel_values(self.pixel_values)
         encoded = time.perf_counter()
-        embeds = model.embed_prompt(self.ids, features)
-        cache = model._decoder.new_cache(embeds.shape[1] + self.steps)
-        row, logits, times = prefill(model._decoder, embeds, cache), [], []
+        language_model = model.language_model
+        embeds = language_model.embed([self.before_image, features[0], self.after_image])
+        cache = language_model.new_cache(embeds.shape[1] + self.steps)
+        row, logits, times = language_model.prefill(embeds, cache), [], []
         for token in self.tokens:
             logits.append(row.copy())
             times.append(time.perf_counter())
-            row = decode_one_token(model._decoder, model._embed_tokens, token, cache)
+            row = language_model.decode_one_step(token, cache)
         seconds = encoded - began, times[0] - began, median(np.diff(times))
         return features, np.stack(logits), self.tokens, seconds
 

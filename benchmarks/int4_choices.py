@@ -59,12 +59,14 @@ from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights
 from fastvlm_onnx.export.verification.metrics import kl_divergences, relative_error
 from fastvlm_onnx.export.writing.package_writer import INLINE_BYTES
 from fastvlm_onnx.package import DecoderFormat
+from fastvlm_onnx.runtime.engine.decoder import Decoder
+from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
 from fastvlm_onnx.runtime.ort.hardware import processor
 from fastvlm_onnx.runtime.ort.provider_selection import Choice
 from fastvlm_onnx.runtime.ort.providers import CPU
-from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession
-from fastvlm_onnx.runtime.text.prompt import tokenize_prompt
+from fastvlm_onnx.runtime.ort.session import GraphSession
+from fastvlm_onnx.runtime.text.prompt import question as content
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 FloatArray = NDArray[np.float32]
@@ -141,8 +143,9 @@ def trained(folder: Path, number: int, draws: int, threads: int) -> Subject:
     for kind in demo_data.KINDS:
         for sample, question in demo_data.held_out(kind, number):
             pixel_values = preprocess(read_picture(sample.picture), model.image_size)
-            ids = tokenize_prompt(model._tokenizer, model.manifest.prompt, question.prompt)
-            inputs_embeds = model.embed_prompt(ids, model.encode_image(pixel_values))
+            features = model.image_encoder.encode_pixel_values(pixel_values)
+            before, _, after = model.template.prompt(content(question.prompt, num_images=1))
+            inputs_embeds = model.language_model.embed([before, features[0], after])
             tokens = model.generate(sample.picture, question.prompt).token_ids
             tokens += model.manifest.decoder.eos_token_ids[:1]
             asked.append(ask(model, inputs_embeds, len(tokens), tokens))
@@ -158,7 +161,7 @@ def full_size(folder: Path, steps: int, threads: int) -> Subject:
     package = make_package(folder)
     model = fastvlm_onnx.load(package, precision="fp32", providers="cpu", threads=threads)
     pixel_values = preprocess(read_picture(PICTURES / NAMES[0]), model.image_size)
-    inputs_embeds = prompt_embeds(model, model.encode_image(pixel_values))
+    inputs_embeds = prompt_embeds(model, model.image_encoder.encode_pixel_values(pixel_values))
     checkpoint = open_checkpoint(folder / CHECKPOINT)
     asked = [ask(model, inputs_embeds, steps)]
     draw = Draw(checkpoint.tensors, np.arange(checkpoint.config.decoder.hidden_size))
@@ -168,7 +171,7 @@ def full_size(folder: Path, steps: int, threads: int) -> Subject:
 def ask(
     model: FastVLM, inputs_embeds: FloatArray, steps: int, forced: list[int] | None = None
 ) -> Asked:
-    logits, tokens = answer(model._decoder, model._embed_tokens, inputs_embeds, steps, forced)
+    logits, tokens = answer(model.language_model, inputs_embeds, steps, forced)
     return Asked(inputs_embeds, tokens, logits)
 
 
@@ -176,7 +179,7 @@ def subject(
     name: str, checkpoint: Checkpoint, model: FastVLM, asked: list[Asked], draws: list[Draw]
 ) -> Subject:
     config, decoder = checkpoint.config.decoder, model.manifest.decoder
-    return Subject(name, config, decoder, model._embed_tokens, asked, draws)
+    return Subject(name, config, decoder, model.language_model.embed_tokens, asked, draws)
 
 
 # --- trials --------------------------------------------------------------------------------------
@@ -184,7 +187,7 @@ def subject(
 
 def open_decoder(
     subject: Subject, draw: Draw, form: DecoderForm, threads: int
-) -> tuple[DecoderSession, int]:
+) -> tuple[Decoder, int]:
     """The decoder in this form, and the bytes of its weights."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(FORMS, trial=form):
         graph = build_decoder(Weights(draw.tensors), subject.config, "", "trial")
@@ -200,7 +203,7 @@ def open_decoder(
         path = Path(folder) / "decoder.onnx"
         ir.save(graph, path)
         session = GraphSession(path, Choice(CPU), threads)
-        return DecoderSession(session, subject.decoder), path.with_name("weights").stat().st_size
+        return Decoder(session, subject.decoder), path.with_name("weights").stat().st_size
 
 
 FIGURES = (
@@ -235,13 +238,13 @@ def figures(subject: Subject, make_form: Callable[[], DecoderForm], threads: int
     ]
 
 
-def logits_of(subject: Subject, draw: Draw, decoder: DecoderSession, asked: Asked) -> FloatArray:
+def logits_of(subject: Subject, draw: Draw, decoder: Decoder, asked: Asked) -> FloatArray:
     def reorder(embeds: FloatArray) -> FloatArray:
         return np.take(embeds, draw.order, axis=-1)
 
+    model = LanguageModel(decoder, lambda ids: reorder(subject.embed_tokens(ids)), subject.decoder)
     return answer(
-        decoder,
-        lambda ids: reorder(subject.embed_tokens(ids)),
+        model,
         reorder(asked.inputs_embeds),
         len(asked.tokens),
         asked.tokens,

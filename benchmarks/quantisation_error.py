@@ -34,11 +34,9 @@ from fastvlm_onnx.export.verification.tolerances import (
 )
 from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, LOGITS, PRECISIONS
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.engine.decoding import decode_one_token, prefill
-from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
+from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.ort.hardware import processor
-from fastvlm_onnx.runtime.ort.session import DecoderSession
-from fastvlm_onnx.runtime.text.prompt import PromptIds, tokenize_prompt
+from fastvlm_onnx.runtime.text.prompt import question
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 FloatArray = NDArray[np.float32]
@@ -64,30 +62,28 @@ def make_package(folder: Path) -> Path:
 
 def prompt_embeds(model: FastVLM, features: FloatArray) -> FloatArray:
     """inputs_embeds of the prompt, with the planted tokens spread over what follows the image."""
-    ids = tokenize_prompt(model._tokenizer, model.manifest.prompt, PROMPT)
-    after = list(ids.after_image)
+    before, _, after = model.template.prompt(question(PROMPT, num_images=1))
     for i, token in enumerate(OUTLIERS):
         after.insert(1 + 2 * i, token)
-    return model.embed_prompt(PromptIds(ids.before_image, after), features)
+    return model.language_model.embed([before, features[0], after])
 
 
 def answer(
-    decoder: DecoderSession,
-    embed_tokens: TokenEmbedding,
+    model: LanguageModel,
     inputs_embeds: FloatArray,
     steps: int,
     forced: Sequence[int] | None = None,
 ) -> tuple[FloatArray, list[int]]:
     """Logits [steps, vocab_size] along an answer, and its tokens: new greedy ones unless forced."""
-    cache = decoder.new_cache(inputs_embeds.shape[1] + steps)
-    row = prefill(decoder, inputs_embeds, cache)
+    cache = model.new_cache(inputs_embeds.shape[1] + steps)
+    row = model.prefill(inputs_embeds, cache)
     logits, tokens = np.empty((steps, len(row)), np.float32), list[int]()
     for step in range(steps):
         logits[step] = row
         row[tokens] = -np.inf
         tokens.append(int(row.argmax()) if forced is None else forced[step])
         if step + 1 < steps:
-            row = decode_one_token(decoder, embed_tokens, tokens[-1], cache)
+            row = model.decode_one_step(tokens[-1], cache)
     return logits, tokens
 
 
@@ -95,12 +91,12 @@ def run(
     model: FastVLM, picture: str, steps: int, forced: Sequence[int] | None = None
 ) -> tuple[dict[str, FloatArray], list[int]]:
     """Each stage's array, by its name, and the answer's tokens."""
-    hidden_states = model.run_vision_encoder(
+    hidden_states = model.image_encoder.run_vision_encoder(
         preprocess(read_picture(PICTURES / picture), model.image_size)
     )
-    features = model.run_projector(hidden_states)
+    features = model.image_encoder.run_projector(hidden_states)
     inputs_embeds = prompt_embeds(model, features)
-    logits, tokens = answer(model._decoder, model._embed_tokens, inputs_embeds, steps, forced)
+    logits, tokens = answer(model.language_model, inputs_embeds, steps, forced)
     arrays = {IMAGE_HIDDEN_STATES: hidden_states, IMAGE_FEATURES: features, LOGITS: logits}
     return arrays, tokens
 

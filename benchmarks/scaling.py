@@ -62,14 +62,19 @@ def measure(package: Path, threads: int, repeats: int) -> tuple[Figures, Figures
                 package, precision=precision, image_size=size, threads=threads, providers="cpu"
             )
             pixel_values = rng.random((1, 3, size, size), np.float32)
-            seconds = seconds_of(lambda m=model, p=pixel_values: m.encode_image(p), repeats)
+            seconds = seconds_of(
+                lambda m=model, p=pixel_values: m.image_encoder.encode_pixel_values(p), repeats
+            )
             vision.setdefault(precision, {})[size] = seconds
             print(f"{precision}: {size} pixels, {seconds:.3f} s", flush=True)
         model = fastvlm_onnx.load(package, precision=precision, threads=threads, providers="cpu")
         for length in PROMPT_LENGTHS:
             embeds = rng.standard_normal((1, length, manifest.decoder.hidden_size), np.float32)
             seconds = seconds_of(
-                lambda m=model, e=0.02 * embeds: next(m.logits_along(e, [0])), repeats
+                lambda m=model.language_model, e=0.02 * embeds: next(
+                    m.teacher_forced_logits(e, [0])
+                ),
+                repeats,
             )
             prefill.setdefault(precision, {})[length] = seconds
             print(f"{precision}: {length} positions, {seconds:.3f} s", flush=True)

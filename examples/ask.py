@@ -1,6 +1,6 @@
-"""Ask about a picture from Python, the answer printed as it comes.
+"""Ask about an image and print the answer as it comes.
 
-Run it as: python examples/ask.py PACKAGE PICTURE QUESTION
+Run it as: python examples/ask.py PACKAGE IMAGE QUESTION
 """
 
 import sys
@@ -9,11 +9,11 @@ import fastvlm_onnx
 
 
 def main() -> None:
-    package, picture, question = sys.argv[1:]
+    package, image, question = sys.argv[1:]
     model = fastvlm_onnx.load(package)
-    for piece in model.stream(picture, question):
+    for piece in model.stream(image, question):
         print(piece.text, end="", flush=True)
-        if piece.generation is not None:  # the last one
+        if piece.generation is not None:  # the last piece
             timings = piece.generation.timings
             print()
             print(f"first token after {timings.first_token:.3f} s", file=sys.stderr)

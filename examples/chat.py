@@ -1,6 +1,6 @@
-"""A conversation about two pictures: each is encoded once, each question costs its own tokens.
+"""A conversation about two images. Each image is encoded once; a question costs its own tokens.
 
-Run it as: python examples/chat.py PACKAGE PICTURE PICTURE
+Run it as: python examples/chat.py PACKAGE IMAGE IMAGE
 """
 
 import sys
@@ -11,13 +11,13 @@ import fastvlm_onnx
 def main() -> None:
     package, first, second = sys.argv[1:]
     with fastvlm_onnx.load(package) as model, model.chat() as chat:
-        for question, picture in (
+        for prompt, image in (
             ("Describe the image.", first),
             ("How many shapes do you see?", None),
             ("Describe this picture.", second),
         ):
-            answer = chat.ask(question, picture)
-            print(f"{question} {answer.text}")
+            answer = chat.ask(prompt, image)
+            print(f"{prompt} {answer.text}")
             print(f"first token after {answer.timings.first_token:.3f} s", file=sys.stderr)
 
 

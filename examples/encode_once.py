@@ -1,6 +1,6 @@
-"""A picture encoded once, kept in a file, and asked about many times.
+"""An image encoded once, kept in a file, and asked about many times.
 
-Run it as: python examples/encode_once.py PACKAGE PICTURE QUESTION...
+Run it as: python examples/encode_once.py PACKAGE IMAGE QUESTION...
 """
 
 import sys
@@ -13,12 +13,12 @@ import fastvlm_onnx
 
 
 def main() -> None:
-    package, picture, *questions = sys.argv[1:]
+    package, image, *questions = sys.argv[1:]
     with fastvlm_onnx.load(package) as model, tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "features.npy"
-        np.save(kept, model.encode_image(picture))
+        np.save(kept, model.encode_image(image).array)
 
-        features = np.load(kept)
+        features = fastvlm_onnx.ImageFeatures(np.load(kept), model.image_size)
         for question in questions:
             print(model.generate(features, question).text)
         # Or all at once.

@@ -1,4 +1,4 @@
-"""Every picture of a folder, some at once, as lines of JSON.
+"""Ask about every image of a folder, several at a time; print lines of JSON.
 
 Run it as: python examples/folder.py PACKAGE FOLDER QUESTION > answers.jsonl
 """

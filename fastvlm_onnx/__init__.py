@@ -23,9 +23,11 @@ from fastvlm_onnx.errors import (
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.answering.chat import Chat
     from fastvlm_onnx.runtime.answering.results import Generation, Piece, Timings
-    from fastvlm_onnx.runtime.engine.options import Options
+    from fastvlm_onnx.runtime.engine.options import GenerationOptions
     from fastvlm_onnx.runtime.loading import load
     from fastvlm_onnx.runtime.model import FastVLM
+    from fastvlm_onnx.runtime.ort.providers import ProviderOptions
+    from fastvlm_onnx.runtime.vision.image_encoder import ImageFeatures
 
 __version__ = "0.2.0.dev0"
 
@@ -35,12 +37,14 @@ __all__ = [
     "FastVLM",
     "FastVLMError",
     "Generation",
+    "GenerationOptions",
+    "ImageFeatures",
     "InputError",
-    "Options",
     "PackageError",
     "Piece",
     "PromptTooLongError",
     "ProviderError",
+    "ProviderOptions",
     "Timings",
     "UnsupportedError",
     "__version__",
@@ -49,7 +53,9 @@ __all__ = [
 
 _LAZY = {
     "Chat": "fastvlm_onnx.runtime.answering.chat",
-    "Options": "fastvlm_onnx.runtime.engine.options",
+    "GenerationOptions": "fastvlm_onnx.runtime.engine.options",
+    "ImageFeatures": "fastvlm_onnx.runtime.vision.image_encoder",
+    "ProviderOptions": "fastvlm_onnx.runtime.ort.providers",
     "FastVLM": "fastvlm_onnx.runtime.model",
     "load": "fastvlm_onnx.runtime.loading",
     "Generation": "fastvlm_onnx.runtime.answering.results",
@@ -58,7 +64,15 @@ _LAZY = {
 }
 
 
+_RENAMED = {"Options": "GenerationOptions"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        from fastvlm_onnx.runtime.deprecation import warn_renamed
+
+        warn_renamed(f"fastvlm_onnx.{name}", _RENAMED[name])
+        name = _RENAMED[name]
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)

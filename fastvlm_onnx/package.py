@@ -59,6 +59,22 @@ class PromptFormat:
     before_prompt: str
     after_prompt: str
 
+    @property
+    def system(self) -> str:
+        return self.before_image[: self.before_image.rfind("<|im_start|>")]
+
+    @property
+    def user(self) -> str:
+        return self.before_image[len(self.system) :]
+
+    @property
+    def after_image(self) -> str:
+        return self.before_prompt
+
+    @property
+    def end_of_turn(self) -> str:
+        return self.after_prompt[: self.after_prompt.rfind("<|im_start|>")]
+
 
 @dataclass(frozen=True)
 class DecoderFormat:

@@ -1,18 +1,17 @@
-"""What one variant costs on this machine: `python -m fastvlm_onnx.runtime.bench CASE`.
+"""Time and memory of one variant on this machine: `python -m fastvlm_onnx.runtime.bench CASE`.
 
-A process of its own for each case, because loading and the peak of memory are a process's.
+Each case has a process of its own, since load time and peak memory are measured per process.
 """
 
 import json
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.names import VISION_ENCODER
+from fastvlm_onnx.names import DECODER, PREFILL, VISION_ENCODER
 from fastvlm_onnx.runtime.answering.results import Generation
 from fastvlm_onnx.runtime.loading import load
 from fastvlm_onnx.runtime.ort.hardware import peak_rss_bytes
@@ -21,15 +20,15 @@ from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure.
+    """One measurement.
 
     Attributes:
         folder: the package.
         providers: as `load` takes them.
-        picture: path of the picture that is asked about.
+        picture: path of the image.
         warmup: answers before the first that counts.
         repeats: answers that count.
-        new_tokens: length of each answer, whatever the model would say.
+        new_tokens: tokens of each answer; end tokens are ignored.
     """
 
     folder: str
@@ -45,7 +44,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Answer:
+class BenchSample:
     """Seconds, but for the last two.
 
     Attributes:
@@ -77,7 +76,7 @@ class Figures:
     load: float
     prompt_tokens: int
     new_tokens: int
-    answers: list[Answer]
+    answers: list[BenchSample]
     peak_rss_bytes: int | None
     int8_weights: str | None
 
@@ -91,22 +90,7 @@ class Figures:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Figures":
-        return cls(**fields | {"answers": [Answer(**answer) for answer in fields["answers"]]})
-
-
-class TimedSession:
-    """A session that notes the seconds of each of its runs."""
-
-    def __init__(self, session: Any, runs: list[float]) -> None:
-        self._session, self._runs = session, runs
-
-    def run_with_iobinding(self, *arguments: Any) -> None:
-        began = time.perf_counter()
-        self._session.run_with_iobinding(*arguments)
-        self._runs.append(time.perf_counter() - began)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+        return cls(**fields | {"answers": [BenchSample(**answer) for answer in fields["answers"]]})
 
 
 def measure(case: Case, progress: Callable[[], None]) -> Figures:
@@ -126,17 +110,17 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
         image_size=case.image_size,
         threads=case.threads,
     )
-    # No token ends an answer: all are of the same length.
-    endless = replace(model.manifest.decoder, eos_token_ids=[])
-    model.manifest = replace(model.manifest, decoder=endless)
     runs: list[float] = []
-    for session in model._decoder._sessions:
-        session._session = TimedSession(session._session, runs)
+    for graph in (DECODER, PREFILL):
+        if graph in model.sessions:
+            model.sessions[graph].observer = runs.append
     answers = []
     for number in range(case.warmup + case.repeats):
-        generation = model.generate(case.picture, case.prompt, max_new_tokens=case.new_tokens)
+        generation = model.generate(
+            case.picture, case.prompt, max_new_tokens=case.new_tokens, ignore_eos=True
+        )
         if number >= case.warmup:
-            answers.append(_answer(generation, runs))
+            answers.append(_sample(generation, runs))
         progress()
     return Figures(
         load=model.load_seconds,
@@ -148,10 +132,10 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
     )
 
 
-def _answer(generation: Generation, runs: list[float]) -> Answer:
+def _sample(generation: Generation, runs: list[float]) -> BenchSample:
     timings = generation.timings
     steps = len(generation.token_ids) - 1
-    return Answer(
+    return BenchSample(
         preprocess=timings.preprocess,
         vision=timings.vision,
         prefill=timings.prefill,

@@ -15,17 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from fastvlm_onnx.errors import FastVLMError, InputError
 from fastvlm_onnx.runtime.answering.results import Generation
+from fastvlm_onnx.runtime.vision.image_encoder import ImageFeatures, PixelValues
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.model import FastVLM
-
-FloatArray = NDArray[np.float32]
 
 # Suffixes of the files that are taken from a folder. A file given by its name may have any suffix.
 SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -130,26 +127,27 @@ def caption(
     """
     orient = bool(options.get("orient", False))
     batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+    encoder = model.image_encoder
 
-    def prepare(path: str) -> FloatArray | FastVLMError:
+    def read(path: str) -> PixelValues | ImageFeatures | FastVLMError:
         try:
-            return model.prepare(path, orient)
+            return encoder.read(path, orient=orient)
         except FastVLMError as error:
             return error
 
     with ThreadPoolExecutor(1) as pool:
         # Only one batch is read ahead, because pixel_values of a large folder do not fit in memory.
-        reading = [pool.submit(prepare, path) for path in batches[0]]
+        reading = [pool.submit(read, path) for path in batches[0]]
         for number, batch in enumerate(batches):
-            prepared = [future.result() for future in reading]
+            images = [future.result() for future in reading]
             next_batch = batches[number + 1] if number + 1 < len(batches) else ()
-            reading = [pool.submit(prepare, path) for path in next_batch]
-            readable = [p for p in prepared if not isinstance(p, FastVLMError)]
-            features = [model.features_of(pixels, is_cached=True) for pixels in readable]
+            reading = [pool.submit(read, path) for path in next_batch]
+            readable = [image for image in images if not isinstance(image, FastVLMError)]
+            features = [encoder.encode(image) for image in readable]
             answers = iter(model.generate_batch(features, prompt, **options) if readable else [])
-            for path, pixels in zip(batch, prepared, strict=True):
-                if isinstance(pixels, FastVLMError):
-                    yield Caption(path, None, str(pixels))
+            for path, image in zip(batch, images, strict=True):
+                if isinstance(image, FastVLMError):
+                    yield Caption(path, None, str(image))
                 else:
                     yield Caption(path, next(answers), None)
 

@@ -5,13 +5,17 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from fastvlm_onnx.errors import InputError
-from fastvlm_onnx.names import VISION_ENCODER
+from fastvlm_onnx.names import PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
+from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
+from fastvlm_onnx.runtime.ort.coreml import check_features
+from fastvlm_onnx.runtime.ort.graph_sessions import graph_files, open_sessions
 from fastvlm_onnx.runtime.ort.provider_selection import (
     Choice,
     Providers,
@@ -19,7 +23,10 @@ from fastvlm_onnx.runtime.ort.provider_selection import (
     plan,
     wanted_precisions,
 )
-from fastvlm_onnx.runtime.ort.providers import PROVIDERS, Options
+from fastvlm_onnx.runtime.ort.providers import COREML, CPU, PROVIDERS, ProviderOptions
+from fastvlm_onnx.runtime.ort.session import GraphSession
+from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
+from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder
 
 # Their int8 vision encoders cannot be made exact where int8 products saturate.
 OLD_EXPORTERS: Final = ("fastvlm-onnx 0.1.0",)
@@ -31,7 +38,7 @@ def load(
     *,
     precision: str | None = None,
     providers: Providers = "auto",
-    provider_options: Options | None = None,
+    provider_options: ProviderOptions | None = None,
     image_size: int | None = None,
     threads: int | None = None,
     image_cache_bytes: int = IMAGE_CACHE_BYTES,
@@ -81,22 +88,61 @@ def load(
     with ThreadPoolExecutor(1) as pool:
         check = pool.submit(check_hashes, path, weights, manifest)
         try:
+            sessions = open_sessions(
+                path,
+                manifest,
+                graph_files(manifest, precision, image_size),
+                choices,
+                threads,
+                lazy_vision=lazy_vision,
+                record_placement=records_placement,
+            )
             model = FastVLM(
                 path,
                 manifest,
                 precision,
                 image_size,
-                choices,
+                sessions,
                 threads,
                 image_cache_bytes=image_cache_bytes,
-                lazy_vision=lazy_vision,
-                records_placement=records_placement,
             )
+            check_coreml(model)
         finally:
             check.result()
     model.load_seconds = time.perf_counter() - begin
     warn_of_saturation(model, path)
     return model
+
+
+def check_coreml(model: FastVLM) -> None:
+    """Compare CoreML's image features of a sample image with the CPU's.
+
+    Raises:
+        ProviderError: the features differ.
+    """
+    graphs = [model.sessions[graph] for graph in (VISION_ENCODER, PROJECTOR)]
+    if all(session.choice.ep != COREML for session in graphs):
+        return
+    encoder = model.image_encoder
+    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / "shapes.png"
+    pixel_values = preprocess(read_picture(sample.read_bytes()), model.image_size)
+
+    def encode_on_cpu(pixel_values: FloatArray) -> FloatArray:
+        vision_encoder, projector = (
+            GraphSession(session.path, Choice(CPU), model.threads) for session in graphs
+        )
+        on_cpu = ImageEncoder(
+            vision_encoder,
+            projector,
+            image_size=encoder.image_size,
+            num_image_tokens=encoder.num_image_tokens,
+            hidden_size=encoder.hidden_size,
+            cache_bytes=0,
+        )
+        return on_cpu.encode_pixel_values(pixel_values)
+
+    file = model.manifest.files[graphs[0].path.name]
+    check_features(file.sha256, pixel_values, encoder.encode_pixel_values, encode_on_cpu)
 
 
 def warn_of_saturation(model: FastVLM, folder: Path) -> None:

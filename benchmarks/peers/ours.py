@@ -11,7 +11,6 @@ from peers.ways import WAYS
 
 import fastvlm_onnx
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.text.prompt import PromptIds
 
 IMAGE_SIZES = (1024, 768, 512)
 PRECISIONS = tuple(name.removeprefix("ours-") for name, way in WAYS.items() if way.module == "ours")
@@ -59,12 +58,14 @@ class OurModel:
             threads=job.threads,
             providers="cpu",
         )
-        self.encode_image = self._model.encode_image
+        self.encode_image = self._model.image_encoder.encode_pixel_values
 
     def prefill(self, prompt: Prompt, image_features: FloatArray) -> int:
-        ids = PromptIds(prompt.before_image, prompt.after_image)
-        inputs_embeds = self._model.embed_prompt(ids, image_features)
-        self._steps = self._model.logits_along(inputs_embeds, prompt.token_ids[:1] * (STEPS + 1))
+        model = self._model.language_model
+        parts = [prompt.before_image, image_features[0], prompt.after_image]
+        self._steps = model.teacher_forced_logits(
+            model.embed(parts), prompt.token_ids[:1] * (STEPS + 1)
+        )
         self._logits: FloatArray = next(self._steps)
         return int(self._logits.argmax())
 

@@ -45,7 +45,12 @@ from fastvlm_onnx.runtime.loading import choose_image_size, choose_precision, lo
 from fastvlm_onnx.runtime.model import FastVLM
 from fastvlm_onnx.runtime.ort.provider_selection import NOT_ON_CPU
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
-from fastvlm_onnx.runtime.text.prompt import PromptIds, room_for_answer, tokenize_prompt
+from fastvlm_onnx.runtime.text.prompt import (
+    ImagePlace,
+    PromptTemplate,
+    question,
+    room_for_answer,
+)
 from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
@@ -193,18 +198,18 @@ def _prepare(
     reference, template = Tokenizer.from_str(checkpoint.tokenizer), checkpoint.prompt
     questions = []
     for picture, prompt in asked:
-        ids = tokenize_prompt(tokenizer, manifest.prompt, prompt)
+        parts = PromptTemplate(tokenizer, manifest.prompt).prompt(question(prompt, num_images=1))
         # As predict.py does: what stands before and after the image is one text each.
         texts = template.before_image, template.before_prompt + prompt + template.after_prompt
         before, after = (reference.encode(text, add_special_tokens=False).ids for text in texts)
-        if (ids.before_image, ids.after_image) != (before, after):
+        if parts != [before, ImagePlace(0), after]:
             raise CheckpointError(
                 f"{checkpoint.name}: makes other tokens of the prompt {prompt!r} than the package "
                 "does; give the checkpoint that the package was exported from, and a prompt "
                 "without special tokens, which a package takes as plain text."
             )
         image_tokens = (image_size // manifest.image.patch_size) ** 2
-        room = room_for_answer(manifest.decoder.context_length, len(ids), image_tokens)
+        room = room_for_answer(manifest.decoder.context_length, parts, image_tokens)
         questions.append(Question(picture, prompt, before, after, min(steps, room)))
     return questions
 
@@ -254,20 +259,19 @@ def _compare(
     for picture, stages in expected.stages.items():
         tick(f"{model.precision}, {picture.name}")
         pixel_values = preprocess(read_picture(picture), model.image_size)
-        hidden_states = model.run_vision_encoder(pixel_values)
+        hidden_states = model.image_encoder.run_vision_encoder(pixel_values)
         measure(PIXEL_VALUES, pixel_values, stages[PIXEL_VALUES])
         measure(IMAGE_HIDDEN_STATES, hidden_states, stages[IMAGE_HIDDEN_STATES])
-        features[picture] = model.run_projector(hidden_states)
+        features[picture] = model.image_encoder.run_projector(hidden_states)
         measure(IMAGE_FEATURES, features[picture], stages[IMAGE_FEATURES])
     prompts = []
-    for question, answer in zip(questions, expected.answers, strict=True):
-        tick(f"{model.precision}, {question.prompt}")
-        ids = PromptIds(question.before_image, question.after_image)
-        inputs_embeds = model.embed_prompt(ids, features[question.picture])
-        steps = model.logits_along(inputs_embeds, answer.token_ids)
+    for asked, answer in zip(questions, expected.answers, strict=True):
+        tick(f"{model.precision}, {asked.prompt}")
+        inputs_embeds = model.language_model.embed(
+            [asked.before_image, features[asked.picture][0], asked.after_image]
+        )
+        steps = model.language_model.teacher_forced_logits(inputs_embeds, answer.token_ids)
         logits = np.stack([row.copy() for row in steps])
         measure(LOGITS, logits, answer.logits)
-        prompts.append(
-            compare_answers(question.picture.name, question.prompt, logits, answer.logits)
-        )
+        prompts.append(compare_answers(asked.picture.name, asked.prompt, logits, answer.logits))
     return list(map(worst_of, rows.values())), prompts

@@ -1,159 +1,158 @@
-"""Several questions at once: prefilled one by one, decoded together."""
+"""Several answers at once: prompts are prefilled one by one, answers are decoded together."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
 from fastvlm_onnx.errors import InputError
-from fastvlm_onnx.runtime.answering.results import Generation, Timings
-from fastvlm_onnx.runtime.answering.stream import generation_of, rate, why_ended
-from fastvlm_onnx.runtime.engine.decoding import FinishReason, prefill
-from fastvlm_onnx.runtime.engine.options import Settings
-from fastvlm_onnx.runtime.engine.sampling import Sampler
-from fastvlm_onnx.runtime.text.prompt import PromptIds, room_for_answer, tokenize_prompt
-from fastvlm_onnx.runtime.text.text_stream import AnswerText
-from fastvlm_onnx.runtime.vision.image import Picture
+from fastvlm_onnx.runtime.answering.answer import Answer, StageTimes
+from fastvlm_onnx.runtime.answering.components import Components
+from fastvlm_onnx.runtime.answering.results import Generation
+from fastvlm_onnx.runtime.arrays import FloatArray
+from fastvlm_onnx.runtime.engine.language_model import LanguageModel
+from fastvlm_onnx.runtime.engine.options import GenerationConfig
+from fastvlm_onnx.runtime.text.prompt import (
+    PromptPart,
+    num_positions,
+    question,
+    room_for_answer,
+)
+from fastvlm_onnx.runtime.vision.image_encoder import ImageInput
 
-if TYPE_CHECKING:
-    from fastvlm_onnx.runtime.model import FastVLM
 
-FloatArray = NDArray[np.float32]
+class RunningBatch:
+    """Answers that are decoded together. A row joins, and a row leaves, between two steps.
+
+    For one thread at a time.
+
+    Attributes:
+        answers: the answers that go on, in the order in which they joined.
+    """
+
+    def __init__(self, model: LanguageModel, *, rows: int = 0, capacity: int = 0) -> None:
+        """Begin an empty batch.
+
+        Args:
+            rows: rows to reserve memory for; more may join.
+            capacity: positions of a row to reserve memory for; longer rows may join.
+        """
+        self._model, self._batch = model, model.new_batch(rows, capacity)
+        self.answers: list[Answer] = []
+
+    def join(self, inputs_embeds: FloatArray, answer: Answer, max_new_tokens: int) -> None:
+        """Prefill a prompt and sample its answer's first token.
+
+        Prefill is compute-bound, so batching it saves nothing. An answer that ends with its first
+        token takes no row.
+
+        Args:
+            inputs_embeds: float32 [1, sequence_length, hidden_size].
+            max_new_tokens: the largest number of tokens that the answer may get.
+
+        Raises:
+            ProviderError: there is not enough memory, or the provider failed.
+        """
+        row = self._batch.new_row(inputs_embeds.shape[1] + max_new_tokens)
+        answer.accept(self._model.prefill(inputs_embeds, row))
+        if answer.finish_reason is None:
+            self._batch.admit(row)
+            self.answers.append(answer)
+
+    def step(self) -> list[Answer]:
+        """Decode one token of every answer.
+
+        Returns:
+            The answers that ended; their rows are gone.
+        """
+        tokens = [answer.token_ids[-1] for answer in self.answers]
+        for answer, logits in zip(
+            self.answers, self._model.decode_one_batch_step(tokens, self._batch), strict=True
+        ):
+            answer.accept(logits)
+        return self._drop({i for i, a in enumerate(self.answers) if a.finish_reason is not None})
+
+    def leave(self, answer: Answer) -> None:
+        """Drop an answer that nobody waits for."""
+        self._drop({self.answers.index(answer)})
+
+    def _drop(self, rows: set[int]) -> list[Answer]:
+        dropped = [self.answers[row] for row in sorted(rows)]
+        if rows:
+            kept = [row for row in range(len(self.answers)) if row not in rows]
+            self._batch.keep(kept)
+            self.answers = [self.answers[row] for row in kept]
+        return dropped
 
 
-@dataclass
-class Row:
-    """One answer of the batch, as far as it has come; seconds since the call."""
+@dataclass(frozen=True)
+class Request:
+    """A question with the room that its answer has."""
 
-    prompt_ids: PromptIds
+    parts: list[PromptPart]
     prompt_tokens: int
     max_new_tokens: int
-    sample: Sampler
-    text: AnswerText
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    preprocess: float = 0.0
-    vision: float = 0.0
-    prefill: float = 0.0
-    first_token: float = 0.0
-    ended: float = 0.0
-
-    def take(
-        self, logits: FloatArray, began: float, settings: Settings, eos: Sequence[int]
-    ) -> None:
-        """Draw the next token, and see whether it is the last."""
-        token_id = self.sample(logits)
-        self.ended = time.perf_counter() - began
-        if not self.token_ids:
-            self.first_token = self.ended
-        if token_id in eos:
-            self.finish_reason = "stop"
-            return
-        self.token_ids.append(token_id)
-        self.text.add(token_id)
-        self.finish_reason = why_ended(self.text, settings, self.ended)
-        if self.finish_reason is None and len(self.token_ids) == self.max_new_tokens:
-            self.finish_reason = "length"
 
 
 def answer_batch(
-    model: "FastVLM",
-    pictures: Sequence[Picture | FloatArray],
+    components: Components,
+    images: Sequence[ImageInput],
     prompts: str | Sequence[str],
-    settings: Settings,
+    config: GenerationConfig,
 ) -> list[Generation]:
     """See `FastVLM.generate_batch`."""
-    began = time.perf_counter()
-    asked = _check(pictures, prompts, settings)
-    rows = [_new_row(model, prompt, settings) for prompt in asked]
-    decoder, eos = model._decoder, model.manifest.decoder.eos_token_ids
-    embed_tokens = model._embed_tokens
+    called = time.perf_counter()
+    asked = _prompts_for(images, prompts, config)
+    requests = [_request(components, prompt, config) for prompt in asked]
+    encoder = components.image_encoder
 
-    # 1. Each prompt by itself, into its row: computing is what it takes, and sharing saves none.
-    batch = decoder.new_batch(
-        len(rows), max(row.prompt_tokens + row.max_new_tokens for row in rows)
+    # 1. Each prompt by itself, into a row of its own.
+    batch = RunningBatch(
+        components.language_model,
+        rows=len(requests),
+        capacity=max(request.prompt_tokens + request.max_new_tokens for request in requests),
     )
-    for number, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
-        marks = [time.perf_counter()]
-        prepared = model.prepare(picture, settings.orient)
-        marks.append(time.perf_counter())
-        features = model.features_of(prepared, is_cached=True)
-        marks.append(time.perf_counter())
-        logits = prefill(decoder, model.embed_prompt(row.prompt_ids, features), batch.row(number))
-        marks.append(time.perf_counter())
-        row.preprocess, row.vision, row.prefill = np.diff(marks).tolist()
-        row.take(logits, began, settings, eos)
-        batch.lengths[number] = row.prompt_tokens
+    answers = []
+    for request, image in zip(requests, images, strict=True):
+        started = time.perf_counter()
+        read = encoder.read(image, orient=config.orient)
+        preprocessed = time.perf_counter()
+        features = encoder.encode(read)
+        times = StageTimes(called, started, preprocessed, time.perf_counter())
+        answer = components.begin_answer(config, request.max_new_tokens, times)
+        batch.join(components.embed(request.parts, [features]), answer, request.max_new_tokens)
+        answers.append(answer)
 
-    # 2. One token of each at a time: the weights are read once for all. Who is done leaves.
-    going = rows
-    while True:
-        left = [number for number, row in enumerate(going) if row.finish_reason is None]
-        if not left:
-            break
-        if len(left) < len(going):
-            batch.keep(left)
-            going = [going[number] for number in left]
-        embeds = embed_tokens([row.token_ids[-1] for row in going])[:, None]
-        for row, logits in zip(going, decoder.run_batch(embeds, batch), strict=True):
-            row.take(logits, began, settings, eos)
-    return [_finish(model, row) for row in rows]
+    # 2. One token of every answer at a time: the weights are read once for all rows.
+    while batch.answers:
+        batch.step()
+    return [
+        answer.result(components.describe(), request.prompt_tokens)
+        for answer, request in zip(answers, requests, strict=True)
+    ]
 
 
-def _check(
-    pictures: Sequence[Picture | FloatArray], prompts: str | Sequence[str], settings: Settings
+def _prompts_for(
+    images: Sequence[ImageInput], prompts: str | Sequence[str], config: GenerationConfig
 ) -> list[str]:
-    """A prompt for each picture."""
-    if isinstance(pictures, str | bytes) or not isinstance(pictures, Sequence):
-        raise InputError(f"pictures are a {type(pictures).__name__}; expected a list of pictures.")
-    if not pictures:
-        raise InputError("the list of pictures is empty; expected at least one.")
-    asked = [prompts] * len(pictures) if isinstance(prompts, str) else list(prompts)
-    if len(asked) != len(pictures):
+    """A prompt for each image."""
+    if isinstance(images, str | bytes) or not isinstance(images, Sequence):
+        raise InputError(f"images are a {type(images).__name__}; expected a list of images.")
+    if not images:
+        raise InputError("the list of images is empty; expected at least one.")
+    asked = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+    if len(asked) != len(images):
         raise InputError(
-            f"found {len(pictures)} pictures and {len(asked)} prompts; expected one prompt for "
-            "each picture, or one for all."
+            f"found {len(images)} images and {len(asked)} prompts; expected one prompt for "
+            "each image, or one for all."
         )
-    if settings.on_token:
+    if config.on_token:
         raise InputError("on_token is for one answer at a time; leave it out of a batch.")
     return asked
 
 
-def _new_row(model: "FastVLM", prompt: str, settings: Settings) -> Row:
-    prompt_ids = tokenize_prompt(model._tokenizer, model.manifest.prompt, prompt)
-    context = model.manifest.decoder.context_length
-    room = room_for_answer(context, len(prompt_ids), model.num_image_tokens)
-    return Row(
-        prompt_ids=prompt_ids,
-        prompt_tokens=len(prompt_ids) + model.num_image_tokens,
-        max_new_tokens=min(settings.max_new_tokens, room),
-        sample=Sampler(settings),
-        text=AnswerText(model._tokenizer, settings.stop),
-    )
-
-
-def _finish(model: "FastVLM", row: Row) -> Generation:
-    assert row.finish_reason is not None
-    row.text.finish()
-    decode = row.ended - row.first_token
-    runs = len(row.token_ids) - (row.finish_reason == "length")
-    return generation_of(
-        model,
-        row.text,
-        row.token_ids,
-        row.finish_reason,
-        row.prompt_tokens,
-        Timings(
-            load=model.load_seconds,
-            preprocess=row.preprocess,
-            vision=row.vision,
-            prefill=row.prefill,
-            first_token=row.first_token,
-            decode=decode,
-            tokens_per_second=rate(runs, decode),
-        ),
-        row.sample.logprobs,
-    )
+def _request(components: Components, prompt: str, config: GenerationConfig) -> Request:
+    parts = components.template.prompt(question(prompt, num_images=1))
+    num_image_tokens = components.image_encoder.num_image_tokens
+    context = components.language_model.sizes.context_length
+    room = room_for_answer(context, parts, num_image_tokens)
+    return Request(parts, num_positions(parts, num_image_tokens), min(config.max_new_tokens, room))

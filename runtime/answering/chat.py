@@ -1,59 +1,26 @@
 """A conversation: turns keep their keys and values, so a question costs its own tokens."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Unpack
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Unpack
 
 from fastvlm_onnx.errors import InputError, PromptTooLongError
-from fastvlm_onnx.package import PromptFormat
+from fastvlm_onnx.runtime.answering.answer import StageTimes
+from fastvlm_onnx.runtime.answering.components import Components
 from fastvlm_onnx.runtime.answering.results import Generation, Piece
-from fastvlm_onnx.runtime.answering.stream import Marks, answer, last_of
+from fastvlm_onnx.runtime.answering.stream import final_generation, stream_answer
+from fastvlm_onnx.runtime.deprecation import renamed
 from fastvlm_onnx.runtime.engine.kv_cache import KVCache
-from fastvlm_onnx.runtime.engine.options import Options, Settings
-from fastvlm_onnx.runtime.text.prompt import check_prompt
-from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
-from fastvlm_onnx.runtime.vision.image import Picture
-
-if TYPE_CHECKING:
-    from fastvlm_onnx.runtime.model import FastVLM
-
-FloatArray = NDArray[np.float32]
-TURN = "<|im_start|>"
-
-
-class TurnIds:
-    """Token ids of what stands around the words of a conversation.
-
-    Source: the chat template of Qwen2, as predict.py fills it for one question.
-    """
-
-    def __init__(self, tokenizer: TextTokenizer, template: PromptFormat) -> None:
-        """Take the template for one question apart.
-
-        Raises:
-            InputError: it has no turns.
-        """
-        before, after = template.before_image, template.after_prompt
-        if TURN not in before or TURN not in after:
-            raise InputError(f"the package's prompt template has no {TURN}: it cannot converse.")
-        user = before.rindex(TURN)
-        self._tokenizer, self._before_prompt = tokenizer, template.before_prompt
-        self.system = tokenizer.encode_template(before[:user])
-        self._user = tokenizer.encode_template(before[user:])
-        self._assistant = tokenizer.encode_template(after)
-        # What stands behind an answer.
-        self.end = tokenizer.encode_template(after[: after.rindex(TURN)])
-
-    def question(self, words: str, features: FloatArray | None) -> list[list[int] | FloatArray]:
-        """A user's turn, up to where the answer begins: ids, and rows of the picture."""
-        if features is None:
-            return [self._user + self._tokenizer.encode(words) + self._assistant]
-        asked = self._tokenizer.encode(self._before_prompt + words)
-        return [self._user, features[0], asked + self._assistant]
+from fastvlm_onnx.runtime.engine.language_model import LanguageModel, PromptPart
+from fastvlm_onnx.runtime.engine.options import GenerationConfig, GenerationOptions
+from fastvlm_onnx.runtime.text.prompt import ImagePlace, PromptTemplate, num_positions, question
+from fastvlm_onnx.runtime.vision.image_encoder import (
+    ImageFeatures,
+    ImageInput,
+    PixelValues,
+    images_of,
+)
 
 
 @dataclass(frozen=True)
@@ -61,43 +28,145 @@ class Turn:
     """A question and its answer.
 
     Attributes:
-        prompt: the user's words.
-        has_image: a picture came with them.
-        token_ids: the answer's, as far as it came.
+        prompt: the user's text.
+        has_image: an image came with the text.
+        token_ids: the answer's tokens, as far as it came.
+        parts: the question as the decoder gets it: token ids, and rows of image features.
     """
 
     prompt: str
     has_image: bool
     token_ids: list[int]
-    pieces: list[list[int] | FloatArray] = field(repr=False, compare=False)
+    parts: list[PromptPart] = field(repr=False, compare=False)
+
+
+@dataclass
+class Draft:
+    """A turn that is being answered.
+
+    Attributes:
+        turns: the earlier turns that the cache holds or `uncached` repeats.
+        cache: the cache that the answer is decoded in.
+        uncached: the parts that the cache lacks; the question comes last.
+        question: the parts of the question.
+        filled: positions that the cache held before the draft.
+    """
+
+    turns: list[Turn]
+    cache: KVCache
+    uncached: list[PromptPart]
+    question: list[PromptPart]
+    filled: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.filled = self.cache.length
+
+
+class Transcript:
+    """The turns of a conversation and the cache that holds them.
+
+    Attributes:
+        turns: the oldest first.
+        cache: keys and values of the turns; None before the first.
+        pending_token_ids: tokens of the last answer that are not in the cache yet. The last
+            sampled token is never run; the next prompt starts with it.
+    """
+
+    def __init__(self, template: PromptTemplate, context_length: int) -> None:
+        self.turns: list[Turn] = []
+        self.cache: KVCache | None = None
+        self.pending_token_ids: list[int] = []
+        self._context_length = context_length
+        self._system, self._end_of_turn = template.system(), template.end_of_turn()
+
+    def begin(
+        self, model: LanguageModel, question: list[PromptPart], room_wanted: int, *, drop: bool
+    ) -> Draft:
+        """Begin a turn.
+
+        Args:
+            room_wanted: positions to leave for the answer.
+            drop: drop the oldest turns where they leave less room.
+        """
+        turns = list(self.turns)
+        while drop and turns and self.room(turns, _positions(question)) < room_wanted:
+            del turns[0]
+        if self.cache is not None and len(turns) == len(self.turns):
+            before = [self.pending_token_ids, self._end_of_turn] if turns else []
+            return Draft(turns, self.cache, [*before, *question], question)
+        # The cache starts with turns that are dropped, so all that is left is prefilled again.
+        # It has room for the whole context, of which only filled positions take memory.
+        return Draft(
+            turns,
+            model.new_cache(self._context_length),
+            [*self.parts(turns), *question],
+            question,
+        )
+
+    def commit(self, draft: Draft, turn: Turn, prompt_end: int) -> None:
+        """Take an answered turn into the conversation, as far as its answer came.
+
+        Args:
+            prompt_end: positions of the cache after the question.
+        """
+        self.turns = [*draft.turns, turn]
+        self.cache = draft.cache
+        self.pending_token_ids = turn.token_ids[draft.cache.length - prompt_end :]
+
+    def rollback(self, draft: Draft) -> None:
+        """Forget a turn whose question was not run to its end."""
+        draft.cache.length = draft.filled
+
+    def parts(self, turns: Sequence[Turn]) -> list[PromptPart]:
+        """The system text and these turns as the decoder gets them."""
+        parts: list[PromptPart] = [self._system]
+        for turn in turns:
+            parts += [*turn.parts, turn.token_ids, self._end_of_turn]
+        return parts
+
+    def room(self, turns: Sequence[Turn], question_positions: int) -> int:
+        """Positions that these turns and a question leave for an answer."""
+        return self._context_length - _positions(self.parts(turns)) - question_positions
+
+
+def _positions(parts: Sequence[PromptPart]) -> int:
+    return sum(map(len, parts))
 
 
 class Chat:
-    """A conversation with a model; made by `FastVLM.chat`. For one thread at a time.
+    """A conversation with a model; made by `FastVLM.chat`. For one thread at a time."""
 
-    Attributes:
-        turns: what was said, the oldest first; those that were dropped are gone.
-    """
+    def __init__(self, components: Callable[[], Components], *, drop_oldest: bool) -> None:
+        """Begin a conversation.
 
-    def __init__(self, model: "FastVLM", *, drop_oldest: bool) -> None:
-        self._model, self._drop_oldest = model, drop_oldest
-        self._ids = TurnIds(model._tokenizer, model.manifest.prompt)
-        self._context = model.manifest.decoder.context_length
+        Args:
+            components: returns the open model's parts, or raises InputError where it is closed.
+
+        Raises:
+            InputError: the package's template has no turns.
+        """
+        template = components().template
+        if not template.text.end_of_turn:
+            raise InputError("the package's prompt template has no turns: it cannot converse.")
+        self._components, self._drop_oldest = components, drop_oldest
         self._is_closed = False
         self._running: Generator[Piece, None, None] | None = None
-        self.reset()
+        self.transcript = self._new_transcript()
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The turns so far, the oldest first, without turns that were dropped."""
+        return self.transcript.turns
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Forget all turns."""
         self._stop()
-        self.turns: list[Turn] = []
-        # Room for the whole context, of which only what is filled takes memory.
-        self._cache: KVCache | None = None
-        self._behind: list[int] = []
+        self.transcript = self._new_transcript()
 
     def close(self) -> None:
-        """Let go of keys and values; the chat answers no more."""
-        self.reset()
+        """Release keys and values. A closed chat answers no more."""
+        self._stop()
+        self.transcript.turns, self.transcript.cache = [], None
         self._is_closed = True
 
     def __enter__(self) -> "Chat":
@@ -106,125 +175,111 @@ class Chat:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @renamed(text="prompt")
     def ask(
         self,
-        text: str,
-        image: Picture | FloatArray | None = None,
-        **options: Unpack[Options],
+        prompt: str,
+        image: ImageInput | Sequence[ImageInput] | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Ask the next question.
 
         Args:
-            text: the user's words.
-            image: a picture that comes with them, as `FastVLM.generate` takes it; earlier ones stay
-                where they were given.
-            options: see `Options`.
+            prompt: the user's text.
+            image: an image, or several, that come with the text. Earlier images stay in their
+                turns.
+            options: see `GenerationOptions`.
 
         Raises:
-            InputError: the words, the picture or an option cannot be used; the chat or its model is
-                closed.
-            PromptTooLongError: the context is full, and the oldest turn is not to be dropped, or
-                the question is too long by itself. The chat stays as it was.
+            InputError: the prompt, an image or an option cannot be used; or the chat or its model
+                is closed.
+            PromptTooLongError: the question does not fit in the context; the chat stays as it was.
             ProviderError: a provider failed; the chat stays as it was.
         """
-        return last_of(self.stream(text, image, **options))
+        return final_generation(self.stream(prompt, image, **options))
 
+    @renamed(text="prompt")
     def stream(
         self,
-        text: str,
-        image: Picture | FloatArray | None = None,
-        **options: Unpack[Options],
+        prompt: str,
+        image: ImageInput | Sequence[ImageInput] | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generator[Piece, None, None]:
-        """`ask`, piece by piece. Closed early, the answer so far is part of the conversation."""
-        began = time.perf_counter()
+        """`ask`, piece by piece.
+
+        Closed early, the answer so far is part of the conversation.
+        """
+        called = time.perf_counter()
         if self._is_closed:
             raise InputError("the chat is closed; begin another with model.chat().")
-        self._model._check_usable()
+        components = self._components()
         self._stop()
-        settings = Settings(**options)
-        check_prompt(text)
-        prepared = None if image is None else self._model.prepare(image, settings.orient)
-        self._check_room(text, has_image=image is not None)
-        self._running = self._answer(text, prepared, settings, began)
+        config = GenerationConfig(**options)
+        images = images_of(image)
+        content = question(prompt, len(images))
+        encoder = components.image_encoder
+        read = [encoder.read(one, orient=config.orient) for one in images]
+        positions = num_positions(components.template.user_turn(content), encoder.num_image_tokens)
+        self._check_room(positions)
+        self._running = self._answer(prompt, content, read, config, called)
         return self._running
 
+    def _answer(
+        self,
+        prompt: str,
+        content: Sequence[str | ImagePlace],
+        read: Sequence[PixelValues | ImageFeatures],
+        config: GenerationConfig,
+        called: float,
+    ) -> Generator[Piece, None, None]:
+        components = self._components()  # the model may have been closed since the call
+        model, encoder = components.language_model, components.image_encoder
+        preprocessed = time.perf_counter()
+        features = [encoder.encode(one) for one in read]
+        times = StageTimes(called, called, preprocessed, time.perf_counter())
+        asked: list[PromptPart] = [
+            features[part.index].array[0] if isinstance(part, ImagePlace) else part
+            for part in components.template.user_turn(content)
+        ]
+
+        # 1. The parts that the cache lacks. An answer as long as the context would leave no turn,
+        # so at most a quarter of the context is kept for it.
+        context = model.sizes.context_length
+        room_wanted = min(config.max_new_tokens, context // 4)
+        draft = self.transcript.begin(model, asked, room_wanted, drop=self._drop_oldest)
+        inputs_embeds = model.embed(draft.uncached)
+        prompt_end = draft.filled + inputs_embeds.shape[1]
+
+        # 2. The answer. However it ends, the cache and the turns agree.
+        max_new_tokens = min(config.max_new_tokens, context - prompt_end)
+        answer = components.begin_answer(config, max_new_tokens, times)
+        try:
+            yield from stream_answer(components, inputs_embeds, draft.cache, answer)
+        finally:
+            if draft.cache.length < prompt_end:
+                self.transcript.rollback(draft)
+            else:
+                turn = Turn(prompt, bool(features), answer.token_ids, draft.question)
+                self.transcript.commit(draft, turn, prompt_end)
+
     def _stop(self) -> None:
-        """End an answer that nobody waits for any more."""
+        """End an answer whose iterator nobody reads any more."""
         running, self._running = self._running, None
         if running is not None:
             running.close()
 
-    def _answer(
-        self, text: str, prepared: FloatArray | None, settings: Settings, began: float
-    ) -> Generator[Piece, None, None]:
-        model = self._model
-        model._check_usable()  # it may have been closed since the call
-        preprocessed = time.perf_counter()
-        features = None if prepared is None else model.features_of(prepared, is_cached=True)
-        marks = Marks(began, preprocessed, time.perf_counter())
-        question = self._ids.question(text, features)
+    def _new_transcript(self) -> Transcript:
+        components = self._components()
+        return Transcript(components.template, components.language_model.sizes.context_length)
 
-        # 1. What the cache lacks: this question, or everything where turns were dropped.
-        # An answer as long as the context would leave no turn: a quarter is kept for it at most.
-        longest = self._context // 4
-        wanted = min(settings.max_new_tokens, longest) if self._drop_oldest else 1
-        turns = list(self.turns)
-        while turns and self._room(turns, question) < wanted:
-            if not self._drop_oldest:
-                break
-            del turns[0]
-        cache, lacking = self._cache, [*self._behind_last(), *question]
-        if cache is None or len(turns) < len(self.turns):
-            cache = model._decoder.new_cache(self._context)
-            lacking = [self._ids.system]
-            for turn in turns:
-                lacking += [*turn.pieces, turn.token_ids, self._ids.end]
-            lacking += question
-        inputs_embeds = np.concatenate(
-            [model._embed_tokens(p) if isinstance(p, list) else p for p in lacking]
-        )[None]
-
-        # 2. The answer; whatever ends it, the cache and the turns agree.
-        filled = cache.length
-        prompt_end = filled + inputs_embeds.shape[1]
-        room = self._context - prompt_end
-        token_ids: list[int] = []
-        try:
-            max_new_tokens = min(settings.max_new_tokens, room)
-            yield from answer(
-                model, inputs_embeds, cache, settings, max_new_tokens, marks, token_ids
-            )
-        finally:
-            if cache.length < prompt_end:  # nothing was said
-                cache.length = filled
-            else:
-                self.turns = [*turns, Turn(text, features is not None, token_ids, question)]
-                # A token that was drawn and not yet run stands behind the cache's last.
-                self._cache = cache
-                self._behind = token_ids[cache.length - prompt_end :]
-
-    def _behind_last(self) -> list[list[int]]:
-        """What stands between the cache's end and the next question."""
-        return [self._behind, self._ids.end] if self.turns else []
-
-    def _room(self, turns: list[Turn], question: list[list[int] | FloatArray]) -> int:
-        """Positions left for an answer behind these turns and this question."""
-        said = sum(
-            sum(map(len, turn.pieces)) + len(turn.token_ids) + len(self._ids.end) for turn in turns
-        )
-        return self._context - len(self._ids.system) - said - sum(map(len, question))
-
-    def _check_room(self, text: str, *, has_image: bool) -> None:
-        """Raise PromptTooLongError where no answer can follow."""
-        model = self._model
-        width = model.manifest.decoder.hidden_size
-        image = np.empty((1, model.num_image_tokens, width), np.float32) if has_image else None
-        question = self._ids.question(text, image)
-        room = self._room([] if self._drop_oldest else self.turns, question)
+    def _check_room(self, asked: int) -> None:
+        """Raise PromptTooLongError where a question of this many positions leaves no room."""
+        turns = [] if self._drop_oldest else self.turns
+        room = self.transcript.room(turns, asked)
         if room < 1:
-            asked = sum(map(len, question))
+            context = self._components().language_model.sizes.context_length
             raise PromptTooLongError(
-                f"the question has {asked} tokens, and the context of {self._context} has room for "
+                f"the question has {asked} tokens, and the context of {context} has room for "
                 f"{max(0, room + asked - 1)} of them; ask a shorter one"
                 + (
                     "."

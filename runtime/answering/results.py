@@ -1,8 +1,9 @@
-"""What an answer is: its text and ids, why it ended, and where the time went."""
+"""The records that an answer leaves: its text and token ids, why it ended, where the time went."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from fastvlm_onnx.runtime.engine.decoding import FinishReason
+FinishReason = Literal["stop", "length", "time"]
 
 
 @dataclass(frozen=True)
@@ -10,13 +11,13 @@ class Timings:
     """Seconds, but for the last field.
 
     Attributes:
-        load: opening the package, once for all answers.
-        preprocess: picture file -> pixel_values.
+        load: opening the package; the same for every answer.
+        preprocess: image file -> pixel_values.
         vision: vision encoder and projector.
-        prefill: the decoder's run over the whole prompt.
+        prefill: the decoder's run over the prompt.
         first_token: from the call until the first token is there.
-        decode: every token after the first.
-        tokens_per_second: speed of decode; 0 if there was only one token.
+        decode: all tokens after the first.
+        tokens_per_second: speed of `decode`; 0 if there was only one token.
     """
 
     load: float
@@ -30,16 +31,19 @@ class Timings:
 
 @dataclass(frozen=True)
 class Generation:
-    """One whole answer.
+    """A whole answer.
 
     Attributes:
-        text: the answer, white space at its ends and special tokens left out.
-        token_ids: what was generated, without the eos.
-        finish_reason: "stop" after an eos or before a stop string, "length" at max_new_tokens or a
-            full context, "time" at max_time.
-        prompt_tokens: positions before the answer, image tokens and earlier turns included.
+        text: the answer without special tokens and without white space at its ends.
+        token_ids: the generated tokens without the end token.
+        finish_reason: "stop" at an end token or a stop text, "length" at max_new_tokens or at the
+            end of the context, "time" at max_time.
+        prompt_tokens: positions before the answer, those of images and of earlier turns included.
+        timings: where the time went.
+        model: the package's name.
+        precision: the package's variant.
         providers: ONNX Runtime's name of the execution provider of each graph.
-        logprobs: of each of token_ids, where asked for; see `Sampler`.
+        logprobs: natural logarithm of each token's probability, where asked for; else None.
     """
 
     text: str
@@ -55,7 +59,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text as it comes; the last piece, whose text may be empty, carries the whole answer."""
+    """A piece of an answer's text as it comes.
+
+    Attributes:
+        text: may be empty in the last piece.
+        generation: the whole answer in the last piece, else None.
+    """
 
     text: str
     generation: Generation | None = None

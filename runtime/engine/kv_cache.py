@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,31 +11,41 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.names import LOGITS, is_past, present_name
 from fastvlm_onnx.package import DecoderFormat
+from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime, in_one_line
+from fastvlm_onnx.runtime.ort.session import GraphSession
 
-if TYPE_CHECKING:
-    from fastvlm_onnx.runtime.ort.session import GraphSession
 
-FloatArray = NDArray[np.float32]
+@dataclass(frozen=True)
+class CacheType:
+    """A number format of keys and values.
 
-# What a graph's inputs may hold keys and values in. numpy has no bfloat16: ONNX's number of it.
-BFLOAT16: Final = 16
-CACHE_DTYPES: Final = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(bfloat16)": BFLOAT16,
+    Attributes:
+        onnx: ONNX's number of the type.
+        storage: the numpy type that holds its bits; numpy has no bfloat16.
+    """
+
+    onnx: int
+    storage: type[np.generic]
+
+
+CACHE_TYPES: Final[Mapping[str, CacheType]] = {
+    "tensor(float)": CacheType(1, np.float32),
+    "tensor(float16)": CacheType(10, np.float16),
+    "tensor(bfloat16)": CacheType(16, np.uint16),
 }
+BFLOAT16: Final = CACHE_TYPES["tensor(bfloat16)"]
 
 
 class KVCache:
-    """One buffer per layer for keys and one for values, each bound once as past and as present.
+    """The keys and values of one sequence.
 
-    GroupQueryAttention finds both on the same memory and appends in place, so a step moves only its
-    own keys and values. Several graphs may fill one cache in turn.
+    Each layer has a buffer for keys and a buffer for values, bound as past and as present.
+    GroupQueryAttention finds both names on the same memory and appends in place. Several graphs may
+    fill one cache in turn.
 
     Attributes:
-        bindings: an IO binding for each session, complete but for inputs_embeds and attention_mask.
-        token: float32 [1, 1, hidden_size], the decoder's input where it is one token.
+        token: OrtValue float32 [1, 1, hidden_size], the decoder's input where it is one token.
         logits: float32 [1, 1, vocab_size], written by each run of a graph that has logits.
         length: positions filled.
         capacity: positions there is room for.
@@ -42,16 +53,16 @@ class KVCache:
 
     def __init__(
         self,
-        sessions: Sequence["GraphSession"],
-        decoder: DecoderFormat,
+        sessions: Sequence[GraphSession],
+        sizes: DecoderFormat,
         capacity: int,
         buffers: Mapping[str, Any] | None = None,
     ) -> None:
-        """Allocate it where the sessions' tensors live.
+        """Allocate the cache where the sessions' tensors live.
 
         Args:
-            buffers: OrtValues [1, num_key_value_heads, capacity, head_dim] by the name of the past
-                that they hold; new ones when None.
+            buffers: OrtValues [1, num_key_value_heads, capacity, head_dim] by the past input that
+                they hold; new buffers when None.
 
         Raises:
             ProviderError: there is not enough memory.
@@ -59,57 +70,74 @@ class KVCache:
         values = import_onnxruntime().OrtValue
         memory = sessions[0].choice.memory
         self.length, self.capacity = 0, capacity
-        self.logits = np.empty((1, 1, decoder.vocab_size), np.float32)
-        shape = (1, decoder.num_key_value_heads, capacity, decoder.head_dim)
+        self.logits = np.empty((1, 1, sizes.vocab_size), np.float32)
+        shape = (1, sizes.num_key_value_heads, capacity, sizes.head_dim)
         with _enough_memory(capacity):
             self.token = values.ortvalue_from_shape_and_type(
-                (1, 1, decoder.hidden_size), np.float32, memory
+                (1, 1, sizes.hidden_size), np.float32, memory
             )
-            # What is not yet filled is never read, and takes no memory before it is.
+            # Positions that are not filled are never read, and take no memory until then.
             buffers = buffers or {
-                past: values.ortvalue_from_shape_and_type(shape, dtype, memory)
-                for past, dtype in _past_dtypes(sessions[0]).items()
+                past: values.ortvalue_from_shape_and_type(shape, _allocated_as(kind), memory)
+                for past, kind in _past_types(sessions[0]).items()
             }
-            self.bindings = [bind(session, buffers, self.logits) for session in sessions]
+            self._bindings = {
+                id(session): bind(session, buffers, self.logits) for session in sessions
+            }
+
+    def binding(self, session: GraphSession) -> Any:
+        """The session's IO binding, complete but for inputs_embeds and attention_mask."""
+        return self._bindings[id(session)]
 
 
 class BatchCache:
-    """Keys and values of several sequences, a row for each; those still going on come first.
+    """The keys and values of several sequences, a row for each.
 
-    The buffers are this process's own arrays, so that rows can be moved.
+    Rows join and leave between two steps. The buffers are this process's own arrays, so rows can be
+    moved and the buffers can grow.
 
     Attributes:
-        lengths: int64 [rows], positions filled; rows beyond it have left.
+        lengths: int64 [rows], positions filled.
     """
 
     def __init__(
-        self, sessions: Sequence["GraphSession"], decoder: DecoderFormat, rows: int, capacity: int
+        self, sessions: Sequence[GraphSession], sizes: DecoderFormat, rows: int, capacity: int
     ) -> None:
-        """Allocate it.
+        """Reserve memory.
 
         Raises:
-            ProviderError: there is not enough memory, or it would hold numbers that numpy has not.
+            ProviderError: there is not enough memory.
         """
-        self._sessions, self._decoder, self._capacity = sessions, decoder, capacity
-        self.lengths = np.zeros(rows, np.int64)
-        shape = (rows, decoder.num_key_value_heads, capacity, decoder.head_dim)
-        dtypes = _past_dtypes(sessions[0])
-        if BFLOAT16 in dtypes.values():
-            raise ProviderError(
-                "keys and values in bfloat16 cannot be kept for a batch; take the fp16 variant, or "
-                "ask one question at a time."
-            )
-        with _enough_memory(rows * capacity):
-            self._arrays = {past: np.empty(shape, dtype) for past, dtype in dtypes.items()}
-        self._binding: Any = None
+        self._sessions, self._sizes = sessions, sizes
+        self._types = _past_types(sessions[0])
+        self.lengths = np.zeros(0, np.int64)
+        self._rows, self._capacity = 0, 0
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._binding: tuple[Any, FloatArray] | None = None
+        self._reserve(rows, capacity)
 
-    def row(self, number: int) -> KVCache:
-        """One sequence's cache, to be filled by itself; `lengths` is for the caller to set."""
-        buffers = self._values(slice(number, number + 1))
-        return KVCache(self._sessions, self._decoder, self._capacity, buffers)
+    def new_row(self, capacity: int) -> KVCache:
+        """Make room for another row, to be filled by itself before `admit`.
+
+        Args:
+            capacity: positions that the row needs.
+
+        Raises:
+            ProviderError: there is not enough memory.
+        """
+        row = len(self.lengths)
+        self._reserve(row + 1, capacity)
+        return KVCache(
+            self._sessions, self._sizes, self._capacity, self._values(slice(row, row + 1))
+        )
+
+    def admit(self, row: KVCache) -> None:
+        """Take the row of the last `new_row` into the batch; it comes last."""
+        self.lengths = np.append(self.lengths, row.length)
+        self._binding = None
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone, in ascending order; they move to the front."""
+        """Drop all rows but these, given in ascending order; they move to the front."""
         for to, row in enumerate(rows):
             if to != row:
                 filled = self.lengths[row]
@@ -119,21 +147,41 @@ class BatchCache:
         self._binding = None
 
     def binding(self) -> tuple[Any, FloatArray]:
-        """An IO binding over the rows that are left, and their logits [rows, 1, vocab_size]."""
+        """An IO binding over all rows, and their logits float32 [rows, 1, vocab_size]."""
         if self._binding is None:
             rows = len(self.lengths)
-            logits = np.empty((rows, 1, self._decoder.vocab_size), np.float32)
+            logits = np.empty((rows, 1, self._sizes.vocab_size), np.float32)
             self._binding = bind(self._sessions[0], self._values(slice(rows)), logits), logits
         return self._binding
 
+    def _reserve(self, rows: int, capacity: int) -> None:
+        """Grow the buffers to at least this size, and keep what the rows hold."""
+        if rows <= self._rows and capacity <= self._capacity:
+            return
+        if rows > self._rows > 0:
+            rows = max(rows, 2 * self._rows)  # rows that join one by one are not copied each time
+        rows, capacity = max(rows, self._rows), max(capacity, self._capacity)
+        shape = (rows, self._sizes.num_key_value_heads, capacity, self._sizes.head_dim)
+        with _enough_memory(rows * capacity):
+            grown = {past: np.empty(shape, kind.storage) for past, kind in self._types.items()}
+        for past, array in self._arrays.items():
+            for row, filled in enumerate(self.lengths):
+                grown[past][row, :, :filled] = array[row, :, :filled]
+        self._arrays, self._rows, self._capacity = grown, rows, capacity
+        self._binding = None
+
     def _values(self, rows: slice) -> dict[str, Any]:
+        """OrtValues over the arrays' own memory, by past input."""
         values = import_onnxruntime().OrtValue
         return {
-            past: values.ortvalue_from_numpy(array[rows]) for past, array in self._arrays.items()
+            past: values.ortvalue_from_numpy(array[rows])
+            if self._types[past] != BFLOAT16
+            else values.ortvalue_from_numpy_with_onnx_type(array[rows], BFLOAT16.onnx)
+            for past, array in self._arrays.items()
         }
 
 
-def bind(session: "GraphSession", buffers: Mapping[str, Any], logits: FloatArray) -> Any:
+def bind(session: GraphSession, buffers: Mapping[str, Any], logits: FloatArray) -> Any:
     """An IO binding with keys and values in place, and logits where the graph has them."""
     binding = session.io_binding()
     if any(output.name == LOGITS for output in session.get_outputs()):
@@ -145,10 +193,15 @@ def bind(session: "GraphSession", buffers: Mapping[str, Any], logits: FloatArray
     return binding
 
 
-def _past_dtypes(session: "GraphSession") -> dict[str, Any]:
-    """What each of a decoder's inputs for keys and values holds."""
+def _past_types(session: GraphSession) -> dict[str, CacheType]:
+    """The number format of each of a decoder's past inputs."""
     types = {value.name: value.type for value in session.get_inputs()}
-    return {name: CACHE_DTYPES[kind] for name, kind in types.items() if is_past(name)}
+    return {name: CACHE_TYPES[kind] for name, kind in types.items() if is_past(name)}
+
+
+def _allocated_as(kind: CacheType) -> Any:
+    """The type's name as OrtValue's constructor takes it: numpy's, or ONNX's number."""
+    return kind.onnx if kind == BFLOAT16 else kind.storage
 
 
 @contextmanager
@@ -158,5 +211,5 @@ def _enough_memory(positions: int) -> Iterator[None]:
     except Exception as error:
         raise ProviderError(
             f"no memory for keys and values of {positions} positions ({in_one_line(error)}); ask "
-            "for fewer new tokens, or free some."
+            "for fewer new tokens, or free some memory."
         ) from None

@@ -1,4 +1,4 @@
-"""What a caller may say about an answer: how long, how drawn, where it stops."""
+"""Generation options: how long an answer is, how tokens are drawn, where it stops."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,22 @@ from fastvlm_onnx.errors import InputError
 MAX_NEW_TOKENS: Final = 256
 
 
-class Options(TypedDict, total=False):
-    """What every way to ask takes by keyword.
+class GenerationOptions(TypedDict, total=False):
+    """Keyword options of `generate`, `stream`, `generate_batch` and `Chat.ask`.
 
-    max_new_tokens: the answer ends there at the latest, or where the context is full; 256.
-    max_time: or after so many seconds from the call, with what it has then; no limit.
-    stop: or before the first of these texts, wherever tokens begin and end; none.
-    temperature: divides the logits; 0, the default, takes the likeliest token.
-    top_k: draw among so many of the likeliest; 50, and 0 is all.
-    top_p: among the likeliest whose probabilities reach this sum; 1.
-    min_p: among those at least this many times as likely as the likeliest; 0.
-    repetition_penalty: divides what speaks for tokens of the answer so far; 1.
-    seed: repeats a draw exactly on one machine; anew each time.
-    logprobs: give each token's log-probability with the answer; False.
-    on_token: called with each token id as it comes.
-    orient: turn the picture as its EXIF data say, which predict.py does not; False.
+    max_new_tokens: the largest number of tokens in an answer; 256. A full context ends it sooner.
+    max_time: seconds from the call after which the answer ends; no limit.
+    stop: texts that end an answer before they appear in it, across token boundaries; no texts.
+    temperature: divides the logits; 0, the default, takes the most probable token.
+    top_k: draw among this many of the most probable tokens; 50, and 0 draws among all.
+    top_p: draw among the most probable tokens whose probabilities reach this sum; 1.
+    min_p: draw among tokens at least this many times as probable as the most probable; 0.
+    repetition_penalty: divides the logits of tokens that the answer already has; 1.
+    seed: makes a draw repeatable on one machine; a new seed each time.
+    logprobs: return each token's log-probability with the answer; False.
+    on_token: is called with each token id; an exception that it raises ends the answer.
+    orient: turn the image as its EXIF data say, which predict.py does not do; False.
+    ignore_eos: go on past an end token, which then counts as a token; False.
     """
 
     max_new_tokens: int
@@ -38,11 +39,12 @@ class Options(TypedDict, total=False):
     logprobs: bool
     on_token: Callable[[int], object] | None
     orient: bool
+    ignore_eos: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """`Options`, complete and checked."""
+class GenerationConfig:
+    """`GenerationOptions`, complete and checked."""
 
     max_new_tokens: int = MAX_NEW_TOKENS
     max_time: float | None = None
@@ -56,12 +58,13 @@ class Settings:
     logprobs: bool = False
     on_token: Callable[[int], object] | None = None
     orient: bool = False
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be used.
+        """Refuse options that cannot be used.
 
         Raises:
-            InputError: one of the options; not a number is none.
+            InputError: an option is out of range (NaN included).
         """
         for name, is_good, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),

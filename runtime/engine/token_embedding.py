@@ -11,7 +11,7 @@ from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.names import scale_file
 from fastvlm_onnx.package import DecoderFormat
 
-# uint8 embeddings mean (value - 128) * scale of its block.
+# A uint8 value v stands for (v - 128) * scale, with the scale of its block.
 INT8_ZERO = np.float32(128)
 
 
@@ -23,10 +23,10 @@ class TokenEmbedding:
     """
 
     def __init__(self, path: Path, decoder: DecoderFormat) -> None:
-        """Map the file.
+        """Map the file into memory.
 
         Raises:
-            PackageError: the file is no such matrix.
+            PackageError: the file does not hold a matrix of these sizes.
         """
         self._hidden_size = decoder.hidden_size
         self._rows, self._scales = _map(path), None

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -14,13 +13,11 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.runtime.ort.provider_selection import Choice
 from fastvlm_onnx.runtime.ort.providers import COREML, import_onnxruntime
-from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 from fastvlm_onnx.user_data import user_folder
 
 FloatArray = NDArray[np.float32]
 
 CACHE_OPTION: Final = "ModelCacheDirectory"
-SAMPLE: Final = "shapes.png"
 # Rounding to float16 costs a thousandth or two; a wrong result is of another size.
 MOST_RELATIVE_ERROR: Final = 0.05
 
@@ -55,16 +52,17 @@ def wipe_model_cache(choice: Choice) -> bool:
 
 def check_features(
     sha256: str,
-    image_size: int,
+    pixel_values: FloatArray,
     encode: Callable[[FloatArray], FloatArray],
     encode_on_cpu: Callable[[FloatArray], FloatArray],
 ) -> float:
-    """Encode a sample picture, and hold it against what the CPU made of it.
+    """Encode an image, and hold its features against the CPU's.
 
     The CPU is asked once for each graph; its features are kept beside the compiled model.
 
     Args:
         sha256: of the vision encoder's file.
+        pixel_values: of a sample image, float32 [1, 3, image_size, image_size].
         encode: pixel_values -> image_features, on CoreML.
         encode_on_cpu: the same on the CPU.
 
@@ -74,9 +72,7 @@ def check_features(
     Raises:
         ProviderError: the features are others.
     """
-    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / SAMPLE
-    pixel_values = preprocess(read_picture(sample.read_bytes()), image_size)
-    file = _folder(sha256) / f"features.{image_size}.npy"
+    file = _folder(sha256) / f"features.{pixel_values.shape[-1]}.npy"
     try:
         expected = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):  # none yet, or cut off
@@ -91,7 +87,7 @@ def check_features(
     if not error <= MOST_RELATIVE_ERROR:
         raise ProviderError(
             f"CoreML gives wrong image features on this machine (relative error {error:.2g}, at "
-            f"most {MOST_RELATIVE_ERROR:g}, against the CPU's of {SAMPLE}); take --provider cpu, "
+            f"most {MOST_RELATIVE_ERROR:g}, against the CPU's); take --provider cpu, "
             "or --provider-option RequireStaticInputShapes=0, which helps on macOS 15."
         )
     return error

@@ -17,13 +17,17 @@ from fastvlm_onnx.runtime.ort.providers import (
     CPU,
     CUDA,
     PROVIDERS,
-    Options,
+    ProviderOptions,
     installed_providers,
     resolve,
     short_name,
 )
 
-Providers = str | Mapping[str, str | tuple[str, Options]] | Sequence[str | tuple[str, Options]]
+Providers = (
+    str
+    | Mapping[str, str | tuple[str, ProviderOptions]]
+    | Sequence[str | tuple[str, ProviderOptions]]
+)
 """What a caller may ask for: a name, `vision=coreml,decoder=cpu` or the mapping of it, or ONNX
 Runtime's own list."""
 
@@ -96,8 +100,8 @@ class Choice:
     """
 
     ep: str
-    options: Options = field(default_factory=dict)
-    others: tuple[tuple[str, Options], ...] = ()
+    options: ProviderOptions = field(default_factory=dict)
+    others: tuple[tuple[str, ProviderOptions], ...] = ()
     reason: str | None = None
 
     @property
@@ -112,7 +116,7 @@ class Choice:
         return provider.memory if provider else "cpu"
 
 
-def parse(providers: Providers, options: Options | None = None) -> dict[str, Choice]:
+def parse(providers: Providers, options: ProviderOptions | None = None) -> dict[str, Choice]:
     """What was asked for by name, by graph; graphs that are left to `auto` are missing.
 
     Args:
@@ -172,7 +176,7 @@ def _split(text: str) -> Mapping[str, str] | Sequence[str]:
     return pairs
 
 
-def _choice(chain: Sequence[str | tuple[str, Options]]) -> Choice:
+def _choice(chain: Sequence[str | tuple[str, ProviderOptions]]) -> Choice:
     """The first is what was asked for; the others take what it leaves."""
     resolved = []
     for entry in chain:

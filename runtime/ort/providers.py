@@ -10,7 +10,7 @@ from typing import Final
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.telemetry import disable_telemetry
 
-Options = Mapping[str, str]
+ProviderOptions = Mapping[str, str]
 
 ENOUGH: Final = 300  # characters of somebody else's message
 # Before it, attention on the CPU cannot append more than one position to a cache that is not empty.
@@ -35,7 +35,7 @@ class Provider:
     ep: str
     install: str
     precisions: tuple[str, ...] = ()
-    options: Options = field(default_factory=dict)
+    options: ProviderOptions = field(default_factory=dict)
     memory: str = "cpu"
 
 

@@ -1,18 +1,15 @@
 """ONNX Runtime sessions: options, opening, proof of placement; the decoder with its cache."""
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.errors import InputError, PackageError, ProviderError
-from fastvlm_onnx.names import ATTENTION_MASK, INPUTS_EMBEDS
-from fastvlm_onnx.package import DecoderFormat
-from fastvlm_onnx.runtime.engine.kv_cache import BatchCache, KVCache
 from fastvlm_onnx.runtime.ort.coreml import wipe_model_cache
 from fastvlm_onnx.runtime.ort.hardware import physical_cores
 from fastvlm_onnx.runtime.ort.provider_selection import Choice
@@ -26,7 +23,6 @@ from fastvlm_onnx.runtime.ort.providers import (
 )
 from fastvlm_onnx.runtime.ort.saturation import EXACT_PRODUCTS, int8_weights_of
 
-FloatArray = NDArray[np.float32]
 Placement = Mapping[str, Counter[str]]
 """Nodes by provider (ONNX Runtime's name), then by operator."""
 
@@ -46,6 +42,7 @@ class GraphSession:
         int8_weights: "int8" where products read the weights as the package holds them; "uint8"
             where ONNX Runtime rewrote them, because int8 products saturate on this processor; None
             for a graph without such products.
+        observer: is called with the seconds of each bound run, where it is set.
     """
 
     def __init__(
@@ -70,6 +67,7 @@ class GraphSession:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; expected 1 or more.")
         self.path, self.choice = path, choice
+        self.observer: Callable[[float], object] | None = None
         self._ort = import_onnxruntime()
         self._is_on_cpu = choice.ep == CPU
         if choice.ep == CUDA:
@@ -177,10 +175,13 @@ class GraphSession:
             ProviderError: as `run`.
         """
         options = self._returning if returns_memory and self._is_on_cpu else None
+        began = time.perf_counter()
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:
             raise self._failed(error) from None
+        if self.observer is not None:
+            self.observer(time.perf_counter() - began)
 
     def _failed(self, error: Exception) -> ProviderError:
         return ProviderError(
@@ -275,82 +276,3 @@ def placement_of(session: Any) -> Placement | None:
         operators = placement.setdefault(part.ep_name, Counter())
         operators.update(node.op_type for node in part.get_nodes())
     return placement
-
-
-class DecoderSession:
-    """The decoder, one sequence at a time: one graph, or two that fill the same cache."""
-
-    def __init__(
-        self,
-        session: GraphSession,
-        decoder: DecoderFormat,
-        prefill_session: GraphSession | None = None,
-    ) -> None:
-        """Take the graphs.
-
-        Args:
-            session: gives logits.
-            prefill_session: gives none, and runs all positions but the last of each call; None
-                where `session` runs them too.
-        """
-        self._sessions = [session] if prefill_session is None else [session, prefill_session]
-        self._decoder = decoder
-        self._mask = np.ones((1, decoder.context_length), np.int64)
-
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache with room for `capacity` positions, where the decoder's tensors live."""
-        return KVCache(self._sessions, self._decoder, capacity)
-
-    def run(self, inputs_embeds: FloatArray, cache: KVCache) -> FloatArray:
-        """Append positions to the cache.
-
-        Args:
-            inputs_embeds: float32 [1, sequence_length, hidden_size], contiguous.
-
-        Returns:
-            Logits of the last position, float32 [vocab_size]; overwritten by the next run.
-        """
-        if len(self._sessions) > 1 and inputs_embeds.shape[1] > 1:
-            self._append(1, inputs_embeds[:, :-1], cache)
-            inputs_embeds = inputs_embeds[:, -1:]
-        self._append(0, inputs_embeds, cache)
-        return cache.logits[0, 0]
-
-    def new_batch(self, rows: int, capacity: int) -> BatchCache:
-        """An empty cache for several sequences of at most `capacity` positions each."""
-        return BatchCache(self._sessions, self._decoder, rows, capacity)
-
-    def run_batch(self, inputs_embeds: FloatArray, batch: BatchCache) -> FloatArray:
-        """Append one position to each sequence, whatever its length.
-
-        Args:
-            inputs_embeds: float32 [rows, 1, hidden_size].
-
-        Returns:
-            Logits float32 [rows, vocab_size]; overwritten by the next run.
-        """
-        binding, logits = batch.binding()
-        lengths = batch.lengths + 1
-        # Padded on the right: each row says how much of it counts.
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
-        binding.bind_cpu_input(ATTENTION_MASK, mask.astype(np.int64))
-        self._sessions[0].run_with_iobinding(binding)
-        batch.lengths = lengths
-        return logits[:, 0]
-
-    def _append(self, graph: int, inputs_embeds: FloatArray, cache: KVCache) -> None:
-        total = cache.length + inputs_embeds.shape[1]
-        assert total <= cache.capacity
-        binding = cache.bindings[graph]
-        is_step = inputs_embeds.shape[1] == 1
-        if is_step:
-            # One token goes into a buffer that stays where it is, on whatever device.
-            cache.token.update_inplace(np.ascontiguousarray(inputs_embeds))
-            binding.bind_ortvalue_input(INPUTS_EMBEDS, cache.token)
-        else:
-            binding.bind_cpu_input(INPUTS_EMBEDS, inputs_embeds)
-        binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :total])
-        # A prompt's activations are many times a step's.
-        self._sessions[graph].run_with_iobinding(binding, returns_memory=not is_step)
-        cache.length = total

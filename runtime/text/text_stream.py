@@ -1,15 +1,16 @@
-"""The text of an answer as its tokens come: whole characters, no more than was asked for."""
+"""An answer's text as its tokens come: whole characters, cut at stop texts, stripped."""
 
+import codecs
 from collections.abc import Sequence
 
-from fastvlm_onnx.runtime.text.tokenizer import TextStream, TextTokenizer
+from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 
 
 class AnswerText:
-    """From tokens to the text that is shown, white space at the two ends left out.
+    """The text of an answer, without stop texts and without white space at its ends.
 
     Attributes:
-        has_stopped: one of the stop strings was there; no more text comes.
+        has_stopped: a stop text appeared, so no more text comes.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str]) -> None:
@@ -23,15 +24,15 @@ class AnswerText:
 
     @property
     def text(self) -> str:
-        """All that was shown so far."""
+        """The text so far."""
         return "".join(self._shown)
 
     def add(self, token_id: int) -> str:
-        """What can be shown with this token."""
+        """Add a token; return the text that is final with it."""
         return self._show(self._stop.add(self._characters.add([token_id])))
 
     def finish(self) -> str:
-        """What is left to show when no more tokens come."""
+        """Return the text that was held back for tokens that do not come."""
         return self._show(self._stop.add(self._characters.finish()) + self._stop.finish())
 
     def _show(self, text: str) -> str:
@@ -40,8 +41,24 @@ class AnswerText:
         return shown
 
 
+class TextStream:
+    """Characters from tokens. A character split over tokens waits for its last byte."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_ids: list[int]) -> str:
+        """Add tokens; return the characters that they complete."""
+        return self._decoder.decode(b"".join(map(self._tokenizer.bytes_of, token_ids)))
+
+    def finish(self) -> str:
+        """Return U+FFFD if the last character is incomplete."""
+        return self._decoder.decode(b"", final=True)
+
+
 class StopStream:
-    """Text up to the first of some strings; what may become one is held back."""
+    """Text up to the first stop text. Text that may begin a stop text is held back."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
@@ -61,19 +78,19 @@ class StopStream:
         return text[: len(text) - held]
 
     def finish(self) -> str:
-        """What was held back, and is none of them after all."""
+        """Return the text that was held back."""
         held, self._held = self._held, ""
         return held
 
 
 def _begun(text: str, stop: str) -> int:
-    """How many characters at the text's end begin the string."""
+    """Length of the longest end of `text` that begins `stop`."""
     most = min(len(text), len(stop) - 1)
     return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 class StrippedStream:
-    """Pieces of a text without the white space at its two ends, whatever their boundaries."""
+    """Text without the white space at its two ends. White space at the end is held back."""
 
     def __init__(self) -> None:
         self._begun = False

@@ -1,10 +1,9 @@
-"""Text <-> token ids, and text that grows token by token.
+"""Text <-> token ids.
 
-What a user types is text: special tokens in it stay characters. Only a template's are tokens.
-An added token that is not special is a word like any other.
+A user's text holds no special tokens: `<|im_end|>` in it is encoded as characters. Only a template
+holds special tokens. An added token that is not special is ordinary text.
 """
 
-import codecs
 import re
 import unicodedata
 from pathlib import Path
@@ -18,10 +17,10 @@ class TextTokenizer:
     """A package's tokenizer.json."""
 
     def __init__(self, path: Path) -> None:
-        """Load it.
+        """Load the file.
 
         Raises:
-            PackageError: the file is no tokenizer.
+            PackageError: the file is not a tokenizer.
         """
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
@@ -31,24 +30,24 @@ class TextTokenizer:
             ) from None
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: i for i, token in added.items() if token.special}
-        # An added token is text, not written in the byte alphabet; a special one shows nothing.
+        # Added tokens are stored as text, not in the byte alphabet. Special tokens show no text.
         self._added_bytes = {
             i: b"" if token.special else token.content.encode() for i, token in added.items()
         }
         self._splitter = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
-        # Encode `<|im_end|>` in a text as the characters it is made of.
+        # Encode `<|im_end|>` in a text as its characters.
         self._tokenizer.encode_special_tokens = True
         self._byte_of = _byte_alphabet()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; what looks like a special token is text like any other."""
-        # Python's own NFC, as predict.py's tokenizer: that of tokenizers knows an older Unicode.
+        """Token ids of a text in which special tokens are characters."""
+        # Python's NFC, as in predict.py's tokenizer: tokenizers' own knows an older Unicode.
         text = unicodedata.normalize("NFC", text)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_template(self, text: str) -> list[int]:
-        """Ids of a template, in which special tokens are tokens."""
+        """Token ids of a template in which special tokens are tokens."""
         text = unicodedata.normalize("NFC", text)
         ids: list[int] = []
         end = 0
@@ -59,35 +58,18 @@ class TextTokenizer:
         return ids + (self.encode(text[end:]) if end < len(text) else [])
 
     def decode(self, token_ids: list[int]) -> str:
-        """Text of ids, special tokens left out, broken characters as U+FFFD."""
-        stream = TextStream(self)
-        return stream.add(token_ids) + stream.finish()
+        """Text of token ids, without special tokens; broken characters become U+FFFD."""
+        return b"".join(map(self.bytes_of, token_ids)).decode("utf-8", "replace")
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes a token stands for; none for a special one."""
+        """The bytes of a token; empty for a special token."""
         if token_id in self._added_bytes:
             return self._added_bytes[token_id]
         token = self._tokenizer.id_to_token(token_id) or ""
-        # A vocabulary may hold words outside the byte alphabet, which no text is encoded to.
+        # A vocabulary may hold words outside the byte alphabet, which encode never returns.
         if any(character not in self._byte_of for character in token):
             return str(token).encode()
         return bytes(self._byte_of[character] for character in token)
-
-
-class TextStream:
-    """Text from tokens as they come: a character split over tokens waits for its last byte."""
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, token_ids: list[int]) -> str:
-        """The characters that these tokens complete."""
-        return self._decoder.decode(b"".join(map(self._tokenizer.bytes_of, token_ids)))
-
-    def finish(self) -> str:
-        """What is left when no more tokens come: U+FFFD if a character was never completed."""
-        return self._decoder.decode(b"", final=True)
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -1,51 +1,50 @@
-"""Image features that were made before, found again by the picture's pixels."""
+"""A cache of image features by the digest of their pixel_values."""
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
-FloatArray = NDArray[np.float32]
+from fastvlm_onnx.runtime.arrays import FloatArray
 
 
 class FeatureCache:
-    """At most so many bytes of them; the ones longest unused go first. For many threads."""
+    """Keeps features up to a number of bytes; the least recently used go first. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._bytes = max_bytes, 0
-        self._features: OrderedDict[bytes, FloatArray] = OrderedDict()
+        self._max_bytes = max_bytes
+        self.size_bytes = 0
+        self._features: OrderedDict[str, FloatArray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(
-        self, pixel_values: FloatArray, encode: Callable[[FloatArray], FloatArray]
-    ) -> FloatArray:
-        """image_features of these pixel_values, made by `encode` unless they are known.
+    def get(self, digest: str, encode: Callable[[], FloatArray]) -> FloatArray:
+        """Return the cached features, or encode and cache them.
+
+        Args:
+            digest: of the pixel_values.
+            encode: computes the features, float32 [1, num_image_tokens, hidden_size].
 
         Returns:
-            float32 [1, num_image_tokens, hidden_size], not to be written to.
+            The features; read-only where they are cached.
         """
         if self._max_bytes == 0:
-            return encode(pixel_values)
-        key = hashlib.blake2b(pixel_values.data, digest_size=16).digest()
+            return encode()
         with self._lock:
-            if key in self._features:
-                self._features.move_to_end(key)
-                return self._features[key]
-        # Without the lock: two threads may both make them, and neither waits for the other.
-        features = encode(pixel_values)
+            if digest in self._features:
+                self._features.move_to_end(digest)
+                return self._features[digest]
+        # Outside the lock: two threads may encode the same image, and neither waits for the other.
+        features = encode()
         features.flags.writeable = False
         with self._lock:
-            if key not in self._features:
-                self._features[key] = features
-                self._bytes += features.nbytes
-            while self._bytes > self._max_bytes:
-                self._bytes -= self._features.popitem(last=False)[1].nbytes
+            if digest not in self._features:
+                self._features[digest] = features
+                self.size_bytes += features.nbytes
+            while self.size_bytes > self._max_bytes:
+                self.size_bytes -= self._features.popitem(last=False)[1].nbytes
         return features
 
     def clear(self) -> None:
+        """Drop all features."""
         with self._lock:
             self._features.clear()
-            self._bytes = 0
+            self.size_bytes = 0

@@ -59,8 +59,8 @@ def test_features_are_those_of_fp32(folder: Path, picture: Path) -> None:
     # Smooth, as pictures are: noise alone averages out in the stem.
     pixel_values = pixel_values[:, :, ::32, ::32].repeat(32, 2).repeat(32, 3)
     stages = [
-        (model.run_vision_encoder(pixel_values), model.encode_image(pixel_values))
-        for model in (found, expected)
+        (encoder.run_vision_encoder(pixel_values), encoder.encode_pixel_values(pixel_values))
+        for encoder in (found.image_encoder, expected.image_encoder)
     ]
     for ours, theirs in zip(*stages, strict=True):
         assert np.linalg.norm(ours - theirs) < FP16_TOLERANCE * np.linalg.norm(theirs)

@@ -15,7 +15,7 @@ from slow_qwen2 import SlowQwen2
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from fastvlm_onnx.export.checkpoint.tokenizer_files import read_tokenizer
-from fastvlm_onnx.runtime.engine.options import Settings
+from fastvlm_onnx.runtime.engine.options import GenerationConfig
 from fastvlm_onnx.runtime.engine.sampling import Sampler
 from fastvlm_onnx.runtime.text.tokenizer import TextStream, TextTokenizer
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
@@ -332,7 +332,7 @@ def test_probabilities_are_those_of_transformers_processors(
     processors += [transformers.TopKLogitsWarper(top_k)] if top_k else []
     processors += [transformers.TopPLogitsWarper(top_p)] if top_p < 1 else []
     processors += [transformers.MinPLogitsWarper(min_p)] if min_p else []
-    settings = Settings(
+    settings = GenerationConfig(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

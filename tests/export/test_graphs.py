@@ -17,11 +17,12 @@ from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.verification.reference_model import FastViTHD, ReferenceFastVLM
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.engine.decoding import decode, decode_one_token, prefill
+from fastvlm_onnx.runtime.engine.decoder import Decoder
+from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
 from fastvlm_onnx.runtime.ort.provider_selection import Choice
 from fastvlm_onnx.runtime.ort.providers import CPU
-from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession
+from fastvlm_onnx.runtime.ort.session import GraphSession
 
 # ‖a - b‖ / ‖b‖ in fp32. Folding and fusing reorder sums; about 1e-6 is what that costs.
 FP32_TOLERANCE = 1e-4
@@ -49,10 +50,11 @@ class Pair:
         }
         return GraphSession(self.package / files[name], Choice(CPU))
 
-    def decoder(self) -> DecoderSession:
+    def language_model(self) -> LanguageModel:
         manifest = read_manifest(self.package)
         path = self.package / manifest.variants["fp32"].decoder
-        return DecoderSession(GraphSession(path, Choice(CPU)), manifest.decoder)
+        decoder = Decoder(GraphSession(path, Choice(CPU)), manifest.decoder)
+        return LanguageModel(decoder, self.embed_tokens(), manifest.decoder)
 
     def embed_tokens(self) -> TokenEmbedding:
         return TokenEmbedding(
@@ -115,15 +117,15 @@ def test_projector_matches_pytorch(pair: Pair) -> None:
 
 def test_decoder_matches_pytorch(pair: Pair) -> None:
     inputs_embeds = pair.inputs_embeds()
-    decoder = pair.decoder()
-    cache = decoder.new_cache(inputs_embeds.shape[1])
-    found = prefill(decoder, inputs_embeds, cache)
+    model = pair.language_model()
+    cache = model.new_cache(inputs_embeds.shape[1])
+    found = model.prefill(inputs_embeds, cache)
     with torch.inference_mode():
         output = pair.reference.decoder(
             inputs_embeds=torch.from_numpy(inputs_embeds), use_cache=True
         )
     assert relative_error(found, output.logits[0, -1].numpy()) < FP32_TOLERANCE
-    _, *presents = cache.bindings[0].get_outputs()
+    _, *presents = cache.binding(model.decoder.session).get_outputs()
     for i, layer in enumerate(output.past_key_values.layers):
         for buffer, expected in zip(
             presents[2 * i : 2 * i + 2], (layer.keys, layer.values), strict=True
@@ -134,22 +136,20 @@ def test_decoder_matches_pytorch(pair: Pair) -> None:
 def test_greedy_tokens_equal_pytorchs(pair: Pair) -> None:
     inputs_embeds = pair.inputs_embeds()
     expected = pair.reference.generate_greedy(torch.from_numpy(inputs_embeds), 32)
-    decoder, embed_tokens = pair.decoder(), pair.embed_tokens()
-    cache = decoder.new_cache(inputs_embeds.shape[1] + 32)
-    logits = prefill(decoder, inputs_embeds, cache)
-    found = decode(decoder, embed_tokens, lambda row: int(row.argmax()), logits, cache, 32, ())
-    assert list(found) == expected
+    model = pair.language_model()
+    logits = model.teacher_forced_logits(inputs_embeds, expected)
+    assert [int(row.argmax()) for row in logits] == expected
 
 
 def test_one_token_at_a_time_equals_one_pass(pair: Pair) -> None:
-    decoder, embed_tokens = pair.decoder(), pair.embed_tokens()
+    model = pair.language_model()
     begun, added = pair.inputs_embeds(), [40, 41, 42, 43, 44]
-    whole = np.concatenate([begun, embed_tokens(added)[None]], axis=1)
-    expected = prefill(decoder, whole, decoder.new_cache(whole.shape[1]))
-    cache = decoder.new_cache(whole.shape[1])
-    prefill(decoder, begun, cache)
+    whole = np.concatenate([begun, model.embed([added])], axis=1)
+    expected = model.prefill(whole, model.new_cache(whole.shape[1]))
+    cache = model.new_cache(whole.shape[1])
+    model.prefill(begun, cache)
     for token_id in added:
-        found = decode_one_token(decoder, embed_tokens, token_id, cache)
+        found = model.decode_one_step(token_id, cache)
     assert relative_error(found, expected) < FP32_TOLERANCE
 
 

@@ -66,8 +66,9 @@ def exact(export: Callable[[str], Path]) -> np.ndarray:
 
 
 def logits_of(model: FastVLM) -> np.ndarray:
-    embeds = model._embed_tokens(PROMPT)[None]
-    return np.array([row.copy() for row in model.logits_along(embeds, ANSWER)])
+    language_model = model.language_model
+    steps = language_model.teacher_forced_logits(language_model.embed([PROMPT]), ANSWER)
+    return np.array([row.copy() for row in steps])
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -84,7 +85,7 @@ def run_as_written(folder: Path, precision: str, names: list[str]) -> list[np.nd
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    embeds = fastvlm_onnx.load(folder, precision=precision)._embed_tokens(PROMPT)[None]
+    embeds = fastvlm_onnx.load(folder, precision=precision).language_model.embed([PROMPT])
     feeds = {"inputs_embeds": embeds, "attention_mask": np.ones((1, len(PROMPT)), np.int64)}
     for value in session.get_inputs()[2:]:
         dtype = np.float16 if "float16" in value.type else np.float32

@@ -37,8 +37,9 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def logits_of(model: FastVLM) -> np.ndarray:
-    embeds = model._embed_tokens(PROMPT)[None]
-    return np.array([row.copy() for row in model.logits_along(embeds, ANSWER)])
+    language_model = model.language_model
+    steps = language_model.teacher_forced_logits(language_model.embed([PROMPT]), ANSWER)
+    return np.array([row.copy() for row in steps])
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
@@ -86,7 +87,7 @@ class ByReference:
     def run(self, token_ids: list[int]) -> np.ndarray:
         self.length += len(token_ids)
         feeds = dict(zip(self.pasts, self.cache, strict=True)) | {
-            "inputs_embeds": self.model._embed_tokens(token_ids)[None],
+            "inputs_embeds": self.model.language_model.embed([token_ids]),
             "attention_mask": np.ones((1, self.length), np.int64),
         }
         logits, *self.cache = self.evaluator.run(["logits", *self.presents], feeds)
@@ -103,11 +104,11 @@ def test_a_shorter_sequence_beside_a_longer_one_is_answered_as_alone(standard: F
     """Padded on its right; the next token takes the place of the padding."""
     decoder = standard.manifest.decoder
     lengths, capacity, steps = (len(PROMPT), len(PROMPT) - 3), len(PROMPT) + 1, ANSWER[:2]
-    rows = [standard._embed_tokens(PROMPT)] * 2
+    rows = [standard.language_model.embed_tokens(PROMPT)] * 2
     mask = np.arange(len(PROMPT)) < np.array(lengths)[:, None]
     shape = (2, decoder.num_key_value_heads, capacity, decoder.head_dim)
     names = [n for i in range(decoder.num_hidden_layers) for n in past_names(i)]
-    session = standard._decoder._sessions[0]
+    session = standard.language_model.decoder.session
     _, *cache = session.run(
         None,
         {"inputs_embeds": np.stack(rows), "attention_mask": mask.astype(np.int64)}
@@ -117,14 +118,14 @@ def test_a_shorter_sequence_beside_a_longer_one_is_answered_as_alone(standard: F
     logits, *_ = session.run(
         None,
         {
-            "inputs_embeds": standard._embed_tokens(steps)[:, None],
+            "inputs_embeds": standard.language_model.embed_tokens(steps)[:, None],
             "attention_mask": mask.astype(np.int64),
         }
         | dict(zip(names, cache, strict=True)),
     )
     for row, length, token in zip(logits, lengths, steps, strict=True):
-        alone = standard.logits_along(
-            standard._embed_tokens(PROMPT[:length])[None], [token, ANSWER[-1]]
+        alone = standard.language_model.teacher_forced_logits(
+            standard.language_model.embed([PROMPT[:length]]), [token, ANSWER[-1]]
         )
         *_, expected = (step.copy() for step in alone)
         assert relative_error(row[0], expected) < TOLERANCE["fp32"]

@@ -35,6 +35,7 @@ from fastvlm_onnx.export.verification.verify import verify_package
 from fastvlm_onnx.names import PRECISIONS
 from fastvlm_onnx.package import check_files, read_manifest
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
+from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder
 
 STAGES = ["pixel_values", "image_hidden_states", "image_features", "logits"]
 TowerTensors = dict[str, torch.Tensor]
@@ -216,11 +217,11 @@ def test_one_wrong_pixel_is_outside_every_tolerance(
 def test_values_that_are_not_finite_are_said_and_kept_as_json(
     package: Path, copied_package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def overflow(self: FastVLM, image_hidden_states: np.ndarray) -> np.ndarray:
+    def overflow(self: ImageEncoder, image_hidden_states: np.ndarray) -> np.ndarray:
         return np.full_like(project(self, image_hidden_states), np.inf)
 
-    project = FastVLM.run_projector
-    monkeypatch.setattr(FastVLM, "run_projector", overflow)
+    project = ImageEncoder.run_projector
+    monkeypatch.setattr(ImageEncoder, "run_projector", overflow)
     agreement = verify_package(package, "demo", pictures=[picture], steps=2)
     assert "fp32: image_features: relative error not finite, at most 0.0001" in agreement.outside
     assert any("KL divergence not finite" in found for found in agreement.outside)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fastvlm_onnx
-from fastvlm_onnx import FastVLM, InputError, PromptTooLongError
-from fastvlm_onnx.runtime.answering.chat import Chat, TurnIds
-from fastvlm_onnx.runtime.text.prompt import tokenize_prompt
+from fastvlm_onnx import FastVLM, ImageFeatures, InputError, PromptTooLongError
+from fastvlm_onnx.runtime.answering.chat import Chat
+from fastvlm_onnx.runtime.engine.decoder import Decoder
+from fastvlm_onnx.runtime.text.prompt import ImagePlace
 
 FEW = {"max_new_tokens": 12}
 
@@ -24,33 +24,30 @@ def chat(model: FastVLM) -> Iterator[Chat]:
 def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Positions of every decoder run that is more than a token."""
     lengths: list[int] = []
-    run = fastvlm_onnx.runtime.ort.session.DecoderSession.run
+    run = Decoder.run
 
     def note(self: object, inputs_embeds: np.ndarray, cache: object) -> np.ndarray:
         if inputs_embeds.shape[1] > 1:
             lengths.append(inputs_embeds.shape[1])
         return run(self, inputs_embeds, cache)
 
-    monkeypatch.setattr(fastvlm_onnx.runtime.ort.session.DecoderSession, "run", note)
+    monkeypatch.setattr(Decoder, "run", note)
     return lengths
 
 
 def logits_afresh(model: FastVLM, chat: Chat) -> np.ndarray:
-    """What the decoder says behind the whole conversation, in an empty cache."""
-    pieces: list = [chat._ids.system]
-    for turn in chat.turns:
-        pieces += [*turn.pieces, turn.token_ids, chat._ids.end]
-    embeds = np.concatenate(
-        [model._embed_tokens(piece) if isinstance(piece, list) else piece for piece in pieces]
-    )
-    return next(model.logits_along(embeds[None], [0]))
+    """Logits after the whole conversation, from an empty cache."""
+    language_model = model.language_model
+    embeds = language_model.embed(chat.transcript.parts(chat.turns))
+    return next(language_model.teacher_forced_logits(embeds, [0]))
 
 
 def logits_in_chat(model: FastVLM, chat: Chat) -> np.ndarray:
-    """The same from the chat's own cache."""
-    assert chat._cache is not None
-    ids = [*chat._behind, *chat._ids.end]
-    return model._decoder.run(model._embed_tokens(ids)[None], chat._cache)
+    """The same logits from the chat's own cache."""
+    transcript, language_model = chat.transcript, model.language_model
+    assert transcript.cache is not None
+    uncached = [transcript.pending_token_ids, model.template.end_of_turn()]
+    return language_model.prefill(language_model.embed(uncached), transcript.cache)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -68,16 +65,15 @@ def test_the_first_question_is_answered_as_generate_answers_it(
         assert found.prompt_tokens == model.generate(picture, prompt).prompt_tokens
 
 
-def test_the_first_turns_ids_are_the_prompts(model: FastVLM) -> None:
-    ids = TurnIds(model._tokenizer, model.manifest.prompt)
-    image = np.zeros((1, 2, 4), np.float32)
-    user, _, words = ids.question("What is it?", image)
-    prompt = tokenize_prompt(model._tokenizer, model.manifest.prompt, "What is it?")
-    assert ids.system + user == prompt.before_image
-    assert words == prompt.after_image
-    without = ids.question("What is it?", None)
-    assert len(without) == 1
-    assert len(without[0]) < len(user) + len(words)
+def test_a_first_turn_has_the_tokens_of_a_single_prompt(model: FastVLM) -> None:
+    template = model.template
+    content = [ImagePlace(0), "What is it?"]
+    first, image, last = template.prompt(content)
+    user, same_image, words = template.user_turn(content)
+    assert template.system() + user == first
+    assert (image, words) == (same_image, last)
+    (without,) = template.user_turn(["What is it?"])
+    assert len(without) < len(user) + len(words)
 
 
 def test_a_further_question_costs_its_own_tokens(
@@ -110,7 +106,7 @@ def test_an_answer_closed_early_stays_as_far_as_it_came(
     shown = next(pieces).text + next(pieces).text
     pieces.close()
     (turn,) = chat.turns
-    assert model._tokenizer.decode(turn.token_ids).startswith(shown.strip())
+    assert model.template.tokenizer.decode(turn.token_ids).startswith(shown.strip())
     expected = logits_afresh(model, chat)
     assert relative_error(logits_in_chat(model, chat), expected) < 1e-4
 
@@ -137,8 +133,8 @@ def test_two_pictures_stand_where_they_were_given(
         chat.ask("Describe the image.", picture.with_name(name), **FEW)
     assert [turn.has_image for turn in chat.turns] == [True, True]
     for turn, name in zip(chat.turns, names, strict=True):
-        features = model.encode_image(picture.with_name(name))[0]
-        np.testing.assert_array_equal(turn.pieces[1], features)
+        features = model.encode_image(picture.with_name(name)).array[0]
+        np.testing.assert_array_equal(turn.parts[1], features)
     expected = logits_afresh(model, chat)
     assert relative_error(logits_in_chat(model, chat), expected) < 1e-4
 
@@ -157,10 +153,11 @@ def test_words_alone_begin_a_conversation_too(chat: Chat) -> None:
 def test_a_picture_asked_about_again_is_not_encoded_again(
     model: FastVLM, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model._features.clear()
+    encoder = model.image_encoder
+    encoder.forget()
     encoded = []
-    encode = model.encode_image
-    monkeypatch.setattr(model, "encode_image", lambda p: encoded.append(0) or encode(p))
+    encode = encoder.encode_pixel_values
+    monkeypatch.setattr(encoder, "encode_pixel_values", lambda p: encoded.append(0) or encode(p))
     for _ in range(2):
         with model.chat() as chat:
             chat.ask("Hi", picture, max_new_tokens=1)
@@ -171,13 +168,19 @@ def test_a_picture_asked_about_again_is_not_encoded_again(
 def test_features_may_be_kept_and_given_in_the_pictures_place(
     chat: Chat, model: FastVLM, picture: Path, tmp_path: Path, questions: dict
 ) -> None:
-    np.save(tmp_path / "features.npy", model.encode_image(picture))
-    features = np.load(tmp_path / "features.npy")
+    made = model.encode_image(picture)
+    np.save(tmp_path / "features.npy", made.array)
+    features = ImageFeatures(np.load(tmp_path / "features.npy"), made.image_size)
+    assert features.digest == made.digest
     prompt, answer = next(iter(questions[picture.name].items()))
     assert model.generate(features, prompt).text == answer
     assert chat.ask(prompt, features).text == answer
-    with pytest.raises(InputError, match=r"image features are \[1, 3, 5\], expected \[1, 16, "):
-        model.generate(np.zeros((1, 3, 5), np.float32), prompt)
+    wrong = ImageFeatures(np.zeros((1, 3, 5), np.float32), made.image_size)
+    with pytest.raises(InputError, match=r"float32 \[1, 3, 5\], expected float32 \[1, 16, "):
+        model.generate(wrong, prompt)
+    other_size = ImageFeatures(made.array, 512)
+    with pytest.raises(InputError, match="of an image of 512 pixels, expected 256"):
+        model.generate(other_size, prompt)
 
 
 # --- a full context ------------------------------------------------------------------------------
@@ -218,8 +221,8 @@ def test_the_oldest_turns_are_dropped_where_that_was_asked_for(
     assert chat.turns[-1].prompt == f"Question {number}?"
     assert chat.turns[0].prompt != "Question 0?"
     assert prefilled[-1] > prefilled[-2]  # all that is left was prefilled again
-    assert chat._cache is not None
-    assert chat._cache.length <= context
+    assert chat.transcript.cache is not None
+    assert chat.transcript.cache.length <= context
     expected = logits_afresh(model, chat)
     assert relative_error(logits_in_chat(model, chat), expected) < 1e-4
 

@@ -197,7 +197,8 @@ def test_ctrl_c_while_something_is_shown_stops_the_answer_too(
 def test_a_picture_whose_question_never_began_goes_with_the_next(
     model: FastVLM, picture: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
-    encode, tried = model.features_of, []
+    encoder, tried = model.image_encoder, []
+    encode = encoder.encode
 
     def fail_once(*arguments: object, **named: object) -> object:
         tried.append(0)
@@ -205,7 +206,7 @@ def test_a_picture_whose_question_never_began_goes_with_the_next(
             raise failure("no memory")
         return encode(*arguments, **named)
 
-    monkeypatch.setattr(model, "features_of", fail_once)
+    monkeypatch.setattr(encoder, "encode", fail_once)
     monkeypatch.setattr(sys, "stdin", Typed(["Describe the image.", "Again?"]))
     monkeypatch.setattr("builtins.input", lambda _: sys.stdin.readline())
     with model.chat() as chat:

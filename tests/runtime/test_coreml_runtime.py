@@ -16,6 +16,7 @@ from fastvlm_onnx.runtime.ort.session import GraphSession
 from fastvlm_onnx.user_data import HOME_VARIABLE
 
 SHA = "0123456789abcdef" * 4
+PIXELS = np.zeros((1, 3, 256, 256), np.float32)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_folder_that_cannot_be_made_is_no_matter(
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "file"))
     assert coreml.with_model_cache(Choice(COREML), SHA) == Choice(COREML)
     features = np.ones((1, 4, 2), np.float32)
-    assert coreml.check_features(SHA, 256, lambda _: features, lambda _: features) == 0
+    assert coreml.check_features(SHA, PIXELS, lambda _: features, lambda _: features) == 0
 
 
 @pytest.mark.parametrize("left", [b"", b"\x93NUMPY\x01"])
@@ -57,7 +58,7 @@ def test_features_that_were_cut_off_are_made_again(user_folder: Path, left: byte
     file.parent.mkdir(parents=True)
     file.write_bytes(left)
     features = np.ones((1, 4, 2), np.float32)
-    assert coreml.check_features(SHA, 256, lambda _: features, lambda _: features) == 0
+    assert coreml.check_features(SHA, PIXELS, lambda _: features, lambda _: features) == 0
     np.testing.assert_array_equal(np.load(file), features)
 
 
@@ -99,12 +100,12 @@ def test_features_are_held_against_the_cpus_which_are_made_once(user_folder: Pat
         return right
 
     for scale in (1.0, 1.01):
-        error = coreml.check_features(SHA, 256, lambda _, s=scale: right * s, encode_on_cpu)
+        error = coreml.check_features(SHA, PIXELS, lambda _, s=scale: right * s, encode_on_cpu)
         assert error == pytest.approx(scale - 1, abs=1e-3)
     assert asked == [(1, 3, 256, 256)]
     for wrong in (right * 1.2, right * np.nan, right[:, :4]):
         with pytest.raises(ProviderError, match="wrong image features on this machine"):
-            coreml.check_features(SHA, 256, lambda _, w=wrong: w, encode_on_cpu)
+            coreml.check_features(SHA, PIXELS, lambda _, w=wrong: w, encode_on_cpu)
 
 
 def test_a_model_on_coreml_is_checked_as_it_loads(

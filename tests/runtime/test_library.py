@@ -19,7 +19,9 @@ import pytest
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError
 from fastvlm_onnx.names import VISION_ENCODER
+from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.ort import session
+from fastvlm_onnx.runtime.text.prompt import question
 from fastvlm_onnx.runtime.vision.feature_cache import FeatureCache
 
 PROMPT = "Describe the image."
@@ -79,12 +81,14 @@ def test_logprobs_are_those_of_the_tokens(model: FastVLM, picture: Path) -> None
     assert found.logprobs is not None
     assert len(found.logprobs) == len(found.token_ids)
     assert all(-20 < logprob <= 0 for logprob in found.logprobs)
-    ids = fastvlm_onnx.runtime.text.prompt.tokenize_prompt(
-        model._tokenizer, model.manifest.prompt, PROMPT
-    )
-    embeds = model.embed_prompt(ids, model.encode_image(picture))
+    components = model.components()
+    parts = model.template.prompt(question(PROMPT, num_images=1))
+    embeds = components.embed(parts, [model.encode_image(picture)])
     for logits, token, logprob in zip(
-        model.logits_along(embeds, found.token_ids), found.token_ids, found.logprobs, strict=True
+        model.language_model.teacher_forced_logits(embeds, found.token_ids),
+        found.token_ids,
+        found.logprobs,
+        strict=True,
     ):
         shifted = logits.astype(np.float64) - logits.max()
         assert logprob == pytest.approx(shifted[token] - np.log(np.exp(shifted).sum()), abs=1e-4)
@@ -197,14 +201,14 @@ def test_an_iterator_closed_early_holds_no_cache(
     model: FastVLM, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref] = []
-    new_cache = session.DecoderSession.new_cache
+    new_cache = Decoder.new_cache
 
-    def note(self: session.DecoderSession, capacity: int) -> object:
+    def note(self: Decoder, capacity: int) -> object:
         cache = new_cache(self, capacity)
         made.append(weakref.ref(cache))
         return cache
 
-    monkeypatch.setattr(session.DecoderSession, "new_cache", note)
+    monkeypatch.setattr(Decoder, "new_cache", note)
     pieces = model.stream(picture, PROMPT)
     next(pieces)
     assert made[0]() is not None
@@ -216,23 +220,26 @@ def test_an_iterator_closed_early_holds_no_cache(
     assert len(made) == 1
 
 
-def test_features_take_no_more_than_they_may() -> None:
+def test_the_feature_cache_stays_under_its_limit() -> None:
     made: list[int] = []
 
-    def encode(pixel_values: np.ndarray) -> np.ndarray:
-        made.append(int(pixel_values[0]))
-        return np.full((1, 10), pixel_values[0], np.float32)
+    def get(cache: FeatureCache, number: int) -> np.ndarray:
+        def encode() -> np.ndarray:
+            made.append(number)
+            return np.full((1, 10), number, np.float32)
+
+        return cache.get(str(number), encode)
 
     cache = FeatureCache(100)  # two of 40 bytes
     for number in (1, 2, 1, 3, 1, 2):
-        found = cache.get(np.array([number], np.float32), encode)
+        found = get(cache, number)
         assert found[0, 0] == number
-        assert cache._bytes <= 100
-    assert made == [1, 2, 3, 2]  # 2 was the longest unused when 3 came
+        assert cache.size_bytes <= 100
+    assert made == [1, 2, 3, 2]  # 2 was the least recently used when 3 came
     with pytest.raises(ValueError, match="read-only"):
         found[0, 0] = 5
     for _ in range(2):
-        FeatureCache(0).get(np.array([7], np.float32), encode)
+        get(FeatureCache(0), 7)
     assert made[-2:] == [7, 7]
 
 
@@ -271,6 +278,8 @@ def test_a_closed_model_says_so_everywhere(package: Path, picture: Path) -> None
         lambda: model.generate(picture, PROMPT),
         lambda: model.generate_batch([picture], PROMPT),
         lambda: model.encode_image(picture),
+        lambda: model.image_encoder,
+        lambda: model.language_model,
         lambda: model.chat(),
         lambda: chat.ask("Hi"),
         lambda: next(not_begun),
@@ -279,6 +288,33 @@ def test_a_closed_model_says_so_everywhere(package: Path, picture: Path) -> None
             ask()
     assert list(running)[-1].generation is not None
     model.close()
+
+
+def test_an_answer_finishes_while_another_thread_closes_the_model(
+    package: Path, picture: Path
+) -> None:
+    expected = fastvlm_onnx.load(package).generate(picture, PROMPT).token_ids
+    model = fastvlm_onnx.load(package)
+    closer = threading.Thread(target=model.close)
+
+    def close_after_the_first(token_id: int) -> None:
+        if not model.sessions:
+            return
+        closer.start()
+        closer.join()
+
+    found = model.generate(picture, PROMPT, on_token=close_after_the_first)
+    assert found.token_ids == expected
+    with pytest.raises(InputError, match="is closed"):
+        model.generate(picture, PROMPT)
+
+
+def test_an_encoder_that_was_taken_before_closing_goes_on(package: Path) -> None:
+    model = fastvlm_onnx.load(package)
+    encoder = model.image_encoder
+    model.close()
+    pixel_values = np.zeros((1, 3, 256, 256), np.float32)
+    assert encoder.run_vision_encoder(pixel_values).shape == (1, 16, 512)
 
 
 def test_results_do_not_change(model: FastVLM, picture: Path) -> None:

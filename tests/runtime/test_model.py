@@ -69,18 +69,66 @@ def test_a_generation_says_what_made_it(model: FastVLM, picture: Path) -> None:
 
 
 def test_prompt_tokens_count_the_image(model: FastVLM, picture: Path) -> None:
-    short = model.generate(picture, "Read", max_new_tokens=1).prompt_tokens
-    text_only = short - (256 // 64) ** 2
-    assert 0 < text_only < short
+    found = model.generate(picture, "Read", max_new_tokens=1).prompt_tokens
+    (text,) = model.template.prompt(["\nRead"])
+    assert found == len(text) + model.num_image_tokens
+    assert model.num_image_tokens == (256 // 64) ** 2
 
 
-def test_encode_image_gives_one_row_for_each_image_token(model: FastVLM) -> None:
+def test_encoding_several_images_gives_rows_for_each(model: FastVLM) -> None:
     pixel_values = np.zeros((2, 3, 256, 256), np.float32)
     pixel_values[1] = 1
-    features = model.encode_image(pixel_values)
+    features = model.image_encoder.encode_pixel_values(pixel_values)
     assert features.shape == (2, 16, model.manifest.decoder.hidden_size)
-    alone = model.encode_image(pixel_values[1:])
+    alone = model.image_encoder.encode_pixel_values(pixel_values[1:])
     np.testing.assert_allclose(features[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pixel_values",
+    [
+        np.zeros((1, 3, 128, 128), np.float32),
+        np.zeros((3, 256, 256), np.float32),
+        np.zeros((1, 3, 256, 256), np.float64),
+    ],
+    ids=["another size", "no batch axis", "float64"],
+)
+def test_pixel_values_of_another_shape_are_refused(
+    model: FastVLM, pixel_values: np.ndarray
+) -> None:
+    words = r"expected float32 \[batch_size, 3, 256, 256\]"
+    with pytest.raises(InputError, match=words):
+        model.image_encoder.encode_pixel_values(pixel_values)
+
+
+def test_several_images_in_one_turn_are_all_seen(
+    model: FastVLM, questions: dict[str, dict[str, str]], picture: Path
+) -> None:
+    names = list(questions)[:2]
+    images = [picture.with_name(name) for name in names]
+    found = model.generate(images, PROMPT, max_new_tokens=4)
+    one = model.generate(images[0], PROMPT, max_new_tokens=4)
+    separator = len(model.template.tokenizer.encode("\n"))
+    assert found.prompt_tokens == one.prompt_tokens + model.num_image_tokens + separator
+    features = [model.encode_image(image) for image in images]
+    assert model.generate(features, PROMPT, max_new_tokens=4).token_ids == found.token_ids
+
+
+def test_a_prompt_alone_is_answered_without_an_image(model: FastVLM) -> None:
+    found = model.generate(None, "Hello", max_new_tokens=2)
+    (ids,) = model.template.prompt(["Hello"])
+    assert found.prompt_tokens == len(ids)
+    assert found.timings.vision < 0.01
+
+
+def test_old_parameter_names_warn_and_work(model: FastVLM, picture: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="'picture' is now 'image'"):
+        old = model.generate(picture=picture, prompt=PROMPT, max_new_tokens=2)  # type: ignore[call-arg]
+    assert old.token_ids == model.generate(picture, PROMPT, max_new_tokens=2).token_ids
+    with pytest.warns(DeprecationWarning, match="Options is now GenerationOptions"):
+        assert fastvlm_onnx.Options is fastvlm_onnx.GenerationOptions
+    with pytest.warns(DeprecationWarning, match="as a bare array are deprecated"):
+        model.generate(model.encode_image(picture).array, PROMPT, max_new_tokens=2)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(model: FastVLM, picture: Path) -> None:
@@ -93,9 +141,10 @@ def test_an_answer_stops_where_the_context_ends(model: FastVLM, picture: Path) -
     context = model.manifest.decoder.context_length
     base = model.generate(picture, "q", max_new_tokens=1).prompt_tokens
     prompt = "q" + "\u0007" * (context - base - 2)  # one token each
-    generation = model.generate(picture, prompt, temperature=50.0, top_k=0, seed=3)
+    generation = model.generate(picture, prompt, ignore_eos=True)
     assert generation.prompt_tokens == context - 2
-    assert len(generation.token_ids) <= 2
+    assert len(generation.token_ids) == 2
+    assert generation.finish_reason == "length"
 
 
 @pytest.mark.parametrize("max_new_tokens", [0, -1])

@@ -76,7 +76,7 @@ def test_image_features_equal_those_of_the_cpu(
     openvino: FastVLM, model: FastVLM, picture: Path
 ) -> None:
     pixel_values = preprocess(read_picture(picture), model.image_size)
-    found, expected = (m.encode_image(pixel_values) for m in (openvino, model))
+    found, expected = (m.image_encoder.encode_pixel_values(pixel_values) for m in (openvino, model))
     assert relative_error(found, expected) < 1e-4
 
 

@@ -302,7 +302,7 @@ def test_memory_that_ends_in_an_answer_is_one_line_and_the_next_answer_comes(
         limits = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (size + 1_000_000, limits[1]))
         try:
-            model.encode_image(pixel_values)
+            model.image_encoder.encode_pixel_values(pixel_values)
         except fastvlm_onnx.ProviderError as error:
             print(error)
         resource.setrlimit(resource.RLIMIT_AS, limits)
@@ -319,14 +319,14 @@ def test_a_run_that_fails_is_a_provider_error_and_the_model_stays_usable(
 ) -> None:
     model = fastvlm_onnx.load(package)
     with pytest.raises(ProviderError, match="CPUExecutionProvider failed while running it"):
-        model.encode_image(np.zeros((1, 3, 32, 32), np.float32))
+        model.image_encoder.run_projector(np.zeros((1, 3, 32), np.float32))
     assert model.generate(picture, "Hi", max_new_tokens=2).token_ids
 
 
 def test_a_cache_that_does_not_fit_is_an_error(package: Path) -> None:
     model = fastvlm_onnx.load(package)
     with pytest.raises(ProviderError, match="no memory for keys and values of"):
-        model._decoder.new_cache(10**12)
+        model.language_model.new_cache(10**12)
 
 
 # --- threads -------------------------------------------------------------------------------------

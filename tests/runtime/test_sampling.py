@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from fastvlm_onnx import InputError
-from fastvlm_onnx.runtime.engine.options import Settings
+from fastvlm_onnx.runtime.engine.options import GenerationConfig
 from fastvlm_onnx.runtime.engine.sampling import Sampler
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.25, 0.05], np.float32))
 
 
-def drawn(settings: Settings, times: int = 3000) -> np.ndarray:
+def drawn(settings: GenerationConfig, times: int = 3000) -> np.ndarray:
     """How often each token comes up, as shares of all draws."""
     sample = Sampler(settings)
     ids = [sample(LOGITS) for _ in range(times)]
@@ -16,51 +16,63 @@ def drawn(settings: Settings, times: int = 3000) -> np.ndarray:
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
-    assert Sampler(Settings())(LOGITS) == 1
+    assert Sampler(GenerationConfig())(LOGITS) == 1
 
 
 def test_draws_follow_the_probabilities() -> None:
-    shares = drawn(Settings(temperature=1.0, seed=1))
+    shares = drawn(GenerationConfig(temperature=1.0, seed=1))
     np.testing.assert_allclose(shares, np.exp(LOGITS), atol=0.03)
 
 
 def test_temperature_sharpens_before_anything_is_cut() -> None:
-    shares = drawn(Settings(temperature=0.5, top_k=2, seed=1))
+    shares = drawn(GenerationConfig(temperature=0.5, top_k=2, seed=1))
     np.testing.assert_allclose(shares[[1, 3]], np.array([16, 6.25]) / 22.25, atol=0.03)
 
 
 def test_top_k_keeps_the_k_likeliest() -> None:
-    assert (drawn(Settings(temperature=1.0, top_k=2, seed=1)) > 0).tolist() == [0, 1, 0, 1, 0]
+    assert (drawn(GenerationConfig(temperature=1.0, top_k=2, seed=1)) > 0).tolist() == [
+        0,
+        1,
+        0,
+        1,
+        0,
+    ]
 
 
 def test_top_k_keeps_ties_with_the_last() -> None:
-    sample = Sampler(Settings(temperature=1.0, top_k=1, seed=1))
+    sample = Sampler(GenerationConfig(temperature=1.0, top_k=1, seed=1))
     assert {sample(np.array([2, 2, 1], np.float32)) for _ in range(50)} == {0, 1}
 
 
 def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     # 0.4 + 0.25 reach 0.6; of what top-k leaves, renormalised, the same two do.
-    assert (drawn(Settings(temperature=1.0, top_p=0.6, seed=1)) > 0).tolist() == [0, 1, 0, 1, 0]
-    kept = drawn(Settings(temperature=1.0, top_k=3, top_p=0.75, seed=1)) > 0
+    assert (drawn(GenerationConfig(temperature=1.0, top_p=0.6, seed=1)) > 0).tolist() == [
+        0,
+        1,
+        0,
+        1,
+        0,
+    ]
+    kept = drawn(GenerationConfig(temperature=1.0, top_k=3, top_p=0.75, seed=1)) > 0
     assert kept.tolist() == [0, 1, 0, 1, 0]
 
 
 def test_top_p_always_keeps_one() -> None:
-    assert drawn(Settings(temperature=1.0, top_p=1e-9, seed=1), 20)[1] == 1
+    assert drawn(GenerationConfig(temperature=1.0, top_p=1e-9, seed=1), 20)[1] == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 5e-324])
 def test_a_temperature_next_to_zero_is_greedy(temperature: float) -> None:
-    assert drawn(Settings(temperature=temperature, top_p=0.9, seed=1), 20)[1] == 1
+    assert drawn(GenerationConfig(temperature=temperature, top_p=0.9, seed=1), 20)[1] == 1
 
 
 def test_one_seed_draws_the_same_tokens_again() -> None:
-    first, again = (Sampler(Settings(temperature=1.0, seed=7)) for _ in range(2))
+    first, again = (Sampler(GenerationConfig(temperature=1.0, seed=7)) for _ in range(2))
     assert [first(LOGITS) for _ in range(50)] == [again(LOGITS) for _ in range(50)]
 
 
 def test_without_a_seed_each_answer_is_drawn_anew() -> None:
-    first, other = (Sampler(Settings(temperature=1.0)) for _ in range(2))
+    first, other = (Sampler(GenerationConfig(temperature=1.0)) for _ in range(2))
     assert [first(LOGITS) for _ in range(50)] != [other(LOGITS) for _ in range(50)]
 
 
@@ -78,4 +90,4 @@ def test_without_a_seed_each_answer_is_drawn_anew() -> None:
 )
 def test_a_setting_out_of_range_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{field} is {value}"):
-        Settings(**{field: value})
+        GenerationConfig(**{field: value})

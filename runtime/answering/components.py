@@ -1,0 +1,50 @@
+"""The parts of an open model that every way to ask needs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fastvlm_onnx.runtime.answering.answer import Answer, ModelDescription, StageTimes
+from fastvlm_onnx.runtime.arrays import FloatArray
+from fastvlm_onnx.runtime.engine.language_model import LanguageModel
+from fastvlm_onnx.runtime.engine.options import GenerationConfig
+from fastvlm_onnx.runtime.text.prompt import ImagePlace, PromptPart, PromptTemplate
+from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder, ImageFeatures
+
+
+@dataclass(frozen=True)
+class Components:
+    """An image encoder, a language model, and the template that joins them.
+
+    Attributes:
+        describe: returns the facts that every answer repeats.
+    """
+
+    template: PromptTemplate
+    image_encoder: ImageEncoder
+    language_model: LanguageModel
+    describe: Callable[[], ModelDescription]
+
+    def embed(self, parts: Sequence[PromptPart], images: Sequence[ImageFeatures]) -> FloatArray:
+        """Embed a prompt with its images' features in place.
+
+        Args:
+            images: the features that each ImagePlace numbers.
+
+        Returns:
+            inputs_embeds, float32 [1, sequence_length, hidden_size].
+        """
+        return self.language_model.embed(
+            [images[p.index].array[0] if isinstance(p, ImagePlace) else p for p in parts]
+        )
+
+    def begin_answer(
+        self, config: GenerationConfig, max_new_tokens: int, times: StageTimes
+    ) -> Answer:
+        """A new answer of at most `max_new_tokens`."""
+        return Answer(
+            self.template.tokenizer,
+            config,
+            self.language_model.sizes.eos_token_ids,
+            max_new_tokens,
+            times,
+        )

@@ -1,0 +1,56 @@
+"""Opening the graphs of one variant, each on its provider."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
+from fastvlm_onnx.package import Manifest
+from fastvlm_onnx.runtime.ort.coreml import with_model_cache
+from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.session import GraphSession, LazySession
+
+
+def graph_files(manifest: Manifest, precision: str, image_size: int) -> dict[str, str]:
+    """The file of each graph of a variant; PREFILL only where it is a graph of its own."""
+    variant = manifest.variants[precision]
+    files = {
+        VISION_ENCODER: variant.vision_encoder[str(image_size)],
+        PROJECTOR: variant.projector,
+        DECODER: variant.decoder,
+    }
+    if variant.prefill != variant.decoder:
+        files[PREFILL] = variant.prefill
+    return files
+
+
+def open_sessions(
+    folder: Path,
+    manifest: Manifest,
+    files: Mapping[str, str],
+    choices: Mapping[str, Choice],
+    threads: int | None,
+    *,
+    lazy_vision: bool,
+    record_placement: bool,
+) -> dict[str, GraphSession]:
+    """Open graphs.
+
+    Args:
+        files: by graph, as `graph_files` gives them.
+        choices: the provider of each graph.
+        lazy_vision: open the vision encoder only while it runs.
+        record_placement: record which nodes run where on the CPU too.
+
+    Raises:
+        PackageError: the CPU provider cannot load a graph.
+        ProviderError: another provider cannot load a graph, or takes no node of it.
+    """
+    return {
+        graph: (LazySession if lazy_vision and graph == VISION_ENCODER else GraphSession)(
+            folder / file,
+            with_model_cache(choices[graph], manifest.files[file].sha256),
+            threads,
+            records_placement=record_placement,
+        )
+        for graph, file in files.items()
+    }

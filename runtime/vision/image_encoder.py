@@ -1,0 +1,211 @@
+"""The image encoder: an image, or its pixel_values, as the features that the decoder sees."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+
+from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, PIXEL_VALUES
+from fastvlm_onnx.runtime.arrays import FloatArray
+from fastvlm_onnx.runtime.ort.session import GraphSession
+from fastvlm_onnx.runtime.vision.feature_cache import FeatureCache
+from fastvlm_onnx.runtime.vision.image import Picture, preprocess, read_picture
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """The features of one image, good for the model and the variant that made them.
+
+    Attributes:
+        array: float32 [1, num_image_tokens, hidden_size].
+        image_size: side of the square input in pixels.
+    """
+
+    array: FloatArray = field(repr=False)
+    image_size: int
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal BLAKE2b of the array: equal features have equal digests."""
+        return digest_of(self.array)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        array = self.array if dtype is None else self.array.astype(dtype, copy=False)
+        return array.copy() if copy else array
+
+
+ImageInput = Picture | ImageFeatures
+"""An image in any form that `read_picture` takes, or features that `encode_image` made of one."""
+
+
+@dataclass(frozen=True, eq=False)
+class PixelValues:
+    """An image as the vision encoder reads it.
+
+    Attributes:
+        array: float32 [1, 3, image_size, image_size].
+    """
+
+    array: FloatArray = field(repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal BLAKE2b of the array."""
+        return digest_of(self.array)
+
+
+def digest_of(array: FloatArray) -> str:
+    """Hexadecimal BLAKE2b of an array's bytes."""
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+
+
+class ImageEncoder:
+    """The vision encoder and the projector of an open package. Any number of threads may use it.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        num_image_tokens: positions that an image takes in the context.
+        hidden_size: width of the features.
+    """
+
+    def __init__(
+        self,
+        vision_encoder: GraphSession,
+        projector: GraphSession,
+        *,
+        image_size: int,
+        num_image_tokens: int,
+        hidden_size: int,
+        cache_bytes: int,
+    ) -> None:
+        """Take the open graphs.
+
+        Args:
+            cache_bytes: features that are kept for images that come again; 0 keeps no features.
+        """
+        self._vision_encoder, self._projector = vision_encoder, projector
+        self.image_size, self.num_image_tokens = image_size, num_image_tokens
+        self.hidden_size = hidden_size
+        self._cache = FeatureCache(cache_bytes)
+
+    def read(self, image: ImageInput, *, orient: bool = False) -> PixelValues | ImageFeatures:
+        """Read an image, or check features; nothing is encoded yet.
+
+        Args:
+            image: an image as `read_picture` takes it, or features of this encoder.
+            orient: turn the image as its EXIF data say.
+
+        Raises:
+            InputError: the image cannot be read, or the features have another shape or image size.
+        """
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            warnings.warn(
+                "image features as a bare array are deprecated and end with 0.3; give the "
+                "ImageFeatures that encode_image returned, or ImageFeatures(array, image_size).",
+                DeprecationWarning,
+                stacklevel=4,
+            )
+            image = ImageFeatures(cast("FloatArray", image), self.image_size)
+        if isinstance(image, ImageFeatures):
+            return self._checked(image)
+        return PixelValues(preprocess(read_picture(image, orient=orient), self.image_size))
+
+    def encode(
+        self, image: PixelValues | ImageFeatures, *, use_cache: bool = True
+    ) -> ImageFeatures:
+        """Encode an image that was read; features pass through.
+
+        Args:
+            use_cache: look for the features of the same pixel_values, and keep new features. A
+                cached array cannot be written to.
+        """
+        if isinstance(image, ImageFeatures):
+            return image
+        if use_cache:
+            array = self._cache.get(image.digest, lambda: self.encode_pixel_values(image.array))
+        else:
+            array = self.encode_pixel_values(image.array)
+        return ImageFeatures(array, self.image_size)
+
+    def encode_pixel_values(self, pixel_values: FloatArray) -> FloatArray:
+        """Encode a batch of images.
+
+        Args:
+            pixel_values: float32 [batch_size, 3, image_size, image_size] in 0..1.
+
+        Returns:
+            image_features, float32 [batch_size, num_image_tokens, hidden_size].
+
+        Raises:
+            InputError: pixel_values have another shape or type.
+            ProviderError: the provider failed.
+        """
+        return self.run_projector(self.run_vision_encoder(pixel_values))
+
+    def run_vision_encoder(self, pixel_values: FloatArray) -> FloatArray:
+        """Run the vision encoder alone.
+
+        Args:
+            pixel_values: float32 [batch_size, 3, image_size, image_size] in 0..1.
+
+        Returns:
+            image_hidden_states, float32 [batch_size, num_image_tokens, channels].
+
+        Raises:
+            InputError: pixel_values have another shape or type.
+            ProviderError: the provider failed.
+        """
+        side = self.image_size
+        array = np.asarray(pixel_values)
+        if array.dtype != np.float32 or array.ndim != 4 or array.shape[1:] != (3, side, side):
+            found = f"{array.dtype} {list(array.shape)}"
+            raise InputError(
+                f"pixel_values are {found}, expected float32 [batch_size, 3, {side}, {side}]; "
+                "give an image, or pixel_values of this image size."
+            )
+        return self._vision_encoder.run([IMAGE_HIDDEN_STATES], {PIXEL_VALUES: pixel_values})[0]
+
+    def run_projector(self, image_hidden_states: FloatArray) -> FloatArray:
+        """Run the projector alone.
+
+        Args:
+            image_hidden_states: float32 [batch_size, num_image_tokens, channels].
+
+        Returns:
+            image_features, float32 [batch_size, num_image_tokens, hidden_size].
+
+        Raises:
+            ProviderError: the provider failed.
+        """
+        return self._projector.run([IMAGE_FEATURES], {IMAGE_HIDDEN_STATES: image_hidden_states})[0]
+
+    def forget(self) -> None:
+        """Drop all cached features."""
+        self._cache.clear()
+
+    def _checked(self, features: ImageFeatures) -> ImageFeatures:
+        expected = (1, self.num_image_tokens, self.hidden_size)
+        array = features.array
+        if array.shape != expected or array.dtype != np.float32:
+            raise InputError(
+                f"image features are {array.dtype} {list(array.shape)}, expected float32 "
+                f"{list(expected)}; encode the image with this model, at this image size."
+            )
+        if features.image_size != self.image_size:
+            raise InputError(
+                f"image features are of an image of {features.image_size} pixels, expected "
+                f"{self.image_size}; encode the image with this model, at this image size."
+            )
+        return features
+
+
+def images_of(image: ImageInput | Sequence[ImageInput] | None) -> list[ImageInput]:
+    """The images of a question: no image, an image, or a list or tuple of images."""
+    if image is None:
+        return []
+    return list(image) if isinstance(image, list | tuple) else [cast("ImageInput", image)]

@@ -13,6 +13,7 @@ from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
 from fastvlm_onnx.runtime.arrays import FloatArray
+from fastvlm_onnx.runtime.hub import package_folder
 from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
 from fastvlm_onnx.runtime.ort.coreml import check_features
 from fastvlm_onnx.runtime.ort.graph_sessions import graph_files, open_sessions
@@ -48,6 +49,8 @@ def load(
     """Open an exported package.
 
     Args:
+        folder: the package's folder, or its id on the Hugging Face hub: owner/name or
+            owner/name@revision. A package on the hub is downloaded into Hugging Face's cache.
         precision: a variant of the package; the one that suits the providers best when None.
         providers: what runs the graphs. `auto` (docs/providers.md says what it does), a name like
             `cuda`, `vision=coreml,decoder=cpu` or the mapping of it, or ONNX Runtime's own list of
@@ -74,7 +77,7 @@ def load(
         raise InputError(f"threads is {threads}; expected 1 or more.")
     if image_cache_bytes < 0:
         raise InputError(f"image_cache_bytes is {image_cache_bytes}; expected 0 (off) or more.")
-    path = Path(folder)
+    path = package_folder(folder)
     manifest = read_manifest(path)
     asked = parse(providers, provider_options)
     precision = choose_precision(manifest, precision, path, asked)

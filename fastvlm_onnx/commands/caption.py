@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--prompt", default="Describe the image.", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File; stdout by default.")
 @click.option("--resume", is_flag=True, help="Append to the file of an earlier run.")
-@click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
+@click.option("--model", help="An exported folder, or the hub id of a package.")
 @opening_options
 @click.option("--batch-size", default=4, show_default=True, help="Pictures answered at once.")
 @click.option("--max-new-tokens", default=256, show_default=True)
@@ -31,7 +31,7 @@ def caption(
     prompt: str,
     output: Path | None,
     resume: bool,
-    model: Path | None,
+    model: str | None,
     opening: Opening,
     batch_size: int,
     max_new_tokens: int,

@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,7 +18,7 @@ HELP = "/image PATH adds a picture, /reset begins anew, /stats says where the ti
 
 @click.command()
 @click.argument("image", required=False)
-@click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
+@click.option("--model", help="An exported folder, or the hub id of a package.")
 @opening_options
 @click.option("--max-new-tokens", default=256, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
@@ -28,7 +27,7 @@ HELP = "/image PATH adds a picture, /reset begins anew, /stats says where the ti
 @click.option("--drop-oldest", is_flag=True, help="Forget the oldest turns where none fits in.")
 def chat(
     image: str | None,
-    model: Path | None,
+    model: str | None,
     opening: Opening,
     max_new_tokens: int,
     temperature: float,

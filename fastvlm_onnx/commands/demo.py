@@ -2,7 +2,6 @@
 
 import json
 from importlib import resources
-from pathlib import Path
 
 import click
 
@@ -12,12 +11,16 @@ from fastvlm_onnx.user_data import demo_package
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), help="Another exported folder.")
-def demo(model: Path | None) -> None:
+@click.option("--model", help="Another exported folder, or the hub id of a package.")
+def demo(model: str | None) -> None:
     """Ask the built-in model about its sample pictures."""
-    folder = model or demo_package(fastvlm_onnx.__version__)
+    from fastvlm_onnx.runtime.hub import package_folder
+
     if model is None:
+        folder = demo_package(fastvlm_onnx.__version__)
         export_demo_once(folder)
+    else:
+        folder = package_folder(model, shows_progress=True)
     loaded = fastvlm_onnx.load(folder)
     samples = resources.files("fastvlm_onnx") / "demo" / "pictures"
     questions = json.loads((samples / "questions.json").read_text("utf-8"))

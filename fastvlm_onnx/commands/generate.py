@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -14,7 +13,7 @@ from fastvlm_onnx.errors import InputError
 @click.command()
 @click.argument("image")
 @click.argument("prompt")
-@click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
+@click.option("--model", help="An exported folder, or the hub id of a package.")
 @opening_options
 @click.option("--max-new-tokens", default=256, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
@@ -31,7 +30,7 @@ from fastvlm_onnx.errors import InputError
 def generate(
     image: str,
     prompt: str,
-    model: Path | None,
+    model: str | None,
     opening: Opening,
     max_new_tokens: int,
     temperature: float,

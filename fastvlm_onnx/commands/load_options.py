@@ -39,11 +39,19 @@ class Opening:
             for name, path in self.libraries.items():
                 register_library(name, path)
 
-    def load(self, folder: Path | None, **more: Any) -> "FastVLM":
-        """Open a package like that, the default one when None; see `fastvlm_onnx.load`."""
+    def load(self, package: str | Path | None, **more: Any) -> "FastVLM":
+        """Open a package with these options.
+
+        Args:
+            package: a folder or a hub id; the default package when None.
+            more: further keyword arguments of `fastvlm_onnx.load`.
+        """
+        from fastvlm_onnx.runtime.hub import package_folder
+
         self.register()
+        folder = model_folder() if package is None else package
         return fastvlm_onnx.load(
-            folder or model_folder(),
+            package_folder(folder, shows_progress=True),
             precision=self.precision,
             providers=self.providers,
             provider_options=self.options,

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,7 @@ from fastvlm_onnx.runtime.ort.providers import COREML, CPU, PROVIDERS, ProviderO
 from fastvlm_onnx.runtime.ort.session import GraphSession
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder
+from fastvlm_onnx.samples import SAMPLE_PICTURE
 
 # Their int8 vision encoders cannot be made exact where int8 products saturate.
 OLD_EXPORTERS: Final = ("fastvlm-onnx 0.1.0",)
@@ -127,8 +127,7 @@ def check_coreml(model: FastVLM) -> None:
     if all(session.choice.ep != COREML for session in graphs):
         return
     encoder = model.image_encoder
-    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / "shapes.png"
-    pixel_values = preprocess(read_picture(sample.read_bytes()), model.image_size)
+    pixel_values = preprocess(read_picture(SAMPLE_PICTURE), model.image_size)
 
     def encode_on_cpu(pixel_values: FloatArray) -> FloatArray:
         vision_encoder, projector = (

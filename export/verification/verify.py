@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-import fastvlm_onnx
 from fastvlm_onnx.agreement import (
     Agreement,
     PromptAgreement,
@@ -53,10 +52,10 @@ from fastvlm_onnx.runtime.text.prompt import (
 )
 from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
+from fastvlm_onnx.samples import SAMPLE_PICTURES, SAMPLE_QUESTIONS
 
 FloatArray = NDArray[np.float32]
 
-SAMPLE_PICTURES: Final = Path(fastvlm_onnx.__file__).parent / "demo" / "pictures"
 DEFAULT_PROMPT: Final = "Describe the image."
 
 Progress = Callable[[str, int, int], None]
@@ -173,9 +172,7 @@ def _on_cpu(manifest: Manifest) -> list[str]:
 def _choose_questions(
     pictures: Sequence[str | Path] | None, prompts: Sequence[str] | None
 ) -> list[tuple[Path, str]]:
-    samples: dict[str, dict[str, str]] = json.loads(
-        (SAMPLE_PICTURES / "questions.json").read_text("utf-8")
-    )
+    samples: dict[str, dict[str, str]] = json.loads(SAMPLE_QUESTIONS.read_text("utf-8"))
     first = {SAMPLE_PICTURES / name: next(iter(answers)) for name, answers in samples.items()}
     files = dict.fromkeys(map(Path, pictures)) if pictures else first
     return [

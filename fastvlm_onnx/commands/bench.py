@@ -6,21 +6,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvlm_onnx.commands.numbers import numbers
+from fastvlm_onnx.commands.load_options import parse_numbers
 from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.samples import SAMPLE_PICTURE
 
 if TYPE_CHECKING:
     from fastvlm_onnx.package import Manifest
     from fastvlm_onnx.runtime.bench import Case, Figures
-
-SAMPLE = "shapes.png"
 
 
 @click.command()
@@ -76,30 +74,26 @@ def bench(
     ):
         if value < least:
             raise InputError(f"{option} is {value}; expected {least} or more.")
-    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / SAMPLE
-    with resources.as_file(sample) as sample_path:
-        asked = picture or sample_path
-        read_picture(asked)
-        cases = [
-            Case(
-                str(folder),
-                name,
-                size,
-                number,
-                provider,
-                str(asked),
-                prompt,
-                warmup,
-                repeats,
-                new_tokens,
-            )
-            for provider in providers
-            for name, size in _variants(
-                read_manifest(folder), folder, precision, image_size, provider
-            )
-            for number in (numbers(threads, "--threads") if threads else [None])
-        ]
-        measured = _measure_all(cases)
+    image = picture or SAMPLE_PICTURE
+    read_picture(image)
+    cases = [
+        Case(
+            str(folder),
+            name,
+            size,
+            number,
+            provider,
+            str(image),
+            prompt,
+            warmup,
+            repeats,
+            new_tokens,
+        )
+        for provider in providers
+        for name, size in _variants(read_manifest(folder), folder, precision, image_size, provider)
+        for number in (parse_numbers(threads, "--threads") if threads else [None])
+    ]
+    measured = _measure_all(cases)
     click.echo(_as_json(measured) if as_json else _table(measured))
     if any(isinstance(found, str) for _, found in measured):
         sys.exit(1)
@@ -125,7 +119,7 @@ def _variants(
         if image_size == "all":
             sizes = sorted(map(int, manifest.variants[name].vision_encoder))
         elif image_size:
-            sizes = numbers(image_size, "--image-size")
+            sizes = parse_numbers(image_size, "--image-size")
         pairs += [(name, choose_image_size(manifest, name, size, folder)) for size in sizes]
     return pairs
 

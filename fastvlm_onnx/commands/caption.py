@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.load_options import Opening, opening_options
+from fastvlm_onnx.commands.default_package import package_or_default
+from fastvlm_onnx.commands.generation_options import generation_options
+from fastvlm_onnx.commands.load_options import LoadOptions, load_options
 from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.errors import InputError
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.captions import CaptionFile
+    from fastvlm_onnx.runtime.engine.options import GenerationOptions
 
 
 @click.command()
@@ -22,20 +25,18 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File; stdout by default.")
 @click.option("--resume", is_flag=True, help="Append to the file of an earlier run.")
 @click.option("--model", help="An exported folder, or the hub id of a package.")
-@opening_options
+@load_options
 @click.option("--batch-size", default=4, show_default=True, help="Pictures answered at once.")
-@click.option("--max-new-tokens", default=256, show_default=True)
-@click.option("--orient", is_flag=True, help="Rotate the pictures as their EXIF data say.")
+@generation_options("max_new_tokens", "orient")
 def caption(
     paths: tuple[str, ...],
     prompt: str,
     output: Path | None,
     resume: bool,
     model: str | None,
-    opening: Opening,
+    options: LoadOptions,
     batch_size: int,
-    max_new_tokens: int,
-    orient: bool,
+    generation: "GenerationOptions",
 ) -> None:
     """Ask the same question about many pictures, and write a line of JSON for each.
 
@@ -63,20 +64,13 @@ def caption(
                 click.echo(f"{output}: every picture is there already", err=True)
                 _exit_if_unreadable(len(file.failed), len(file.answered) + len(file.failed))
                 return
-        loaded = opening.load(model)
+        loaded = options.load(package_or_default(model))
         if file is not None:
             file.drop_errors(found)
         update = stack.enter_context(progress_bar("caption", " pictures"))
         unreadable = 0
         update("reading", 0, len(found))
-        captions = caption_each(
-            loaded,
-            found,
-            prompt,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            orient=orient,
-        )
+        captions = caption_each(loaded, found, prompt, batch_size=batch_size, **generation)
         for number, result in enumerate(captions, 1):
             unreadable += result.error is not None
             if file is None:

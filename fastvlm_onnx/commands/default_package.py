@@ -1,4 +1,4 @@
-"""Which package a command opens when none was named."""
+"""The package that a command opens when the user names none."""
 
 from pathlib import Path
 
@@ -9,7 +9,13 @@ from fastvlm_onnx.commands.export import export_with_progress
 from fastvlm_onnx.user_data import default_model, demo_package
 
 
-def model_folder() -> Path:
+def package_or_default(package: str | None) -> str | Path:
+    """Return the package that the user names, else the default package.
+
+    The default is named on stderr, and the built-in model is exported if it is the default.
+    """
+    if package is not None:
+        return package
     chosen = default_model()
     folder = chosen.folder or demo_package(fastvlm_onnx.__version__)
     click.echo(f"model: {folder} ({chosen.reason})", err=True)
@@ -19,5 +25,6 @@ def model_folder() -> Path:
 
 
 def export_demo_once(folder: Path) -> None:
+    """Export the built-in model, unless the folder exists."""
     if not folder.is_dir():
         export_with_progress("demo", folder)

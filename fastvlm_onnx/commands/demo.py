@@ -1,12 +1,12 @@
 """`fastvlm-onnx demo`."""
 
 import json
-from importlib import resources
 
 import click
 
 import fastvlm_onnx
 from fastvlm_onnx.commands.default_package import export_demo_once
+from fastvlm_onnx.samples import SAMPLE_PICTURES, SAMPLE_QUESTIONS
 from fastvlm_onnx.user_data import demo_package
 
 
@@ -22,10 +22,8 @@ def demo(model: str | None) -> None:
     else:
         folder = package_folder(model, shows_progress=True)
     loaded = fastvlm_onnx.load(folder)
-    samples = resources.files("fastvlm_onnx") / "demo" / "pictures"
-    questions = json.loads((samples / "questions.json").read_text("utf-8"))
+    questions = json.loads(SAMPLE_QUESTIONS.read_text("utf-8"))
     for picture, answers in questions.items():
         click.echo(picture)
-        content = (samples / picture).read_bytes()
         for prompt in answers:
-            click.echo(f"  {prompt}  {loaded.generate(content, prompt).text}")
+            click.echo(f"  {prompt}  {loaded.generate(SAMPLE_PICTURES / picture, prompt).text}")

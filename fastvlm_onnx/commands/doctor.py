@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.load_options import Opening, opening_options
+from fastvlm_onnx.commands.load_options import LoadOptions, load_options
+from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.errors import FastVLMError, InputError
+from fastvlm_onnx.samples import SAMPLE_PICTURE
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.model import FastVLM
@@ -24,7 +26,7 @@ INT8_WEIGHTS = {
 
 @click.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-@opening_options
+@load_options
 @click.option(
     "--static",
     type=click.Choice(["coreml"]),
@@ -32,7 +34,7 @@ INT8_WEIGHTS = {
 )
 def doctor(
     folder: Path | None,
-    opening: Opening,
+    options: LoadOptions,
     static: str | None,
 ) -> None:
     """Say what this machine has, what would run where, and what to change.
@@ -47,13 +49,13 @@ def doctor(
     from fastvlm_onnx.runtime.ort.provider_selection import parse
 
     try:
-        _machine(opening.threads)
-        opening.register()
+        _machine(options.threads)
+        options.register_libraries()
         _plan()
         if folder is None:
-            parse(opening.providers, opening.options)
+            parse(options.providers, options.provider_options)
         else:
-            _package(folder, opening)
+            _package(folder, options)
     except FastVLMError as error:
         _say("problem", str(error))
         sys.exit(1)
@@ -121,8 +123,8 @@ def _plan() -> None:
         )
 
 
-def _package(folder: Path, opening: Opening) -> None:
-    model = opening.load(folder, records_placement=True)
+def _package(folder: Path, options: LoadOptions) -> None:
+    model = options.load(folder, records_placement=True)
     _say("package", f"{folder}: {', '.join(model.manifest.variants)}; opened {model.precision}")
     for graph, session in model.sessions.items():
         _say(f"  {graph}", f"{session.path.name}")
@@ -146,11 +148,8 @@ def _package(folder: Path, opening: Opening) -> None:
 
 
 def _answer(model: "FastVLM") -> None:
-    from importlib import resources
-
-    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / "shapes.png"
-    model.generate(sample.read_bytes(), PROMPT, max_new_tokens=NEW_TOKENS)
-    answer = model.generate(sample.read_bytes(), PROMPT, max_new_tokens=NEW_TOKENS)
+    model.generate(SAMPLE_PICTURE, PROMPT, max_new_tokens=NEW_TOKENS)
+    answer = model.generate(SAMPLE_PICTURE, PROMPT, max_new_tokens=NEW_TOKENS)
     timings = answer.timings
     _say("answer", answer.text)
     _say(
@@ -189,13 +188,8 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
 
 def _static_coreml(folder: Path) -> bool:
     """Whether CoreML would take all of the graphs that are meant for it."""
-    try:
+    with optional_packages("checking", "export"):
         from fastvlm_onnx.export.verification.coreml_check import check_package
-    except ImportError as error:
-        raise InputError(
-            f"checking needs packages that are not installed ({error.name}); "
-            'run `pip install "fastvlm-onnx[export]"`.'
-        ) from None
     shares = check_package(folder)
     meant = [share for share in shares if ".coreml." in share.file]
     for share in shares:

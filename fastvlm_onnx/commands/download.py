@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
+from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
-from fastvlm_onnx.errors import InputError
 
 
 @click.command()
@@ -19,18 +19,13 @@ def download(size: str, stage: int, output: Path | None, base_url: str | None) -
 
     A download that was cut goes on where it stopped when the command is given again.
     """
-    try:
+    with optional_packages("downloading", "export"):
         from fastvlm_onnx.export.sources.apple_zoo import (
             APPLE_BASE_URL,
             checkpoint_name,
             download_checkpoint,
             is_whole_checkpoint,
         )
-    except ImportError as error:
-        raise InputError(
-            f"downloading needs packages that are not installed ({error.name}); "
-            'run `pip install "fastvlm-onnx[export]"`.'
-        ) from None
     name = checkpoint_name(size, stage)
     folder = output or Path(name)
     if is_whole_checkpoint(folder):

@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
-from fastvlm_onnx.commands.numbers import numbers
+from fastvlm_onnx.commands.load_options import parse_numbers
+from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
-from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import OPERATORS, TARGETS
 from fastvlm_onnx.user_data import remember_export
 
@@ -58,7 +58,7 @@ def export(
         folder,
         verify,
         precisions=_precisions(precision, target, add),
-        image_sizes=None if image_size is None else numbers(image_size, "--image-size"),
+        image_sizes=None if image_size is None else parse_numbers(image_size, "--image-size"),
         operators=operators,
         base=base,
         allow_nonfinite=allow_nonfinite,
@@ -73,13 +73,8 @@ def export(
 def export_with_progress(
     checkpoint: str, folder: Path, verify: bool = False, **options: Any
 ) -> dict[str, VariantAgreement]:
-    try:
+    with optional_packages("exporting", "export"):
         from fastvlm_onnx.export.pipeline import export_package
-    except ImportError as error:
-        raise InputError(
-            f"exporting needs packages that are not installed ({error.name}); "
-            'run `pip install "fastvlm-onnx[export]"`.'
-        ) from None
     verify_package = import_verify_package() if verify else None
     with ExitStack() as stack:
         progress = stack.enter_context(progress_bar("export", BYTES))

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from fastvlm_onnx.agreement import Agreement, agreement_table
+from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.commands.progress import progress_bar
-from fastvlm_onnx.errors import InputError
 
 
 @click.command()
@@ -66,13 +66,8 @@ def verify(
 
 
 def import_verify_package() -> Callable[..., Agreement]:
-    try:
+    with optional_packages("verifying", "verify"):
         from fastvlm_onnx.export.verification.verify import verify_package
-    except ImportError as error:
-        raise InputError(
-            f"verifying needs packages that are not installed ({error.name}); "
-            'run `pip install "fastvlm-onnx[verify]"`.'
-        ) from None
     return verify_package
 
 

@@ -38,7 +38,7 @@ def cached_files(tmp_path: Path) -> set[str]:
     return {path.name for path in snapshots.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("model", [ID, f"{ID}@main", f"{ID}@{COMMIT}"])
+@pytest.mark.parametrize("model", [ID, f"{ID}@{COMMIT}"])
 def test_a_package_is_downloaded_once_and_then_needs_no_network(
     model: str, copied_package: Path, tmp_path: Path, cache: dict[str, str], word: Path
 ) -> None:

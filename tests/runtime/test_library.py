@@ -264,6 +264,13 @@ def test_a_lazy_vision_encoder_is_open_while_it_runs(
     assert len(opened) == 2
 
 
+def test_a_lazy_vision_encoder_tells_its_placement_when_asked(package: Path) -> None:
+    with fastvlm_onnx.load(package, lazy_vision=True, records_placement=True) as lazy:
+        vision_encoder = lazy.sessions[VISION_ENCODER]
+        assert not isinstance(vision_encoder, session.GraphSession)
+        assert set(vision_encoder.placement) == {"CPUExecutionProvider"}
+
+
 # --- the end -------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,7 @@ def caption(
                 click.echo(f"{output}: every picture is there already", err=True)
                 _exit_if_unreadable(len(file.failed), len(file.answered) + len(file.failed))
                 return
+        options.register_libraries()
         loaded = options.load(package_or_default(model))
         if file is not None:
             file.drop_errors(found)

@@ -37,6 +37,7 @@ def chat(
     Lines that begin with a slash are commands: /image PATH, /reset, /stats, /exit. Ctrl-C stops an
     answer.
     """
+    options.register_libraries()
     loaded = options.load(package_or_default(model))
     with loaded, loaded.chat(drop_oldest=drop_oldest) as conversation:
         terminal = Terminal(conversation, generation)

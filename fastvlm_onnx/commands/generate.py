@@ -49,6 +49,7 @@ def generate(
     IMAGE is a file, or `-` for standard input.
     """
     picture = _standard_input() if image == "-" else image
+    options.register_libraries()
     loaded = options.load(package_or_default(model))
     final = None
     for piece in loaded.stream(picture, prompt, **generation):

@@ -38,6 +38,9 @@ class LoadOptions:
     def register_libraries(self) -> None:
         """Register the plugin providers that --provider-library names.
 
+        `load` does the same. A command calls this first if it exports the built-in model before it
+        calls `load`.
+
         Raises:
             ProviderError: a library cannot be registered.
         """

@@ -1,10 +1,11 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both make .venv and leave nothing else.
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv. To change the code, run
+# `make develop` first (CONTRIBUTING.md).
 
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_PACKAGE = $(CURDIR)/.venv/demo-package
 
-.PHONY: demo test test-runtime test-oldest test-openvino test-slow check format train clean
+.PHONY: develop demo test test-runtime test-oldest test-openvino test-slow check format train clean
 
 # --- the main job: export the built-in model and ask it questions; no PyTorch -------------------
 
@@ -12,12 +13,16 @@ demo: .venv/installed-demo
 	.venv/bin/fastvlm-onnx export demo -o demo-onnx --overwrite
 	.venv/bin/fastvlm-onnx demo --model demo-onnx
 
+# --- development: all packages, and the links through which editors read the package -------------
+
+develop: .venv/installed-all .types
+
 # --- tests ---------------------------------------------------------------------------------------
 
 test: .venv/installed-all test-runtime
 	.venv/bin/python -m pytest
 
-# The runtime's tests where numpy, onnxruntime, tokenizers, pillow and click are all there is.
+# The runtime's tests without the packages of the export side.
 test-runtime: .venv/installed-all .venv-cpu/installed
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-cpu/bin/python -m pytest tests/runtime
@@ -30,7 +35,7 @@ test-oldest: .venv/installed-all .venv-oldest/installed
 test-slow: .venv/installed-all test-openvino
 	.venv/bin/python -m pytest -m slow
 
-# A provider that is not the CPU's, for real: ONNX Runtime's OpenVINO build, in place of the usual.
+# Another provider than the CPU: ONNX Runtime's OpenVINO build, in place of the usual wheel.
 test-openvino: .venv/installed-all .venv-openvino/installed
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-openvino/bin/python -m pytest -m slow \
@@ -47,7 +52,7 @@ format: .venv/installed-all
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# mypy cannot map folders as setuptools does: it reads the package through links.
+# mypy and pyright cannot map folders as setuptools does. They read the package through links.
 .types:
 	mkdir -p .types/fastvlm_onnx
 	cd .types/fastvlm_onnx && ln -sf ../../fastvlm_onnx/* . && ln -sfn ../../export export \

@@ -130,8 +130,8 @@ def main() -> None:
         ("image-size", vision, "pixels"),
         ("prompt-length", prefill, "positions"),
     ):
-        drawn = plot.draw_lines(f"milliseconds by {axis}: {machine}", figures)
-        (args.output / f"scaling.{name}.svg").write_text(drawn, encoding="utf-8")
+        title = f"milliseconds by {axis}: {machine}"
+        plot.draw_lines(title, axis, figures, args.output / f"scaling.{name}.svg")
     print(text)
 
 

@@ -226,7 +226,7 @@ def write_results(
     (args.output / f"{stem}.md").write_text(text, encoding="utf-8")
     if summaries:
         title = f"{args.size}, {args.image_size} pixels, {args.threads} threads, {processor()}"
-        (args.output / f"{stem}.svg").write_text(plot.draw(title, summaries), encoding="utf-8")
+        plot.draw_bars(title, summaries, args.output / f"{stem}.svg")
     everything = {"runs": figures, "summary": summaries, "failures": failures}
     (args.output / f"{stem}.json").write_text(json.dumps(everything, indent=2) + "\n")
     return json.dumps(everything) if args.json else text

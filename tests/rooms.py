@@ -12,6 +12,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"commands", "fastvlm_onnx"},
     "commands": {
         "fastvlm_onnx",
+        "export.checkpoint",
         "export.pipeline",
         "export.sources",
         "export.verification",
@@ -26,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "fastvlm_onnx": {
         "runtime.answering",
+        "runtime.deprecation",
         "runtime.engine",
         "runtime.loading",
         "runtime.model",
@@ -34,7 +36,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "shared": set(),
     # export/: checkpoint -> package
-    "export": {"export.pipeline", "export.sources", "export.verification"},
+    "export": {
+        "export.checkpoint",
+        "export.pipeline",
+        "export.sources",
+        "export.verification",
+    },
     "export.pipeline": {
         "fastvlm_onnx",
         "export.architecture",
@@ -72,11 +79,17 @@ ALLOWED: dict[str, set[str]] = {
     "export.tensors": set(),
     # runtime/: package -> answers
     "runtime.bench": {"runtime.answering", "runtime.loading", "runtime.ort"},
-    "runtime.captions": {"runtime.answering", "runtime.arrays", "runtime.model"},
-    "runtime.loading": {"runtime.hub", "runtime.model", "runtime.ort"},
+    "runtime.captions": {"runtime.answering", "runtime.model", "runtime.vision"},
+    "runtime.loading": {
+        "runtime.arrays",
+        "runtime.hub",
+        "runtime.model",
+        "runtime.ort",
+        "runtime.vision",
+    },
     "runtime.model": {
         "runtime.answering",
-        "runtime.arrays",
+        "runtime.deprecation",
         "runtime.engine",
         "runtime.ort",
         "runtime.text",
@@ -84,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "runtime.answering": {
         "runtime.arrays",
+        "runtime.deprecation",
         "runtime.engine",
         "runtime.text",
         "runtime.vision",
@@ -91,9 +105,10 @@ ALLOWED: dict[str, set[str]] = {
     "runtime.engine": {"runtime.arrays", "runtime.ort"},
     "runtime.vision": {"runtime.arrays", "runtime.ort"},
     "runtime.text": set(),
-    "runtime.ort": {"runtime.arrays"},
+    "runtime.ort": set(),
     "runtime.hub": set(),
     "runtime.arrays": set(),
+    "runtime.deprecation": set(),
 }
 
 CLI_MODULES = {"__main__", "cli", "optimum_command", "optimum_register"}

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def test_every_relative_link_leads_to_a_file_and_heading_that_exist(page: Path) 
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), link
         assert not fragment or fragment in anchors(target), link
+
+
+def test_the_readme_names_every_dependency_of_the_runtime() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    required = project["dependencies"] + project["optional-dependencies"]["cpu"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    listed = readme[readme.index("direct dependencies:") :].partition(";")[0]
+    assert {re.split(r"[><=]", name)[0] for name in required} <= set(re.findall(r"\w+", listed))
 
 
 def test_the_index_lists_every_page_of_docs() -> None:

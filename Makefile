@@ -22,7 +22,7 @@ develop: .venv/installed-all .types
 test: .venv/installed-all test-runtime
 	.venv/bin/python -m pytest
 
-# The runtime's tests without the packages of the export side.
+# The runtime's tests where numpy, onnxruntime, tokenizers, pillow and click are all there is.
 test-runtime: .venv/installed-all .venv-cpu/installed
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-cpu/bin/python -m pytest tests/runtime
@@ -35,7 +35,7 @@ test-oldest: .venv/installed-all .venv-oldest/installed
 test-slow: .venv/installed-all test-openvino
 	.venv/bin/python -m pytest -m slow
 
-# Another provider than the CPU: ONNX Runtime's OpenVINO build, in place of the usual wheel.
+# A provider that is not the CPU's, for real: ONNX Runtime's OpenVINO build, in place of the usual.
 test-openvino: .venv/installed-all .venv-openvino/installed
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-openvino/bin/python -m pytest -m slow \

@@ -63,7 +63,6 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.vision",
     },
     "export.variants": {
-        "fastvlm_onnx",
         "export.architecture",
         "export.checkpoint",
         "export.graphs",
@@ -73,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     "export.sources": {"fastvlm_onnx", "export.checkpoint", "export.disk"},
     "export.writing": {"export.tensors"},
     "export.checkpoint": {"export.architecture", "export.disk", "export.tensors"},
-    "export.graphs": {"export.architecture", "export.tensors"},
+    "export.graphs": {"fastvlm_onnx", "export.architecture", "export.tensors"},
     "export.architecture": set(),
     "export.disk": set(),
     "export.tensors": set(),

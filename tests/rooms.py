@@ -19,6 +19,8 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.answering",
         "runtime.bench",
         "runtime.captions",
+        "runtime.engine",
+        "runtime.hub",
         "runtime.loading",
         "runtime.model",
         "runtime.ort",

@@ -174,8 +174,8 @@ def test_the_export_side_imports_torch_only_to_compare(module: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(name for name in modules() if room_of(name) == "shared"))
 def test_a_shared_module_needs_only_the_standard_library(module: str) -> None:
-    # user_data asks click for the user's folder, hub_errors knows huggingface_hub's errors.
-    if module.split(".")[-1] not in ("user_data", "hub_errors"):
+    # user_data asks click for the user's folder, and hub_snapshot needs huggingface_hub.
+    if module.split(".")[-1] not in ("user_data", "hub_snapshot"):
         assert packages(module) <= {*sys.stdlib_module_names, "fastvlm_onnx"}
 
 

@@ -1,16 +1,21 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both make .venv and leave nothing else.
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv. To change the code, run
+# `make develop` first (CONTRIBUTING.md).
 
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_PACKAGE = $(CURDIR)/.venv/demo-package
 
-.PHONY: demo test test-runtime test-oldest test-openvino test-slow check format train clean
+.PHONY: develop demo test test-runtime test-oldest test-openvino test-slow check format train clean
 
 # --- the main job: export the built-in model and ask it questions; no PyTorch -------------------
 
 demo: .venv/installed-demo
 	.venv/bin/fastvlm-onnx export demo -o demo-onnx --overwrite
 	.venv/bin/fastvlm-onnx demo --model demo-onnx
+
+# --- development: all packages, and the links through which editors read the package -------------
+
+develop: .venv/installed-all .types
 
 # --- tests ---------------------------------------------------------------------------------------
 
@@ -50,7 +55,7 @@ format: .venv/installed-all
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# mypy cannot map folders as setuptools does: it reads the package through links.
+# mypy and pyright cannot map folders as setuptools does. They read the package through links.
 .types:
 	mkdir -p .types/fastvlm_onnx
 	cd .types/fastvlm_onnx && ln -sf ../../fastvlm_onnx/* . && ln -sfn ../../export export \

@@ -1,10 +1,10 @@
-"""How many held-out questions each variant of the built-in model answers right.
+"""Share of held-out questions that each variant of the built-in model answers correctly.
 
-    python benchmarks/accuracy.py                       # every precision, 500 pictures of each kind
+    python benchmarks/accuracy.py                       # every variant, 500 images of each kind
     python benchmarks/accuracy.py --precision int4 --number 100
 
-A description counts attribute by attribute (colour and shape of each place); every other answer is
-right or wrong as a whole. No PyTorch.
+A description is scored by attribute (the colour and shape of each place). Every other answer is
+correct or wrong as a whole. PyTorch is not needed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from fastvlm_onnx.names import PRECISIONS
 
 
 def share_right(model: FastVLM, kind: data.Kind, number: int) -> float:
-    """Percent right of `number` held-out questions of one kind."""
+    """Return the percentage of correct answers to `number` held-out questions of one kind."""
     right = total = 0
     for sample, question in data.held_out(kind, number):
         found = model.generate(sample.picture, question.prompt).text

@@ -1,8 +1,8 @@
-"""What conversations, batches and memory come to: one package, each figure in a process of its own.
+"""Time and memory of conversations and batches. Each figure is measured in its own process.
 
     python benchmarks/library.py DIR -o docs/benchmarks          # about 5 minutes for the 0.5B
 
-Answers are of --new-tokens tokens, whatever the model would say. Wants an idle machine.
+Every answer has --new-tokens tokens, since end tokens are ignored. Run it on an idle machine.
 """
 
 import argparse
@@ -38,13 +38,13 @@ def load(folder: str, precision: str, **options: object) -> FastVLM:
 
 
 def pictures(count: int) -> list[np.ndarray]:
-    """As many different ones."""
+    """Return `count` different images of noise, uint8 [480, 640, 3]."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 255, (480, 640, 3), np.uint8) for _ in range(count)]
 
 
 def chat(folder: str, precision: str, new_tokens: int, repeats: int) -> dict[str, float]:
-    """Seconds to the first token of the first question on a picture, and of the second."""
+    """Measure the seconds to the first token of the first and second question about an image."""
     model = load(folder, precision, image_cache_bytes=0)
     times: list[tuple[float, float]] = []
     for _ in range(repeats + 1):
@@ -57,7 +57,7 @@ def chat(folder: str, precision: str, new_tokens: int, repeats: int) -> dict[str
 
 
 def batch(folder: str, precision: str, new_tokens: int, repeats: int) -> dict[str, float]:
-    """Generated tokens a second behind the first ones, by batch size."""
+    """Measure tokens a second after the first token of each answer, by batch size."""
     model = load(folder, precision)
     features = [model.encode_image(picture) for picture in pictures(max(BATCHES))]
     rates = {}
@@ -65,7 +65,7 @@ def batch(folder: str, precision: str, new_tokens: int, repeats: int) -> dict[st
         found = []
         for _ in range(repeats + 1):
             answers = model.generate_batch(features[:size], PROMPT, max_new_tokens=new_tokens)
-            # From when the last of them has its first token, they are decoded together.
+            # All answers decode together once the last answer has its first token.
             together = min(answer.timings.decode for answer in answers)
             found.append(size * (new_tokens - 1) / together)
         rates[str(size)] = median(found[1:])
@@ -73,7 +73,7 @@ def batch(folder: str, precision: str, new_tokens: int, repeats: int) -> dict[st
 
 
 def memory(folder: str, precision: str, new_tokens: int, repeats: int) -> dict[str, float]:
-    """Bytes: held when loaded, when idle after answers, and at most."""
+    """Measure resident bytes: after loading, idle after answers, and at the peak."""
     del repeats
     model = load(folder, precision, lazy_vision=bool(os.environ.get("LAZY")))
     loaded = rss_bytes()
@@ -83,7 +83,7 @@ def memory(folder: str, precision: str, new_tokens: int, repeats: int) -> dict[s
 
 
 def threads(folder: str, precision: str, new_tokens: int, repeats: int) -> dict[str, float]:
-    """Bytes held at most by one answer, and by eight at once."""
+    """Measure the peak of resident bytes for one answer, and for eight answers at once."""
     del repeats
     model = load(folder, precision)
     features = model.encode_image(pictures(1)[0])
@@ -114,18 +114,18 @@ MEASURED: dict[str, Callable[..., dict[str, float]]] = {
 }
 
 
-def measured(what: str, args: argparse.Namespace, precision: str, **env: str) -> dict[str, float]:
-    """In a process of its own."""
-    print(what, precision, file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, args.package, "--only", what, "--precision", precision]
+def measured(figure: str, args: argparse.Namespace, precision: str, **env: str) -> dict[str, float]:
+    """Measure one figure in its own process."""
+    print(figure, precision, file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, args.package, "--only", figure, "--precision", precision]
     command += ["--new-tokens", str(args.new_tokens), "--repeats", str(args.repeats)]
     done = subprocess.run(command, env=os.environ | env, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 
 def report(args: argparse.Namespace) -> str:
-    there = read_manifest(Path(args.package)).variants
-    precisions = [name for name in PRECISIONS if name in there]
+    variants = read_manifest(Path(args.package)).variants
+    precisions = [name for name in PRECISIONS if name in variants]
     chats = {p: measured("chat", args, p) for p in precisions}
     batches = {p: measured("batch", args, p) for p in precisions}
     memories = {p: measured("memory", args, p) for p in precisions}
@@ -135,9 +135,9 @@ def report(args: argparse.Namespace) -> str:
         "# Conversations, batches, memory",
         "",
         f"{processor()}, {os.cpu_count()} cores, ONNX Runtime {onnxruntime.__version__}; "
-        f"{args.new_tokens} tokens to an answer, medians of {args.repeats}.",
+        f"{args.new_tokens} tokens in each answer, medians of {args.repeats}.",
         "",
-        "| first token, ms | first question | second question | times sooner |",
+        "| first token, ms | first question | second question | ratio |",
         "|---|---|---|---|",
     ]
     for name, row in chats.items():
@@ -147,7 +147,7 @@ def report(args: argparse.Namespace) -> str:
         )
     lines += [
         "",
-        f"| tokens a second, by batch | {' | '.join(map(str, BATCHES))} | largest against 1 |",
+        f"| tokens a second, by batch | {' | '.join(map(str, BATCHES))} | ratio of largest to 1 |",
         "|---" * (len(BATCHES) + 2) + "|",
     ]
     for name, row in batches.items():
@@ -157,7 +157,7 @@ def report(args: argparse.Namespace) -> str:
     lines += [
         "",
         "| memory, MB | loaded | idle after answers | peak | lazy_vision: idle | peak "
-        "| an answer more at once |",
+        "| each further answer at once |",
         "|---" * 7 + "|",
     ]
     for name, row in memories.items():
@@ -173,8 +173,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder for the table")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=tuple(MEASURED), help="one figure, as JSON")
-    parser.add_argument("--precision", default="int4", help="of that one figure")
+    parser.add_argument("--only", choices=tuple(MEASURED), help="measure one figure and print JSON")
+    parser.add_argument("--precision", default="int4", help="variant for --only")
     args = parser.parse_args()
     if args.only:
         found = MEASURED[args.only](args.package, args.precision, args.new_tokens, args.repeats)

@@ -1,12 +1,13 @@
-"""How far each variant is from fp32 at the 0.5B's true size, with outlier tokens planted.
+"""Error of each variant against fp32, at the 0.5B's true size and with outlier tokens.
 
     python benchmarks/quantisation_error.py -o docs/benchmarks    # about 10 minutes, 8 GB of disk
 
-Greedy answers of --steps tokens by the fp32 package, whose tokens are then forced on every variant;
-no token comes twice, since random weights would soon go round in a circle of a dozen. fp32 stands
-for PyTorch, from which it is 2e-6 away (`fastvlm-onnx verify`), so no PyTorch is needed. Tokens
-with activations a thousand times the others' stand in every prompt. lm_head is no copy of the
-embeddings, as it is in the published 0.5B: the planted rows would be the only tokens ever chosen.
+The fp32 package gives greedy answers of --steps tokens, and every variant is fed the same tokens.
+No token repeats within an answer, since random weights would soon cycle through a dozen tokens.
+fp32 replaces PyTorch, from which it differs by 2e-6 (`fastvlm-onnx verify`). PyTorch is not needed.
+Every prompt holds tokens whose activations are a thousand times larger than the others'. lm_head is
+not tied to the embeddings, unlike in the published 0.5B. With tied weights, the outlier
+tokens would be chosen at every step.
 """
 
 import argparse
@@ -44,13 +45,13 @@ FloatArray = NDArray[np.float32]
 PICTURES = Path(fastvlm_onnx.__file__).parent / "demo/pictures"
 NAMES = ("shapes.png", "word.png")
 PROMPT = "Describe the image."
-# No word of a prompt is one of these: they are put between its tokens.
+# Token ids that no prompt contains. They are inserted between the prompt's tokens.
 OUTLIERS = (1000, 1001, 1002, 1003)
 CHECKPOINT = "random-checkpoint"
 
 
 def make_package(folder: Path) -> Path:
-    """A package of every variant in `folder`, unless it is there."""
+    """Write a package with every variant into `folder`, unless it is there, and return its path."""
     checkpoint, package = folder / CHECKPOINT, folder / "random-package"
     if not (checkpoint / "config.json").exists():
         language = replace(PUBLISHED["0.5b"], is_tied=False)
@@ -61,7 +62,7 @@ def make_package(folder: Path) -> Path:
 
 
 def prompt_embeds(model: FastVLM, features: FloatArray) -> FloatArray:
-    """inputs_embeds of the prompt, with the planted tokens spread over what follows the image."""
+    """Return inputs_embeds of the prompt, with outlier tokens among the tokens after the image."""
     before, _, after = model.template.prompt(question(PROMPT, num_images=1))
     for i, token in enumerate(OUTLIERS):
         after.insert(1 + 2 * i, token)
@@ -74,7 +75,7 @@ def answer(
     steps: int,
     forced: Sequence[int] | None = None,
 ) -> tuple[FloatArray, list[int]]:
-    """Logits [steps, vocab_size] along an answer, and its tokens: new greedy ones unless forced."""
+    """Return the logits [steps, vocab_size] and the tokens of an answer, greedy unless forced."""
     cache = model.new_cache(inputs_embeds.shape[1] + steps)
     row = model.prefill(inputs_embeds, cache)
     logits, tokens = np.empty((steps, len(row)), np.float32), list[int]()
@@ -90,7 +91,7 @@ def answer(
 def run(
     model: FastVLM, picture: str, steps: int, forced: Sequence[int] | None = None
 ) -> tuple[dict[str, FloatArray], list[int]]:
-    """Each stage's array, by its name, and the answer's tokens."""
+    """Return the array of each stage by name, and the tokens of the answer."""
     hidden_states = model.image_encoder.run_vision_encoder(
         preprocess(read_picture(PICTURES / picture), model.image_size)
     )
@@ -102,7 +103,7 @@ def run(
 
 
 def compare(package: Path, steps: int, threads: int) -> tuple[dict[str, VariantAgreement], str]:
-    """Every variant against fp32, and how flat fp32's own logits are."""
+    """Compare every variant with fp32, and describe how flat fp32's logits are."""
     manifest = read_manifest(package)
     exact = fastvlm_onnx.load(package, precision="fp32", providers="cpu", threads=threads)
     expected = {name: run(exact, name, steps) for name in NAMES}
@@ -139,7 +140,7 @@ def compare(package: Path, steps: int, threads: int) -> tuple[dict[str, VariantA
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--work", type=Path, help="keeps checkpoint and package, and reuses them")
+    parser.add_argument("--work", type=Path, help="folder to keep for the next run")
     parser.add_argument("--steps", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -153,9 +154,9 @@ def main() -> None:
         variants, flatness = compare(package, args.steps, args.threads)
     text = f"""# Variants against fp32, random 0.5B with outlier tokens
 
-{processor()}, {os.cpu_count()} cores, ONNX Runtime {onnxruntime.__version__}; {len(NAMES)} pictures
-of 1024 pixels, {args.steps} greedy tokens of fp32 forced on each; {len(OUTLIERS)} outlier tokens in
-each prompt. fp32: {flatness}.
+{processor()}, {os.cpu_count()} cores, ONNX Runtime {onnxruntime.__version__}; {len(NAMES)} images
+of 1024 pixels, each with {args.steps} greedy tokens of fp32, which every variant is fed;
+{len(OUTLIERS)} outlier tokens in each prompt. fp32: {flatness}.
 
 {summary_table(variants)}
 """

@@ -1,11 +1,10 @@
-"""What an answer costs by the size of the picture and by the length of the prompt.
+"""Time of the vision encoder by image size, and of prefill by prompt length.
 
     python benchmarks/scaling.py -o docs/benchmarks             # about 15 minutes
-    python benchmarks/scaling.py -o /tmp/scaling --package DIR  # a package of yours
+    python benchmarks/scaling.py -o /tmp/scaling --package DIR  # your own package
 
-Random weights of the 0.5B's size. Vision encoder and projector by image size, the decoder's prefill
-by positions: medians of --repeats runs after one to warm up, the precisions in turn. Wants an idle
-machine. Writes a table, the figures, and a plot of each.
+The weights are random, of the 0.5B's size. Figures are medians of --repeats runs after one run to
+warm up. Run it on an idle machine. It writes a table, the figures as JSON, and two plots.
 """
 
 import argparse
@@ -31,11 +30,11 @@ PROMPT_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 PRECISIONS = ("fp32", "int8", "int4", "fast")
 
 Figures = dict[str, dict[int, float]]
-"""Seconds by precision, then by size or length."""
+"""Variant -> image size or prompt length -> seconds."""
 
 
 def seconds_of(run: Callable[[], object], repeats: int) -> float:
-    """The median of `repeats` runs after one to warm up."""
+    """Return the median of `repeats` runs, in seconds, after one run to warm up."""
     run()
     times = []
     for _ in range(repeats):
@@ -46,9 +45,9 @@ def seconds_of(run: Callable[[], object], repeats: int) -> float:
 
 
 def measure(package: Path, threads: int, repeats: int) -> tuple[Figures, Figures]:
-    """Vision by image size, and prefill by prompt length, of every variant in the package.
+    """Measure vision by image size and prefill by prompt length, for every variant of a package.
 
-    Variants that share a vision encoder have it under the first one's name.
+    Variants that share a vision encoder have one entry, under the first variant's name.
     """
     rng = np.random.default_rng(0)
     manifest = read_manifest(package)
@@ -82,7 +81,7 @@ def measure(package: Path, threads: int, repeats: int) -> tuple[Figures, Figures
 
 
 def table(heading: str, figures: Figures) -> str:
-    """Milliseconds, a row for each precision."""
+    """Return a Markdown table of milliseconds, with a row for each variant."""
     columns = list(next(iter(figures.values())))
     lines = [
         f"| {heading} | " + " | ".join(map(str, columns)) + " |",
@@ -130,8 +129,8 @@ def main() -> None:
         ("image-size", vision, "pixels"),
         ("prompt-length", prefill, "positions"),
     ):
-        drawn = plot.draw_lines(f"milliseconds by {axis}: {machine}", figures)
-        (args.output / f"scaling.{name}.svg").write_text(drawn, encoding="utf-8")
+        title = f"milliseconds by {axis}: {machine}"
+        plot.draw_lines(title, axis, figures, args.output / f"scaling.{name}.svg")
     print(text)
 
 

@@ -1,13 +1,13 @@
-"""Our package beside the strongest other ways to run the same weights, on this machine, in one run.
+"""This project and the fastest other runtimes, with the same weights, on this machine.
 
     python benchmarks/side_by_side.py -o /tmp/table                  # 0.5b, 1024 pixels, 2 threads
     python benchmarks/side_by_side.py -o /tmp/table --size 1.5b --image-size 512 --rounds 5
-    python benchmarks/side_by_side.py -o /tmp/table --quick          # does it work at all?
+    python benchmarks/side_by_side.py -o /tmp/table --quick          # a tiny model, to test
 
-Makes a random checkpoint, installs the peers into `.venv-peers`, converts the weights for each, and
-measures every way in a process of its own, round after round in the same order; the table is
-written anew after each round. Wants an idle machine. What was made stays under --work for the next
-run.
+It makes a random checkpoint, installs the other runtimes into `.venv-peers`, converts the weights
+for each, and measures every way in its own process. Every round runs all ways in the same order.
+The table is written after each round. Run it on an idle machine. Converted files stay under --work
+for the next run.
 """
 
 import argparse
@@ -35,18 +35,18 @@ HERE = Path(__file__).resolve().parent
 ENOUGH = 20  # lines of a failed process that are shown
 IMAGE_SIZES = (1024, 768, 512)
 QUICK_IMAGE_SIZE = 128
-# What a work folder holds at most, one image size converted.
+# Largest size of a work folder with one image size, in gigabytes.
 FOLDER_GB = {"quick": 1, "0.5b": 16, "1.5b": 45}
 
 # --- processes -----------------------------------------------------------------------------------
 
 
 class ProcessError(Exception):
-    """A conversion or a measurement failed; its last lines say why."""
+    """A conversion or a measurement failed. The message is its last lines of output."""
 
 
 def run(action: str, module: str, job: Job, python: str | Path) -> Any:
-    """Do a job in a process of its own and give back its figures.
+    """Run a job in its own process and return its figures.
 
     Raises:
         ProcessError: the process failed.
@@ -65,7 +65,7 @@ def run(action: str, module: str, job: Job, python: str | Path) -> Any:
         )
         if done.returncode != 0:
             lines = (done.stdout + done.stderr).splitlines()[-ENOUGH:]
-            if done.returncode < 0:  # nothing it could say itself: out of memory, as a rule
+            if done.returncode < 0:  # usually the system ended it for lack of memory
                 lines.append(f"killed by signal {-done.returncode}")
             raise ProcessError("\n".join(lines))
         return json.loads(out.read_text())
@@ -73,10 +73,10 @@ def run(action: str, module: str, job: Job, python: str | Path) -> Any:
 
 @contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """Keep the folder to this run: two at once would spoil each other's files and figures.
+    """Lock the work folder. Two runs at once would damage each other's files and figures.
 
     Raises:
-        BlockingIOError: another run has it.
+        BlockingIOError: another run holds the lock.
     """
     with (work / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,10 +84,10 @@ def locked(work: Path) -> Iterator[None]:
 
 
 def prepare(jobs: dict[str, Job], failures: dict[str, str]) -> None:
-    """Make what the jobs need; a peer that cannot be made is moved to `failures`.
+    """Make the files that the jobs need. A runtime that fails is recorded in `failures`.
 
     Raises:
-        ProcessError: the checkpoint, our package or PyTorch's logits could not be made.
+        ProcessError: the checkpoint, the package or PyTorch's logits could not be made.
     """
     job = next(iter(jobs.values()))
     for module in ("checkpoint", "ours", "eager"):
@@ -112,7 +112,7 @@ def prepare(jobs: dict[str, Job], failures: dict[str, str]) -> None:
 def measure_round(
     jobs: dict[str, Job], figures: dict[str, list[Any]], failures: dict[str, str]
 ) -> None:
-    """Every way once, in turn: a slow minute falls on all of them, not on all rounds of one."""
+    """Measure every way once, so that a slow minute does not fall on all rounds of one way."""
     for name in jobs:
         if name in failures:
             continue
@@ -129,13 +129,13 @@ def measure_round(
 
 
 def check_disk_space(args: argparse.Namespace) -> None:
-    """End here when the disk would be full on the way: converters then say nothing of use."""
+    """Exit if the disk has too little room. Converters give no useful error on a full disk."""
     held = sum(path.stat().st_size for path in args.work.rglob("*") if path.is_file())
     missing = FOLDER_GB[args.size] * 1e9 - held - shutil.disk_usage(args.work).free
     if missing > 0:
         sys.exit(
-            f"error: {args.work} may grow to {FOLDER_GB[args.size]} GB, for which the disk lacks "
-            f"{missing / 1e9:.0f} GB; free them or name another folder with --work."
+            f"error: {args.work} may grow to {FOLDER_GB[args.size]} GB, and the disk lacks "
+            f"{missing / 1e9:.0f} GB; free space, or name another folder with --work."
         )
 
 
@@ -151,7 +151,7 @@ def last_line(error: Exception) -> str:
 
 
 def summarise(found: list[Any]) -> dict[str, dict[str, float]]:
-    """Median and minimum of every figure over all rounds and repeats."""
+    """Return the median and minimum of every figure over all rounds and repeats."""
     summary = {}
     for name in found[0]:
         values: list[float] = []
@@ -174,7 +174,7 @@ COSINES = {"cosine_image": "cosine image", "cosine_logits": "cosine logits"}
 
 
 def table(summaries: dict[str, Any], failures: dict[str, str], names: list[str]) -> str:
-    """A row for each way: medians, minima in brackets, and the cosine with PyTorch."""
+    """Return the Markdown table: medians, minima in brackets, and cosines with PyTorch."""
     header = ["way", *COLUMNS, *COSINES.values()]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name in names:
@@ -197,18 +197,18 @@ def table(summaries: dict[str, Any], failures: dict[str, str], names: list[str])
 def report(
     args: argparse.Namespace, summaries: dict[str, Any], failures: dict[str, str], rounds: int
 ) -> str:
-    """The Markdown text: conditions, table, what each row is."""
+    """Return the Markdown page: the conditions, the table, and a description of each way."""
     first = Job("", args.work, args.image_size, args.threads, args.repeats)
     ways = "\n".join(f"- `{name}`: {WAYS[name].text}" for name in args.ways)
     return f"""# Side by side: {args.size}, {args.image_size} pixels, {args.threads} threads
 
 {processor()}, {os.cpu_count()} cores; random weights of the true size.
-Prompt of {first.prompt_tokens} positions. Medians, minima in brackets, over {rounds} round(s)
-(each a new process) of {args.repeats} answer(s) after one to warm up. Vision includes the
-projector; first token is vision, prefill and argmax; ms/token is the median of {STEPS} tokens
-after the prompt. Load: files cached, libraries imported. Cosines: of image_features and of the
-first logits with PyTorch's fp32. Random weights are the hardest case for int4: the cosines prove
-that the weights are the same, and say little of a trained model.
+The prompt has {first.prompt_tokens} positions. Figures are medians, with minima in brackets, over
+{rounds} round(s) of {args.repeats} answer(s) after one to warm up. Each round is a new process.
+Vision includes the projector. First token is vision, prefill and argmax. ms/token is the median of
+{STEPS} tokens after the prompt. Load is measured with cached files and imported libraries. Cosines
+compare image_features and the first logits with PyTorch's fp32. Random weights are the hardest case
+for int4. The cosines show that the weights are the same, and not the accuracy of a trained model.
 
 {table(summaries, failures, args.ways)}
 
@@ -219,14 +219,14 @@ that the weights are the same, and say little of a trained model.
 def write_results(
     args: argparse.Namespace, figures: dict[str, list[Any]], failures: dict[str, str], rounds: int
 ) -> str:
-    """Table, plot and figures into the output folder; what to print."""
+    """Write table, plot and figures into the output folder, and return the text to print."""
     summaries = {name: summarise(figures[name]) for name in args.ways if name in figures}
     text = report(args, summaries, failures, rounds)
     stem = f"side-by-side.{args.size}.{args.image_size}.{args.threads}-threads"
     (args.output / f"{stem}.md").write_text(text, encoding="utf-8")
     if summaries:
         title = f"{args.size}, {args.image_size} pixels, {args.threads} threads, {processor()}"
-        (args.output / f"{stem}.svg").write_text(plot.draw(title, summaries), encoding="utf-8")
+        plot.draw_bars(title, summaries, args.output / f"{stem}.svg")
     everything = {"runs": figures, "summary": summaries, "failures": failures}
     (args.output / f"{stem}.json").write_text(json.dumps(everything, indent=2) + "\n")
     return json.dumps(everything) if args.json else text
@@ -242,7 +242,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, choices=IMAGE_SIZES, default=IMAGE_SIZES[0])
     parser.add_argument("--ways", default=",".join(WAYS), help="with commas")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3, help="timed answers of a round")
+    parser.add_argument("--repeats", type=int, default=3, help="timed answers in each round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("/tmp/fastvlm-side-by-side"))
     parser.add_argument("--quick", action="store_true", help="a tiny model, for a test")
@@ -269,7 +269,7 @@ def main() -> None:
     }
     figures: dict[str, list[Any]] = {}
     failures: dict[str, str] = {}
-    # A run that is ended takes the process that it waits for along.
+    # SIGTERM also ends the process that this run waits for.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with locked(args.work):
@@ -283,8 +283,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except BlockingIOError:
         sys.exit(
-            f"error: {args.work} is in use by another comparison, expected to have it alone; "
-            "wait until that one has ended."
+            f"error: {args.work} is in use by another comparison; wait until it has ended, or name "
+            "another folder with --work."
         )
     print(text)
 

@@ -1,9 +1,9 @@
-"""How long a short answer takes from nothing: process start, imports, load, answer, exit.
+"""Time of a short answer in a new process: start, imports, load, answer, exit.
 
     python benchmarks/startup.py                # the built-in model, 8 tokens, 15 runs
     python benchmarks/startup.py --model DIR
 
-Prints medians (and minima) in seconds; run it on an idle machine.
+Prints medians and minima in seconds. Run it on an idle machine.
 """
 
 import argparse
@@ -25,7 +25,7 @@ print(time.perf_counter() - began)
 
 
 def seconds_of(command: list[str]) -> tuple[float, str]:
-    """Wall time of a whole process, and its standard output."""
+    """Return the wall time of a process in seconds, and its standard output."""
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return time.perf_counter() - began, done.stdout
@@ -51,7 +51,7 @@ def main() -> None:
                 "imports": seconds_of([sys.executable, "-c", IMPORTS]),
             }
             if run == 0:
-                continue  # files come into the cache
+                continue  # the first run reads files into the page cache
             timings = json.loads(found["process"][1])["timings"]
             rows["process"].append(found["process"][0])
             rows["python"].append(found["python"][0])

@@ -1,4 +1,4 @@
-"""The random checkpoint that every way is made of, and its language model for the peers."""
+"""The random checkpoint that every way runs, and its language model for the other runtimes."""
 
 from peers.job import Job, unfinished
 from peers.language_folder import write_language_folder
@@ -7,13 +7,13 @@ from random_checkpoint import PUBLISHED, LanguageSize, write_random_checkpoint
 from fastvlm_onnx.export.checkpoint.layouts import VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 
-# For a functional test: the built-in model's vision encoder, and three layers.
+# For a functional test: the vision encoder of the built-in model, and a decoder of three layers.
 QUICK = LanguageSize(256, 512, 3, 4, 2, 512, 429, is_tied=True)
 QUICK_IMAGE_SIZE = 128
 
 
 def convert(job: Job) -> None:
-    """Write both; the work folder's name is the size."""
+    """Write the checkpoint and the language folder. The work folder is named after the size."""
     if not job.checkpoint.exists():
         with unfinished(job.checkpoint) as folder:
             if job.work.name == "quick":

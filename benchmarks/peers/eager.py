@@ -1,4 +1,4 @@
-"""PyTorch eager in fp32: what the model's authors run, and what every way is compared with."""
+"""PyTorch eager in fp32, as the model's authors run it. Every way is compared with it."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
 
 
 def convert(job: Job) -> None:
-    """Draw the prompt, and compute what every way ought to give for it."""
+    """Draw the prompt, and compute the expected image features and logits of every way."""
     if job.prompt.exists():
         return
     model = EagerModel(job)
     rng = np.random.default_rng(0)
     counts = (TOKENS_BEFORE, TOKENS_AFTER, job.prompt_tokens)
     vocab_size = model.reference.config.decoder.vocab_size
-    # Ordinary words: the special tokens come last.
+    # Ordinary tokens only: the special tokens are the last three of the vocabulary.
     before, after, ids = (rng.integers(0, vocab_size - 3, count).tolist() for count in counts)
     prompt = Prompt(draw_picture(job.image_size, seed=0), before, after, ids)
     image_features = model.encode_image(prompt.pixel_values)
@@ -56,7 +56,7 @@ class EagerModel:
         self.reference = ReferenceFastVLM(checkpoint.config)
         self.reference.load_checkpoint(
             {
-                # torch wants memory that it may write to, which a mapped file's is not.
+                # torch needs writable memory, and a mapped file is read-only.
                 name: torch.from_numpy(np.require(tensor.read(), requirements=["C", "W"]))
                 for name, tensor in checkpoint.tensors.items()
             }

@@ -1,4 +1,4 @@
-"""The peers' own virtual environment, so that nothing of theirs touches the project's."""
+"""The virtual environment of the other runtimes, separate from the project's environment."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-peers"
 PYTHON = ENVIRONMENT / "bin/python"
-# What a peer needs, by its module's name; the versions stand in requirements.txt.
+# Module of `peers` -> packages that it needs. requirements.txt has their versions.
 PACKAGES = {
     "openvino_model": ("openvino", "nncf", "optimum-intel", "optimum", "torch", "transformers"),
     "genai": ("onnxruntime-genai", "onnxruntime", "onnx", "onnx-ir", "torch", "transformers"),
@@ -15,14 +15,14 @@ PACKAGES = {
 
 
 class InstallError(Exception):
-    """A peer could not be installed; the last line of pip's says why."""
+    """A runtime could not be installed. The last line of pip's output gives the reason."""
 
 
 def install_peer(module: str) -> None:
-    """Put a peer into the environment, unless it is there at the versions of requirements.txt.
+    """Install a runtime into the environment, unless the versions of requirements.txt are there.
 
     Raises:
-        InstallError: neither the environment nor the packages could be had.
+        InstallError: the environment or a package could not be installed.
     """
     installed = ENVIRONMENT / f"installed.{module}.txt"
     wanted = REQUIREMENTS.read_text("utf-8")
@@ -33,7 +33,7 @@ def install_peer(module: str) -> None:
     pip = (str(PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check")
     pins = [line for line in wanted.splitlines() if line.split("==")[0] in PACKAGES[module]]
     _run(*pip, "install", *pins)
-    # optimum-intel asks for it; a torchvision built for another torch breaks transformers' imports.
+    # optimum-intel installs torchvision, which breaks transformers if it is for another torch.
     _run(*pip, "uninstall", "--yes", "torchvision")
     installed.write_text(wanted, encoding="utf-8")
 

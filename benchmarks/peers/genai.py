@@ -1,6 +1,6 @@
-"""onnxruntime-genai: its builder's int4 decoder on token ids, with our fp32 vision graphs in ORT.
+"""onnxruntime-genai's int4 decoder on token ids, with this project's fp32 vision graphs.
 
-This is the shape of the public ONNX files of such models: fp32 vision, int4 language model.
+Public ONNX files of similar models have the same form: fp32 vision, int4 language model.
 """
 
 import json
@@ -14,8 +14,8 @@ import onnxruntime_genai as og
 from peers.job import STEPS, Job, unfinished
 from peers.measuring import FloatArray, Prompt
 
-# The builder's options: its default block of weights that share a scale, the fastest one, and that
-# with lm_head in int8, as ours has it (matmul_mixed_precision makes a model that does not load).
+# Options of the model builder: its default block size, the fastest block size, and the fastest with
+# lm_head in int8 as in this project. (matmul_mixed_precision makes a model that does not load.)
 OPTIONS = {
     "onnxruntime-genai-int4": ["block_size=32"],
     "onnxruntime-genai-int4-128": ["block_size=128"],
@@ -28,7 +28,7 @@ def convert(job: Job) -> None:
     for way, options in OPTIONS.items():
         if not job.genai(way).exists():
             with unfinished(job.genai(way)) as folder:
-                # A local folder is input and its own name: nothing is fetched.
+                # The input is a local folder, so the builder downloads nothing.
                 source = ["-m", str(job.language), "-i", str(job.language)]
                 target = ["-o", str(folder), "-c", str(folder / "cache"), "-p", "int4", "-e", "cpu"]
                 builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
@@ -50,14 +50,14 @@ def files(job: Job) -> list[Path]:
 
 
 class GenaiModel:
-    """Ids go in, so the lookup of the whole prompt's embeddings is part of its prefill."""
+    """A model that takes token ids, so its prefill includes the embedding lookup of the prompt."""
 
     takes_ids = True
 
     def __init__(self, job: Job) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job.threads
-        # Its idle workers would take a core from the decoder.
+        # Idle threads of these sessions would spin on a core that the decoder needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._graphs = [
             onnxruntime.InferenceSession(str(graph), options) for graph in graphs_of(job)
@@ -76,7 +76,7 @@ class GenaiModel:
 
     def prefill(self, prompt: Prompt, image_features: FloatArray) -> int:  # noqa: ARG002
         parameters = og.GeneratorParams(self._model)
-        # The least length keeps an end token from coming up: steps after one cost nothing.
+        # min_length prevents an end token, since steps after an end token cost nothing.
         parameters.set_search_options(
             min_length=self._capacity, max_length=self._capacity, do_sample=False
         )

@@ -1,6 +1,7 @@
-"""What is measured and where its files lie; each process of a comparison is given one job.
+"""A job: the way to measure, its conditions, and the places of its files.
 
-Known to both environments, so nothing but the standard library is imported here.
+Each process of a comparison gets one job. Both environments import this module, so it imports only
+the standard library.
 """
 
 import json
@@ -21,8 +22,9 @@ class Job:
 
     Attributes:
         way: a name of `ways.WAYS`.
-        work: everything made for one checkpoint.
-        repeats: whole answers that are timed, after one that is not.
+        work: the folder of all files that are made from one checkpoint.
+        threads: threads of every runtime.
+        repeats: the number of timed answers, after one untimed answer.
     """
 
     way: str
@@ -37,17 +39,17 @@ class Job:
 
     @property
     def package(self) -> Path:
-        """All variants of our package, for every image size."""
+        """The exported package with every variant and image size."""
         return self.work / "package"
 
     @property
     def language(self) -> Path:
-        """The language model in transformers' layout."""
+        """The folder of the language model in transformers' layout."""
         return self.work / "language"
 
     @property
     def prompt(self) -> Path:
-        """pixel_values and token ids, and what PyTorch makes of them, as an .npz."""
+        """An .npz file: pixel_values, token ids, and the arrays that PyTorch computes from them."""
         return self.work / f"prompt.{self.image_size}.npz"
 
     @property
@@ -76,7 +78,7 @@ class Job:
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """An empty folder that takes the name `path` once all is well."""
+    """Give an empty folder that is renamed to `path` if the block succeeds."""
     temporary = path.with_name(path.name + ".unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A checkpoint's language model as a folder in transformers' layout, for the peers to convert."""
+"""A checkpoint's language model in transformers' layout, which the other runtimes convert."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,8 @@ EMBEDDINGS = ("model.embed_tokens.weight", LM_HEAD)
 def write_language_folder(source: Path, folder: Path) -> None:
     """Write config.json, model.safetensors and tokenizer files.
 
-    The matrices of the vocabulary are cut to the tokenizer's length, as everywhere else. Weights
-    are stored in bf16, which is what the checkpoint holds.
+    The matrices of the vocabulary end at the tokenizer's length, as in an exported package. Weights
+    are stored in bf16, as in the checkpoint.
     """
     checkpoint = open_checkpoint(source)
     size = checkpoint.config.decoder

@@ -1,4 +1,4 @@
-"""One way, timed: the same steps and the same clock for each, in a process of its own."""
+"""The measurement of one way, in its own process. Every way runs the same steps and clock."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +15,13 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What every way is asked.
+    """The prompt that every way answers.
 
     Attributes:
         pixel_values: float32 [1, 3, S, S].
-        before_image: token ids.
-        token_ids: as many as positions of the whole prompt, for a way that takes ids alone.
+        before_image: token ids before the image.
+        after_image: token ids after the image.
+        token_ids: one token id for each position of the prompt, for a way that takes only ids.
     """
 
     pixel_values: FloatArray
@@ -30,37 +31,39 @@ class Prompt:
 
 
 class Model(Protocol):
-    """A way, loaded.
+    """A loaded way.
 
     Attributes:
-        takes_ids: its language model is given `Prompt.token_ids` in place of the picture's rows.
+        takes_ids: the language model gets `Prompt.token_ids`, and no rows of the image.
     """
 
     takes_ids: bool
 
     def encode_image(self, pixel_values: FloatArray) -> Any:
-        """Vision encoder and projector."""
+        """Run the vision encoder and the projector."""
 
     def prefill(self, prompt: Prompt, image_features: Any) -> int:
-        """The first token, in an empty cache."""
+        """Run the prompt in an empty cache, and return the first token."""
 
     def decode_one_token(self, token_id: int) -> int:
-        """The token after it."""
+        """Run one token, and return the next token."""
 
     def first_logits(self) -> FloatArray:
-        """float32 [vocab_size] of the latest prefill."""
+        """Return the logits of the latest prefill, float32 [vocab_size]."""
 
 
 def measure(load: Callable[[Job], Model], files: Sequence[Path], job: Job) -> dict[str, Any]:
     """Load, answer once to warm up, then answer `job.repeats` times.
 
     Args:
-        files: what loading reads.
+        load: opens the way for a job.
+        files: the files that loading reads.
+        job: the way and its conditions.
 
     Returns:
-        Seconds: load, and lists of vision, prefill, first_token and decode (the median of a whole
-        answer's tokens); peak_rss_bytes; size_bytes; cosine_image and cosine_logits, of
-        image_features and of the first logits with PyTorch's.
+        load: seconds. vision, prefill, first_token, decode: lists of seconds, one item for each
+        answer; decode is the median of an answer's tokens. peak_rss_bytes, size_bytes: bytes.
+        cosine_image, cosine_logits: cosine with PyTorch's image_features and first logits.
     """
     with np.load(job.prompt) as arrays:
         prompt = Prompt(
@@ -82,7 +85,7 @@ def measure(load: Callable[[Job], Model], files: Sequence[Path], job: Job) -> di
         token_id = model.prefill(prompt, image_features)
         first = time.perf_counter()
         if repeat == 0:
-            # A copy: the next picture is written over it.
+            # A copy, since the next run overwrites the array.
             found = {"image": np.array(image_features), "logits": model.first_logits()}
         steps = []
         for _ in range(STEPS):
@@ -124,7 +127,7 @@ def cosine(a: FloatArray, b: FloatArray) -> float:
 
 
 def _peak_rss_bytes() -> int:
-    """Of this process alone: getrusage would count what the parent held before exec."""
+    """Peak memory of this process. getrusage would include the parent's memory before exec."""
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

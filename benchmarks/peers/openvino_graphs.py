@@ -17,7 +17,7 @@ GROUP_SIZE = 128
 
 
 def convert(job: Job) -> None:
-    """Convert both halves, each at every precision."""
+    """Convert the vision graph and the language model, each at every precision."""
     if not job.openvino_vision.exists():
         with unfinished(job.openvino_vision) as folder:
             _convert_vision(job, folder)
@@ -27,13 +27,13 @@ def convert(job: Job) -> None:
 
 
 def _convert_vision(job: Job, folder: Path) -> None:
-    """Our fp32 graphs as they are, then quantised by nncf's defaults."""
+    """Write the fp32 graphs of this project, and the same graphs quantised with nncf's defaults."""
     shape = [1, 3, job.image_size, job.image_size]
     encoder = ov.convert_model(job.package / f"vision_encoder.{job.image_size}.fp32.onnx")
     encoder.reshape(shape)
     projector = ov.convert_model(job.package / "projector.fp32.onnx")
     projector.reshape(encoder.output(0).partial_shape)
-    # One graph for both.
+    # Join vision encoder and projector into one graph.
     entry = projector.get_parameters()[0]
     for consumer in entry.output(0).get_target_inputs():
         consumer.replace_source_output(encoder.output(0).get_node().input_value(0))
@@ -49,7 +49,7 @@ def _convert_vision(job: Job, folder: Path) -> None:
 
 
 def _convert_language(source: Path, folder: Path) -> None:
-    """optimum-intel's stateful export, taking inputs_embeds, its weights compressed by nncf."""
+    """Write optimum-intel's stateful export with inputs_embeds, and nncf-compressed copies."""
     main_export(
         str(source),
         str(folder / "exported"),
@@ -78,7 +78,7 @@ def _convert_language(source: Path, folder: Path) -> None:
 
 
 def _take_embeddings(model: ov.Model) -> None:
-    """Feed inputs_embeds where token ids were looked up."""
+    """Replace the embedding lookup of token ids with the input inputs_embeds."""
     input_ids = model.input("input_ids")
     (lookup,) = (
         node
@@ -88,7 +88,7 @@ def _take_embeddings(model: ov.Model) -> None:
     shape = ov.PartialShape([-1, -1, lookup.output(0).partial_shape[2]])
     inputs_embeds = ops.parameter(shape, ov.Type.f32, name="inputs_embeds")
     inputs_embeds.output(0).set_names({"inputs_embeds"})
-    # The batch size is read off the ids' shape, whose first axis is the embeddings' too.
+    # The graph reads the batch size from the shape of input_ids; inputs_embeds has the same axis.
     for consumer in list(input_ids.get_target_inputs()):
         if consumer.get_node().get_type_name() == "ShapeOf":
             consumer.replace_source_output(inputs_embeds.output(0))
@@ -100,7 +100,7 @@ def _take_embeddings(model: ov.Model) -> None:
 
 
 def _keep_last_logits(model: ov.Model) -> None:
-    """lm_head over the last position alone, as openvino-genai changes a graph when it loads it."""
+    """Run lm_head on the last position only, as openvino-genai does when it loads a graph."""
     head = model.output("logits").get_node().input_value(0).get_node()
     last = ops.gather(
         head.input_value(0), ops.constant(np.array([-1], np.int64)), ops.constant(np.int64(1))
@@ -110,7 +110,7 @@ def _keep_last_logits(model: ov.Model) -> None:
 
 
 def _write_embeddings(source: Path, folder: Path) -> None:
-    """Token embeddings to be memory-mapped: float32, and int8 with a scale for each row."""
+    """Write token embeddings for memory mapping: float32, and int8 with a scale for each row."""
     with safe_open(source / "model.safetensors", framework="pt") as file:
         rows = file.get_tensor("model.embed_tokens.weight").float().numpy()
     scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)

@@ -7,16 +7,16 @@ import openvino as ov
 from peers.job import Job
 from peers.measuring import FloatArray, Prompt
 
-# way's precision -> vision encoder and projector, language model, token embeddings
+# precision of the way -> vision graph, language model, token embeddings
 PARTS = {
     "fp32": ("fp32", "fp32", ("fp32",)),
     "bf16": ("fp32", "fp32", ("fp32",)),
     "int8": ("int8", "int8", ("int8", "scale")),
     "int4": ("int8", "int4", ("int8", "scale")),
 }
-# By default bf16 where the processor has it, and keys and values in 16 bits.
+# OpenVINO's defaults are bf16 if the processor has it, and keys and values in 16 bits.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-# Faster in prefill and decode than the default of 32, and than 256.
+# A group size of 128 is faster in prefill and decode than 32 (the default) and 256.
 COMPRESSED = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
 OPTIONS = {"fp32": EXACT, "bf16": {}, "int8": COMPRESSED, "int4": COMPRESSED}
 
@@ -26,7 +26,7 @@ def precision_of(job: Job) -> str:
 
 
 def paths(job: Job) -> tuple[Path, Path, list[Path]]:
-    """Graph of vision encoder and projector, of the language model; token embeddings."""
+    """Return the vision graph, the language model and the files of the token embeddings."""
     vision, language, embeddings = PARTS[precision_of(job)]
     return (
         job.openvino_vision / f"{vision}.xml",
@@ -41,10 +41,10 @@ def files(job: Job) -> list[Path]:
 
 
 class OpenVINOModel:
-    """A precision. Keys and values stay inside OpenVINO.
+    """OpenVINO at one precision. Keys and values stay inside OpenVINO.
 
-    openvino-genai's pipeline over the same weights is no faster than this loop, and takes token ids
-    alone; its paged attention remembers prompts, so asking twice would not measure a prefill.
+    openvino-genai's pipeline on the same weights is no faster than this loop, and takes only token
+    ids. Its paged attention caches prompts, so a repeated prompt would not measure a prefill.
     """
 
     takes_ids = False

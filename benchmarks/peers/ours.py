@@ -1,10 +1,10 @@
-"""Our package, through its public interface."""
+"""This project's package."""
 
 import hashlib
 from pathlib import Path
 from typing import Any
 
-import onnxruntime  # noqa: F401  importing is no part of loading
+import onnxruntime  # noqa: F401  so that load times exclude this import
 from peers.job import STEPS, Job
 from peers.measuring import FloatArray, Prompt
 from peers.ways import WAYS
@@ -18,8 +18,8 @@ FINGERPRINT = "made-by.sha256"
 
 
 def convert(job: Job) -> None:
-    """Export every variant; again whenever the exporter's source has changed."""
-    # Here, so that a measurement's memory does not hold the exporter.
+    """Export every variant, unless the package was made by the same source of the exporter."""
+    # Imported here, so that the exporter does not count in the memory of a measurement.
     from fastvlm_onnx.export import pipeline
 
     digest = hashlib.sha256(repr(PRECISIONS).encode())
@@ -40,13 +40,13 @@ def precision_of(job: Job) -> str:
 
 
 def files(job: Job) -> list[Path]:
-    """What the variant reads at this image size."""
+    """Return the files that the variant reads at the job's image size."""
     names = read_manifest(job.package).files_of(precision_of(job), job.image_size)
     return [job.package / name for name in names]
 
 
 class OurModel:
-    """A variant. Tokens fed while decoding are given beforehand, which costs the same."""
+    """One variant. The tokens that decoding feeds are fixed in advance, at the same cost."""
 
     takes_ids = False
 

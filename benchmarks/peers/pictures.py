@@ -1,11 +1,11 @@
-"""Pictures drawn by chance whose spectrum falls off as a photograph's does."""
+"""Random images with the spectrum of photographs."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def draw_picture(image_size: int, seed: int) -> NDArray[np.float32]:
-    """float32 [1, 3, image_size, image_size] in 0..1: noise with amplitudes of 1 / frequency."""
+    """Return noise with amplitudes of 1 / frequency, float32 [1, 3, S, S], values 0 to 1."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(image_size)[:, None], np.fft.rfftfreq(image_size)[None, :])
     frequency[0, 0] = np.inf

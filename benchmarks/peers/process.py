@@ -1,6 +1,6 @@
-"""The process in which one job is done: `python -m peers.process convert|measure MODULE JOB OUT`.
+"""The process of one job: `python -m peers.process convert|measure MODULE JOB OUT`.
 
-Libraries print what they like, so the figures go to a file.
+The figures go to a file, since libraries print to stdout.
 """
 
 import importlib

@@ -1,16 +1,16 @@
-"""Every row of the table: its name, and how it is made."""
+"""The ways: the rows of the table, and the module that runs each."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Way:
-    """How one row is made.
+    """One way to run the model, a row of the table.
 
     Attributes:
-        module: of `peers`, with `convert` and `load`.
-        is_peer: runs in the peers' environment.
-        text: what is measured, for the reader of the table.
+        module: a module of `peers` with `convert` and `load`.
+        is_peer: the way runs in the environment of the other runtimes.
+        text: a description for the reader of the table.
     """
 
     module: str
@@ -18,9 +18,9 @@ class Way:
     text: str
 
 
-OPENVINO_VISION = "static int8 vision (nncf.quantize, default preset, 8 pictures drawn by chance)"
-OPENVINO_ACTIVATIONS = "activations quantised as they come in groups of 128"
-GENAI = "on as many token ids, embeddings lookup included; our fp32 vision graphs in ONNX Runtime"
+OPENVINO_VISION = "static int8 vision (nncf.quantize, default preset, 8 random images)"
+OPENVINO_ACTIVATIONS = "activations quantised at run time in groups of 128"
+GENAI = "token ids (with lookup) in place of the image; this project's fp32 vision graphs"
 WAYS = {
     "ours-fp32": Way("ours", False, "this project, fp32"),
     "ours-fp16": Way("ours", False, "this project, fp16 weights"),

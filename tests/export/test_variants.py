@@ -91,7 +91,9 @@ def test_decode_continues_what_prefill_began(models: dict[str, FastVLM], precisi
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_two_pictures_at_once_are_two_pictures(models: dict[str, FastVLM], precision: str) -> None:
+def test_a_batch_of_two_images_gives_the_features_of_each_in_order(
+    models: dict[str, FastVLM], precision: str
+) -> None:
     smooth_pixels = np.random.default_rng(4).random((2, 1, 3, 8, 8), np.float32)
     encode = models[precision].image_encoder.encode_pixel_values
     # Smooth, as images are: noise alone averages out in the stem.

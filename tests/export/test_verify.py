@@ -1,4 +1,4 @@
-"""Packages held against PyTorch: whole ones agree, and what was changed is named."""
+"""Packages compared with PyTorch: unchanged packages agree, and changes are reported by stage."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def change_demo(demo_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference takes minutes: what is refused must be refused before it."""
+    """Fail the test when the reference runs: refusals must come before its minutes of work."""
 
     def fail(*_: object) -> None:
         pytest.fail("the reference was run")
@@ -97,7 +97,7 @@ def test_every_sample_picture_is_asked_its_first_question(
     assert asked == [(name, next(iter(answers))) for name, answers in questions.items()]
 
 
-def test_an_answer_is_compared_up_to_its_end(
+def test_an_answer_is_compared_up_to_its_eos_token(
     agreement: Agreement, model: FastVLM, questions: dict[str, dict[str, str]]
 ) -> None:
     row = agreement.variants["fp32"].prompts[0]
@@ -152,7 +152,7 @@ def test_progress_counts_pictures_and_prompts_on_both_sides(package: Path, pictu
     ]
 
 
-def test_the_reference_is_let_go_before_a_variant_is_opened(
+def test_the_reference_model_is_freed_before_a_variant_is_loaded(
     package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref] = []
@@ -173,7 +173,7 @@ def test_the_reference_is_let_go_before_a_variant_is_opened(
     assert made
 
 
-def test_the_callers_threads_are_left_as_they_were(package: Path, picture: Path) -> None:
+def test_verify_restores_the_number_of_torch_threads(package: Path, picture: Path) -> None:
     before = torch.get_num_threads()
     verify_package(package, "demo", pictures=[picture], steps=1, threads=before + 1)
     assert torch.get_num_threads() == before
@@ -191,7 +191,7 @@ def test_the_callers_threads_are_left_as_they_were(package: Path, picture: Path)
         ("model.embed_tokens.weight", STAGES[3]),
     ],
 )
-def test_one_changed_tensor_is_named_by_the_stage_it_first_shows_in(
+def test_a_changed_tensor_fails_its_own_stage_and_every_later_stage(
     tensor: str, stage: str, change_demo: Callable[..., Path], tmp_path: Path
 ) -> None:
     export_package(change_demo(scale(tensor)), tmp_path / "onnx")
@@ -200,7 +200,7 @@ def test_one_changed_tensor_is_named_by_the_stage_it_first_shows_in(
     assert [name for name in named if name in STAGES] == STAGES[STAGES.index(stage) :]
 
 
-def test_one_wrong_pixel_is_outside_every_tolerance(
+def test_one_wrong_pixel_fails_the_pixel_values_stage(
     package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(*arguments: object) -> np.ndarray:
@@ -214,7 +214,7 @@ def test_one_wrong_pixel_is_outside_every_tolerance(
     assert found.startswith("fp32: pixel_values: relative error ")
 
 
-def test_values_that_are_not_finite_are_said_and_kept_as_json(
+def test_nonfinite_activations_are_reported_and_stored_as_valid_json(
     package: Path, copied_package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def overflow(self: ImageEncoder, image_hidden_states: np.ndarray) -> np.ndarray:
@@ -275,7 +275,7 @@ def test_a_scale_shows_in_the_relative_error_and_not_in_the_cosine() -> None:
     assert metrics.cosine(expected * 1.25, expected) == pytest.approx(1.0)
 
 
-def test_a_black_picture_has_no_error_and_no_other_does_against_it() -> None:
+def test_metrics_against_an_all_zero_reference() -> None:
     black, grey = np.zeros((1, 4), np.float32), np.full((1, 4), 0.5, np.float32)
     assert (metrics.relative_error(black, black), metrics.cosine(black, black)) == (0.0, 1.0)
     assert (metrics.relative_error(grey, black), metrics.cosine(grey, black)) == (None, None)
@@ -293,13 +293,13 @@ def test_export_writes_what_was_measured_into_manifest_and_card(tmp_path: Path) 
     assert agreement_table(manifest.measured) in (folder / "README.md").read_text("utf-8")
 
 
-def test_a_package_that_was_not_measured_says_so(package: Path) -> None:
+def test_the_card_says_when_agreement_was_not_measured(package: Path) -> None:
     assert read_manifest(package).measured == {}
     card = (package / "README.md").read_text("utf-8")
     assert "Agreement with PyTorch was not measured (fp32)." in card
 
 
-def test_a_package_outside_its_tolerance_is_kept_and_says_so(
+def test_export_verify_keeps_a_package_outside_tolerance_and_exits_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_folder: Path
 ) -> None:
     monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(1e-9, 1.0, 0.0, 1.0))
@@ -313,7 +313,7 @@ def test_a_package_outside_its_tolerance_is_kept_and_says_so(
     assert not list(user_folder.iterdir())  # not what `generate` takes from now on
 
 
-def test_a_verification_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_export_writes_nothing_when_verification_raises(tmp_path: Path) -> None:
     def fail(folder: Path, _: object) -> Agreement:
         assert read_manifest(folder).variants  # whole but for its name
         raise InputError("no")
@@ -426,7 +426,7 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused(package: Path) -> None:
         ({"prompts": ["why " * 3000]}, PromptTooLongError, "shorten the prompt"),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_the_reference_runs(
+def test_unusable_arguments_are_refused_before_the_reference_runs(
     no_reference: None,
     package: Path,
     options: dict[str, object],

@@ -9,11 +9,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from command_line import refusal, run
 from PIL import Image
 
 import fastvlm_onnx
-from fastvlm_onnx.cli import main
+from fastvlm_onnx.cli import cli, main
 
 PROMPT = "Describe the image."
 
@@ -76,11 +77,28 @@ def test_the_version_is_printed() -> None:
     assert run("--version").stdout == f"{fastvlm_onnx.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["export", "generate", "demo"])
+def test_the_ten_commands() -> None:
+    assert sorted(cli.commands) == [
+        "bench",
+        "caption",
+        "chat",
+        "demo",
+        "doctor",
+        "download",
+        "export",
+        "generate",
+        "inspect",
+        "verify",
+    ]
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
 def test_every_command_explains_itself(command: str) -> None:
-    done = run(command, "--help")
-    assert done.returncode == 0
-    assert "Usage" in done.stdout
+    done = CliRunner().invoke(cli, [command, "--help"], prog_name="fastvlm-onnx")
+    assert done.exit_code == 0
+    usage, _, text, *_ = done.stdout.splitlines()
+    assert usage.startswith(f"Usage: fastvlm-onnx {command}")
+    assert text.strip()
 
 
 def test_a_traceback_is_shown_only_with_debug(package: Path) -> None:

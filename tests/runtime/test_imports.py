@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import fastvlm_onnx
+
 EXPORT_SIDE = {"onnx", "onnxscript", "onnx_ir", "torch", "transformers", "safetensors"}
 
 
@@ -50,9 +52,34 @@ def test_records_and_options_need_no_numpy(name: str) -> None:
     assert "numpy" not in modules_after(f"import fastvlm_onnx; fastvlm_onnx.{name}")
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    import fastvlm_onnx
+def test_the_public_names() -> None:
+    assert fastvlm_onnx.__all__ == [
+        "Chat",
+        "CheckpointError",
+        "FastVLM",
+        "FastVLMError",
+        "Generation",
+        "GenerationOptions",
+        "ImageFeatures",
+        "InputError",
+        "PackageError",
+        "Piece",
+        "PromptTooLongError",
+        "ProviderError",
+        "ProviderOptions",
+        "Timings",
+        "UnsupportedError",
+        "__version__",
+        "load",
+    ]
 
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in fastvlm_onnx.__all__:
+        assert getattr(fastvlm_onnx, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = fastvlm_onnx.nothing
     assert set(dir(fastvlm_onnx)) == set(fastvlm_onnx.__all__)

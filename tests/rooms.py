@@ -1,0 +1,133 @@
+"""The rooms of the package and which room may import which.
+
+A room is a folder of export/ or runtime/, or a file at their top level. Four more rooms are in
+fastvlm_onnx/: the command line, its commands, the public names, and the modules that all sides
+share. `tests/test_architecture.py` holds the source to this table, and `docs/draw_architecture.py`
+draws it.
+"""
+
+# Every room may also import `shared`, which imports no other room.
+ALLOWED: dict[str, set[str]] = {
+    # fastvlm_onnx/
+    "cli": {"commands", "fastvlm_onnx"},
+    "commands": {
+        "fastvlm_onnx",
+        "export.checkpoint",
+        "export.pipeline",
+        "export.sources",
+        "export.verification",
+        "runtime.answering",
+        "runtime.bench",
+        "runtime.captions",
+        "runtime.engine",
+        "runtime.hub",
+        "runtime.loading",
+        "runtime.model",
+        "runtime.ort",
+        "runtime.text",
+        "runtime.vision",
+    },
+    "fastvlm_onnx": {
+        "runtime.answering",
+        "runtime.deprecation",
+        "runtime.engine",
+        "runtime.loading",
+        "runtime.model",
+        "runtime.ort",
+        "runtime.vision",
+    },
+    "shared": set(),
+    # export/: checkpoint -> package
+    "export": {
+        "export.checkpoint",
+        "export.pipeline",
+        "export.sources",
+        "export.verification",
+    },
+    "export.pipeline": {
+        "fastvlm_onnx",
+        "export.architecture",
+        "export.checkpoint",
+        "export.disk",
+        "export.sources",
+        "export.variants",
+        "export.writing",
+    },
+    "export.verification": {
+        "fastvlm_onnx",
+        "export.architecture",
+        "export.checkpoint",
+        "export.sources",
+        "runtime.loading",
+        "runtime.model",
+        "runtime.ort",
+        "runtime.text",
+        "runtime.vision",
+    },
+    "export.variants": {
+        "export.architecture",
+        "export.checkpoint",
+        "export.graphs",
+        "export.tensors",
+        "export.writing",
+    },
+    "export.sources": {"fastvlm_onnx", "export.checkpoint", "export.disk"},
+    "export.writing": {"export.tensors"},
+    "export.checkpoint": {"export.architecture", "export.disk", "export.tensors"},
+    "export.graphs": {"fastvlm_onnx", "export.architecture", "export.tensors"},
+    "export.architecture": set(),
+    "export.disk": set(),
+    "export.tensors": set(),
+    # runtime/: package -> answers
+    "runtime.bench": {"runtime.answering", "runtime.loading", "runtime.ort"},
+    "runtime.captions": {"runtime.answering", "runtime.model", "runtime.vision"},
+    "runtime.loading": {
+        "runtime.arrays",
+        "runtime.hub",
+        "runtime.model",
+        "runtime.ort",
+        "runtime.vision",
+    },
+    "runtime.model": {
+        "runtime.answering",
+        "runtime.deprecation",
+        "runtime.engine",
+        "runtime.ort",
+        "runtime.text",
+        "runtime.vision",
+    },
+    "runtime.answering": {
+        "runtime.arrays",
+        "runtime.deprecation",
+        "runtime.engine",
+        "runtime.text",
+        "runtime.vision",
+    },
+    "runtime.engine": {"runtime.arrays", "runtime.ort"},
+    "runtime.vision": {"runtime.arrays", "runtime.ort"},
+    "runtime.text": set(),
+    "runtime.ort": set(),
+    "runtime.hub": set(),
+    "runtime.arrays": set(),
+    "runtime.deprecation": set(),
+}
+
+CLI_MODULES = {"__main__", "cli", "optimum_command", "optimum_register"}
+
+
+def room_of(module: str) -> str:
+    """The room of a module, given the module's import name.
+
+    >>> room_of("fastvlm_onnx.runtime.engine.kv_cache")
+    'runtime.engine'
+    >>> room_of("fastvlm_onnx.package")
+    'shared'
+    """
+    _, *parts = module.split(".")
+    if not parts:
+        return "fastvlm_onnx"
+    if parts[0] in ("export", "runtime"):
+        return ".".join(parts[:2])
+    if parts[0] in CLI_MODULES:
+        return "cli"
+    return "commands" if parts[0] == "commands" else "shared"

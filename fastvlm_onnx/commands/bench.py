@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--precision",
-    help="Variants to compare, with commas, or `all`; what suits the provider if none.",
+    help="Variants to compare, with commas, or `all`; by default the best for the provider.",
 )
-@click.option("--image-size", help="Pixels to compare, with commas, or `all`; the default if none.")
-@click.option("--threads", help="Numbers to compare, with commas; one per physical core if none.")
+@click.option(
+    "--image-size", help="Sizes to compare, with commas, or `all`; by default the package's."
+)
+@click.option("--threads", help="Numbers to compare, with commas; by default the physical cores.")
 @click.option(
     "--provider",
     "providers",
     multiple=True,
     default=("auto",),
     show_default=True,
-    help="As `generate` takes it; may be repeated to compare.",
+    help="A provider, as for `generate`; may be repeated to compare.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="A sample by default.")
+@click.option("--picture", type=click.Path(path_type=Path), help="By default a sample picture.")
 @click.option("--prompt", default="Describe the image.", show_default=True)
-@click.option(
-    "--warmup", default=1, show_default=True, help="Answers before the first that counts."
-)
-@click.option("--repeats", default=5, show_default=True, help="Answers that count.")
+@click.option("--warmup", default=1, show_default=True, help="Answers before the measurement.")
+@click.option("--repeats", default=5, show_default=True, help="Answers that are measured.")
 @click.option("--new-tokens", default=64, show_default=True, help="Length of each answer.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def bench(
     folder: Path,
     precision: str | None,
@@ -60,8 +60,8 @@ def bench(
 ) -> None:
     """Measure the package DIR on this machine.
 
-    Each row is a process of its own. A row that cannot be measured says why, and the command then
-    exits with 1.
+    Each row is measured in a process of its own. A row that cannot be measured shows the reason,
+    and the exit code is then 1.
     """
     from fastvlm_onnx.package import read_manifest
     from fastvlm_onnx.runtime.bench import Case
@@ -128,7 +128,11 @@ def _variants(
 
 
 def _measure_all(cases: Sequence["Case"]) -> list[tuple["Case", "Figures | str"]]:
-    """What was found of each case: figures, or why there are none."""
+    """Measure each case.
+
+    Returns:
+        Each case with its figures, or with the reason that it cannot be measured.
+    """
     total = sum(case.warmup + case.repeats for case in cases)
     found: list[tuple[Case, Figures | str]] = []
     with progress_bar("bench", " answers") as update:
@@ -149,10 +153,10 @@ def _measure(case: "Case", answered: Callable[[], None]) -> "Figures | str":
     from fastvlm_onnx.runtime.bench import Figures
 
     command = [sys.executable, "-m", "fastvlm_onnx.runtime.bench", json.dumps(asdict(case))]
-    # What a provider says goes to a file: a pipe that nobody reads would stop it when full.
+    # stderr goes to a file, because a full pipe without a reader would stop the process.
     with (
-        tempfile.TemporaryFile("w+", errors="replace") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        tempfile.TemporaryFile("w+", errors="replace") as messages,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True) as process,
     ):
         assert process.stdout is not None
         for text in process.stdout:
@@ -163,23 +167,23 @@ def _measure(case: "Case", answered: Callable[[], None]) -> "Figures | str":
                 return str(line["error"])
             answered()
         process.wait()
-        said.seek(0)
-        last_words = said.read().strip().splitlines()
-    if process.returncode < 0:  # out of memory, as a rule
+        messages.seek(0)
+        last_lines = messages.read().strip().splitlines()
+    if process.returncode < 0:  # usually for lack of memory
         return f"killed by signal {-process.returncode}"
-    return last_words[-1] if last_words else f"exit code {process.returncode}"
+    return last_lines[-1] if last_lines else f"exit code {process.returncode}"
 
 
 def _int8_weights(measured: "Iterable[Figures]") -> str:
-    """A sentence on how int8 weights were read; empty where no variant has any."""
+    """Say how int8 weights were read; empty if no variant has int8 weights."""
     if not (read := {found.int8_weights for found in measured} - {None}):
         return ""
     if "uint8" in read:
-        return " int8 weights: rewritten as uint8, since this processor saturates int8 products."
-    return " int8 weights: as they are, since this processor's int8 products are exact."
+        return " int8 weights: rewritten as uint8, because this processor saturates int8 products."
+    return " int8 weights: as they are, because this processor's int8 products are exact."
 
 
-# --- what is said of it ------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------
 
 
 def _conditions(case: "Case") -> dict[str, Any]:
@@ -208,7 +212,7 @@ def _as_json(measured: "list[tuple[Case, Figures | str]]") -> str:
     return json.dumps(_conditions(measured[0][0]) | {"cases": rows}, ensure_ascii=False)
 
 
-# Heading -> field of an answer, factor, format.
+# Heading of a column -> field of an answer, factor, format.
 COLUMNS = {
     "preprocess ms": ("preprocess", 1e3, "{:.1f}"),
     "vision ms": ("vision", 1e3, "{:.1f}"),
@@ -220,16 +224,18 @@ COLUMNS = {
 
 
 def _table(measured: "list[tuple[Case, Figures | str]]") -> str:
-    """Markdown: medians, and the least in brackets."""
-    what = ["variant", "pixels", "threads", "provider"]
-    header = [*what, "load s", *COLUMNS, "tokens/s", "peak RSS MB"]
+    """Return a Markdown table of medians, with the least values in brackets."""
+    identity = ["variant", "pixels", "threads", "provider"]
+    header = [*identity, "load s", *COLUMNS, "tokens/s", "peak RSS MB"]
     rows = [header, ["---"] * len(header)]
     tokens = []
     for case, found in measured:
         threads = str(case.threads or "all")
         cells = [case.precision, str(case.image_size), threads, case.providers]
         if isinstance(found, str):
-            rows.append([*cells, found.replace("|", "/"), *[""] * (len(header) - len(what) - 1)])
+            rows.append(
+                [*cells, found.replace("|", "/"), *[""] * (len(header) - len(identity) - 1)]
+            )
             continue
         tokens.append(
             f"{found.prompt_tokens} of prompt and {found.new_tokens} of answer "

@@ -12,6 +12,10 @@ import pytest
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
+from fastvlm_onnx.telemetry import disable_telemetry
+
+# Some tests import ONNX Runtime before the library does.
+disable_telemetry()
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path(fastvlm_onnx.__file__).parent / "demo"

@@ -9,10 +9,13 @@ from fastvlm_onnx.commands.export import export_with_progress
 from fastvlm_onnx.user_data import default_model, demo_package
 
 
-def package_or_default(package: str | None) -> str | Path:
+def package_or_default(package: str | None) -> str:
     """Return the package that the user names, else the default package.
 
-    The default is named on stderr, and the built-in model is exported if it is the default.
+    The default is printed on stderr. The built-in model is exported if it is the default.
+
+    Returns:
+        A folder or a hub id; $FASTVLM_ONNX_MODEL may be either.
     """
     if package is not None:
         return package
@@ -21,7 +24,7 @@ def package_or_default(package: str | None) -> str | Path:
     click.echo(f"model: {folder} ({chosen.reason})", err=True)
     if chosen.folder is None:
         export_demo_once(folder)
-    return folder
+    return str(folder)
 
 
 def export_demo_once(folder: Path) -> None:

@@ -53,6 +53,17 @@ def test_a_package_is_downloaded_once_and_then_needs_no_network(
     assert (offline.returncode, offline.stdout) == (0, "CARD\n"), offline.stderr
 
 
+def test_the_default_package_may_be_a_hub_id(
+    package: Path, cache: dict[str, str], word: Path
+) -> None:
+    command = [sys.executable, "-m", "fastvlm_onnx", "generate", str(word), PROMPT]
+    with serve_hub(ID, package) as address:
+        environment = {"HF_ENDPOINT": address, "FASTVLM_ONNX_MODEL": ID, **cache}
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert done.stdout == "CARD\n", done.stderr
+    assert done.stderr == f"model: {ID} ($FASTVLM_ONNX_MODEL)\n"
+
+
 def test_load_takes_a_hub_id_and_prints_nothing(
     package: Path, cache: dict[str, str], word: Path
 ) -> None:

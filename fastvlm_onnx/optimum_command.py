@@ -12,13 +12,13 @@ from fastvlm_onnx.cli import main
 from fastvlm_onnx.commands.export import export
 
 DEBUG = "--debug"
-HELP = "Export Apple's FastVLM to ONNX graphs for ONNX Runtime, without PyTorch."
+COMMAND_HELP = "Export Apple's FastVLM to ONNX graphs for ONNX Runtime, without PyTorch."
 
 
 class FastVLMOnnxExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
     """The command as optimum sees it: optimum's parser in, the command line of `export` out."""
 
-    COMMAND = CommandInfo(name="fastvlm-onnx", help=HELP)
+    COMMAND = CommandInfo(name="fastvlm-onnx", help=COMMAND_HELP)
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:

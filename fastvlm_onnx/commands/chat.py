@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastvlm_onnx.runtime.answering.results import Generation
     from fastvlm_onnx.runtime.engine.options import GenerationOptions
 
-HELP = "/image PATH adds a picture, /reset starts anew, /stats shows times, /exit ends"
+COMMANDS_HELP = "/image PATH adds a picture, /reset starts anew, /stats shows times, /exit ends"
 
 
 @click.command()
@@ -60,7 +60,7 @@ class Terminal:
         """Answer lines until /exit or the end of standard input."""
         if self._is_interactive:
             self._keep_history()
-            click.echo(f"{HELP}.", err=True)
+            click.echo(f"{COMMANDS_HELP}.", err=True)
         while (line := self._read()) is not None:
             line = line.strip()
             if not line:
@@ -116,7 +116,7 @@ class Terminal:
         elif command == "/stats":
             self._print_stats()
         else:
-            raise InputError(f"{command} is not a command; {HELP}.")
+            raise InputError(f"{command} is not a command; {COMMANDS_HELP}.")
 
     def _answer(self, question: str) -> None:
         before, pieces = self._chat.turns, None

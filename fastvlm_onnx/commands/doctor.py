@@ -16,8 +16,8 @@ from fastvlm_onnx.samples import SAMPLE_PICTURE
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.model import FastVLM
 
-PROMPT = "Describe the image."
-NEW_TOKENS = 8
+SAMPLE_PROMPT = "Describe the image."
+SAMPLE_NEW_TOKENS = 8
 INT8_WEIGHTS = {
     "int8": "as they are, because this processor's int8 products are exact",
     "uint8": "rewritten as uint8, because this processor saturates int8 products",
@@ -148,8 +148,8 @@ def _print_package(folder: Path, options: LoadOptions) -> None:
 
 
 def _print_answer(model: "FastVLM") -> None:
-    model.generate(SAMPLE_PICTURE, PROMPT, max_new_tokens=NEW_TOKENS)
-    answer = model.generate(SAMPLE_PICTURE, PROMPT, max_new_tokens=NEW_TOKENS)
+    model.generate(SAMPLE_PICTURE, SAMPLE_PROMPT, max_new_tokens=SAMPLE_NEW_TOKENS)
+    answer = model.generate(SAMPLE_PICTURE, SAMPLE_PROMPT, max_new_tokens=SAMPLE_NEW_TOKENS)
     timings = answer.timings
     _show("answer", answer.text)
     _show(

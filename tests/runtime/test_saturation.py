@@ -21,6 +21,11 @@ from fastvlm_onnx.runtime.ort.saturation import (
 )
 from fastvlm_onnx.runtime.ort.session import GraphSession
 
+VERSION = tuple(map(int, import_onnxruntime().__version__.split(".")[:2]))
+opens_the_fast_variant = pytest.mark.skipif(
+    VERSION < (1, 22), reason="ONNX Runtime has MatMulNBits with 8 bits since 1.22"
+)
+
 
 @pytest.fixture
 def int8_graph(tmp_path: Path) -> Path:
@@ -91,6 +96,7 @@ def test_a_verdict_other_than_0_or_1_is_refused(
 # --- reports ---------------------------------------------------------------------------------
 
 
+@opens_the_fast_variant
 @pytest.mark.parametrize(
     ("verdict", "words"), [("0", "are exact"), ("1", "rewritten as uint8")], ids=["exact", "not"]
 )
@@ -108,6 +114,7 @@ def test_bench_and_doctor_report_how_int8_weights_are_read(
 # --- packages exported before 0.2 ----------------------------------------------------------------
 
 
+@opens_the_fast_variant
 def test_a_package_of_0_1_opens_and_answers(
     old_package: Path, questions: dict[str, dict[str, str]], picture: Path
 ) -> None:
@@ -122,6 +129,7 @@ def test_a_package_of_0_1_opens_and_answers(
                 assert answer.text == expected or int8_products_saturate()
 
 
+@opens_the_fast_variant
 def test_a_package_of_0_1_gives_one_warning_where_products_saturate(
     old_package: Path,
     picture: Path,
@@ -139,6 +147,7 @@ def test_a_package_of_0_1_gives_one_warning_where_products_saturate(
     assert done.stderr.count("warning: ") == 1
 
 
+@opens_the_fast_variant
 def test_a_package_of_0_1_gives_no_warning_where_products_are_exact(
     old_package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,7 +61,7 @@ from fastvlm_onnx.export.writing.package_writer import INLINE_BYTES
 from fastvlm_onnx.package import DecoderFormat
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
 from fastvlm_onnx.runtime.ort.hardware import processor
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession
 from fastvlm_onnx.runtime.text.prompt import tokenize_prompt
@@ -187,7 +187,7 @@ def open_decoder(
 ) -> tuple[DecoderSession, int]:
     """The decoder in this form, and the bytes of its weights."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(FORMS, trial=form):
-        graph = build_decoder(Weights(draw.tensors), subject.config, "", "trial")
+        graph = build_decoder(Weights(draw.tensors), subject.config, "trial")
         initializers = graph.graph.initializers
         tensors = {
             name: value.const_value
@@ -199,7 +199,7 @@ def open_decoder(
             initializers[name].const_value = tensor
         path = Path(folder) / "decoder.onnx"
         ir.save(graph, path)
-        session = GraphSession(path, Choice(CPU), threads)
+        session = GraphSession(path, ProviderChoice(CPU), threads)
         return DecoderSession(session, subject.decoder), path.with_name("weights").stat().st_size
 
 

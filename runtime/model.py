@@ -27,7 +27,7 @@ from fastvlm_onnx.runtime.engine.decoding import decode_one_token, prefill
 from fastvlm_onnx.runtime.engine.options import Options, Settings
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
 from fastvlm_onnx.runtime.ort.coreml import check_features, with_model_cache
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import COREML, CPU
 from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession, LazySession
 from fastvlm_onnx.runtime.text.prompt import PromptIds, room_for_answer, tokenize_prompt
@@ -62,14 +62,15 @@ class FastVLM:
         manifest: Manifest,
         precision: str,
         image_size: int,
-        choices: Mapping[str, Choice],
+        choices: Mapping[str, ProviderChoice],
         threads: int | None,
         *,
         image_cache_bytes: int,
         lazy_vision: bool,
         records_placement: bool,
     ) -> None:
-        variant = manifest.variants[precision]
+        providers = {graph: choice.name for graph, choice in choices.items()}
+        variant = manifest.variants[precision].on_providers(providers)
         self.manifest, self.precision, self.image_size = manifest, precision, image_size
         self._folder = folder
         self._tokenizer = TextTokenizer(folder / TOKENIZER_FILE)
@@ -87,6 +88,7 @@ class FastVLM:
                 folder / file,
                 with_model_cache(choices[graph], manifest.files[file].sha256),
                 threads,
+                has_int8_products=manifest.graphs[file].int8_products,
                 records_placement=records_placement,
             )
             for graph, file in graphs.items()
@@ -105,7 +107,7 @@ class FastVLM:
 
         def encode_on_cpu(pixel_values: FloatArray) -> FloatArray:
             vision_encoder, projector = (
-                GraphSession(session.path, Choice(CPU), self.threads)
+                GraphSession(session.path, ProviderChoice(CPU), self.threads)
                 for session in (self._vision_encoder, self._projector)
             )
             hidden = vision_encoder.run([IMAGE_HIDDEN_STATES], {PIXEL_VALUES: pixel_values})[0]

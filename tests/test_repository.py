@@ -52,7 +52,19 @@ def test_the_export_side_imports_torch_only_to_compare(path: Path) -> None:
         assert "onnxruntime" not in roots(path)
 
 
-@pytest.mark.parametrize("name", ["package.py", "agreement.py", "names.py", "errors.py"])
+SHARED = (
+    "agreement.py",
+    "errors.py",
+    "manifest_format_1.py",
+    "manifest_reader.py",
+    "names.py",
+    "package.py",
+    "package_files.py",
+    "variants.py",
+)
+
+
+@pytest.mark.parametrize("name", SHARED)
 def test_what_both_sides_share_knows_neither(name: str) -> None:
     sides = ("fastvlm_onnx.export", "fastvlm_onnx.runtime", "fastvlm_onnx.cli")
     assert not any(module.startswith(sides) for module in imported(ROOT / FACE / name))

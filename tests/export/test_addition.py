@@ -9,10 +9,11 @@ from random_checkpoint import LanguageSize, write_random_checkpoint
 
 import fastvlm_onnx
 from fastvlm_onnx.errors import FastVLMError, InputError, PackageError
-from fastvlm_onnx.export.pipeline import export_package, record
+from fastvlm_onnx.export.pipeline import export_package, finish_package
 from fastvlm_onnx.export.verification.verify import verify_package
 from fastvlm_onnx.names import CARD_FILE
-from fastvlm_onnx.package import check_files, read_manifest
+from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.package_files import check_files
 
 PROMPT = "Describe the image."
 
@@ -72,7 +73,7 @@ def test_variants_that_share_weights_with_the_added_one_still_load(
 
 def test_what_was_measured_stays_and_is_on_the_card(copied_package: Path) -> None:
     measured = verify_package(copied_package, "demo", prompts=[PROMPT], steps=2)
-    record(measured.variants, read_manifest(copied_package), copied_package)
+    finish_package(read_manifest(copied_package), measured.variants, copied_package)
     export_package("demo", copied_package, precisions=["int8"], add=True)
     manifest = read_manifest(copied_package)
     assert manifest.measured == measured.variants

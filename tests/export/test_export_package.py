@@ -11,7 +11,8 @@ import pytest
 import fastvlm_onnx
 from fastvlm_onnx import InputError, PackageError, UnsupportedError
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.package import check_files, read_manifest
+from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.package_files import check_files
 
 EXPECTED_FILES = {
     "LICENSE_MODEL",
@@ -376,5 +377,5 @@ def test_an_interrupted_command_exits_with_130(tmp_path: Path) -> None:
 
 def test_the_manifest_is_json_that_people_can_read(package: Path) -> None:
     text = (package / "fastvlm.json").read_text("utf-8")
-    assert json.loads(text)["format_version"] == 1
+    assert json.loads(text)["format_version"] == 2
     assert len(text.splitlines()) > 50

@@ -19,7 +19,7 @@ from fastvlm_onnx.export.verification.reference_model import FastViTHD, Referenc
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.engine.decoding import decode, decode_one_token, prefill
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession
 
@@ -47,12 +47,12 @@ class Pair:
             "vision_encoder": variant.vision_encoder[str(self.image_size)],
             "projector": variant.projector,
         }
-        return GraphSession(self.package / files[name], Choice(CPU))
+        return GraphSession(self.package / files[name], ProviderChoice(CPU))
 
     def decoder(self) -> DecoderSession:
         manifest = read_manifest(self.package)
         path = self.package / manifest.variants["fp32"].decoder
-        return DecoderSession(GraphSession(path, Choice(CPU)), manifest.decoder)
+        return DecoderSession(GraphSession(path, ProviderChoice(CPU)), manifest.decoder)
 
     def embed_tokens(self) -> TokenEmbedding:
         return TokenEmbedding(

@@ -17,9 +17,9 @@ from fastvlm_onnx.export.graphs import decoder_precisions
 from fastvlm_onnx.export.graphs.layers import parameter
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.names import PRECISIONS
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.engine.decoding import decode_one_token, prefill
+from fastvlm_onnx.variants import CPU_VARIANTS
 
 # Least cosine with fp32 of each stage on the built-in model; fp16 is float32 rounded once.
 COSINES = {"fp16": 0.99999, "int8": 0.999, "int4": 0.98, "fast": 0.98}
@@ -29,13 +29,13 @@ OUTLIERS = (90, 91)
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("variants") / "demo-onnx"
-    export_package("demo", folder, precisions=PRECISIONS)
+    export_package("demo", folder, precisions=CPU_VARIANTS)
     return folder
 
 
 @pytest.fixture(scope="module")
 def models(variants: Path) -> dict[str, FastVLM]:
-    return {p: fastvlm_onnx.load(variants, precision=p) for p in PRECISIONS}
+    return {p: fastvlm_onnx.load(variants, precision=p) for p in CPU_VARIANTS}
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -49,7 +49,7 @@ def logits_of(model: FastVLM, token_ids: list[int], answer: list[int]) -> np.nda
     return np.array([row.copy() for row in model.logits_along(embeds, answer)])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS[1:])
+@pytest.mark.parametrize("precision", CPU_VARIANTS[1:])
 def test_each_stage_is_near_fp32(
     models: dict[str, FastVLM], precision: str, rng_pixels: np.ndarray
 ) -> None:
@@ -68,7 +68,7 @@ def rng_pixels() -> np.ndarray:
     return np.random.default_rng(2).random((1, 3, 256, 256), np.float32)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_VARIANTS)
 def test_every_variant_answers_about_the_sample_pictures(
     models: dict[str, FastVLM], precision: str, questions: dict, picture: Path
 ) -> None:
@@ -77,7 +77,7 @@ def test_every_variant_answers_about_the_sample_pictures(
             assert models[precision].generate(picture.with_name(name), prompt).text == answer
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_VARIANTS)
 def test_decode_continues_what_prefill_began(models: dict[str, FastVLM], precision: str) -> None:
     model, prompt = models[precision], [5, 17, 80, 200, 31, 9, 254, 100]
     decoder, embed = model._decoder, model._embed_tokens
@@ -90,7 +90,7 @@ def test_decode_continues_what_prefill_began(models: dict[str, FastVLM], precisi
     assert cosine(last, whole) > (1 - 1e-6 if precision == "fp32" else COSINES[precision])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_VARIANTS)
 def test_two_pictures_at_once_are_two_pictures(
     models: dict[str, FastVLM], precision: str, rng_pixels: np.ndarray
 ) -> None:
@@ -221,7 +221,7 @@ def test_the_prefill_graph_has_no_logits(variants: Path) -> None:
 def test_embeddings_of_every_variant_are_near_each_other(models: dict[str, FastVLM]) -> None:
     ids = list(range(400))
     exact = models["fp32"]._embed_tokens(ids)
-    for precision in PRECISIONS:
+    for precision in CPU_VARIANTS:
         found = models[precision]._embed_tokens(ids)
         assert found.dtype == np.float32
         assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)

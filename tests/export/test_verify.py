@@ -30,11 +30,12 @@ from fastvlm_onnx.cli import cli
 from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.verification import metrics, reference_run, verify
-from fastvlm_onnx.export.verification.tolerances import TOLERANCES, compare_answers
+from fastvlm_onnx.export.verification.tolerances import compare_answers
 from fastvlm_onnx.export.verification.verify import verify_package
-from fastvlm_onnx.names import PRECISIONS
-from fastvlm_onnx.package import check_files, read_manifest
+from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.package_files import check_files
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
+from fastvlm_onnx.variants import VARIANTS
 
 STAGES = ["pixel_values", "image_hidden_states", "image_features", "logits"]
 TowerTensors = dict[str, torch.Tensor]
@@ -199,8 +200,21 @@ def test_one_changed_tensor_is_named_by_the_stage_it_first_shows_in(
     assert [name for name in named if name in STAGES] == STAGES[STAGES.index(stage) :]
 
 
+@pytest.fixture
+def set_tolerance(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tolerance], None]:
+    """Give fp32 another tolerance."""
+
+    def set_tolerance(tolerance: Tolerance) -> None:
+        monkeypatch.setitem(VARIANTS, "fp32", replace(VARIANTS["fp32"], tolerance=tolerance))
+
+    return set_tolerance
+
+
 def test_one_wrong_pixel_is_outside_every_tolerance(
-    package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+    package: Path,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    set_tolerance: Callable[[Tolerance], None],
 ) -> None:
     def spoil(*arguments: object) -> np.ndarray:
         pixel_values = preprocess(*arguments)
@@ -208,7 +222,7 @@ def test_one_wrong_pixel_is_outside_every_tolerance(
         return pixel_values
 
     monkeypatch.setattr(verify, "preprocess", spoil)
-    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(1.0, 0.0, 100.0, 0.0))
+    set_tolerance(Tolerance(1.0, 0.0, 100.0, 0.0))
     (found,) = verify_package(package, "demo", pictures=[picture], steps=1).outside
     assert found.startswith("fp32: pixel_values: relative error ")
 
@@ -245,10 +259,6 @@ def test_a_flip_between_clear_logits_is_no_tie() -> None:
     row = compare_answers("a.png", "Which?", expected[[0, 0]], expected)
     assert (row.agreeing_steps, row.tied_steps, row.first_difference) == (1, 0, 2)
     assert row.reference_gap == 1.0
-
-
-def test_every_precision_has_its_tolerance() -> None:
-    assert set(PRECISIONS) <= set(TOLERANCES)
 
 
 # --- distances -----------------------------------------------------------------------------------
@@ -299,9 +309,9 @@ def test_a_package_that_was_not_measured_says_so(package: Path) -> None:
 
 
 def test_a_package_outside_its_tolerance_is_kept_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_folder: Path
+    tmp_path: Path, set_tolerance: Callable[[Tolerance], None], user_folder: Path
 ) -> None:
-    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(1e-9, 1.0, 0.0, 1.0))
+    set_tolerance(Tolerance(1e-9, 1.0, 0.0, 1.0))
     folder = tmp_path / "onnx"
     done = CliRunner().invoke(cli, ["export", "demo", "-o", str(folder), "--verify"])
     assert (done.exit_code, done.stdout) == (1, "")

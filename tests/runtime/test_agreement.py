@@ -129,7 +129,6 @@ def test_a_manifest_gives_back_what_was_measured(
         ("stages", [{"stage": "logits", "relative_error": "0", "cosine": 1}], "a finite number"),
         ("stages", [{"stage": "logits", "relative_error": 0, "cosine": True}], "cosine is true"),
         ("stages", [{"stage": "logits", "relative_error": 0, "cosine": float("nan")}], "is NaN"),
-        ("surprise", 1, "measured.fp32.surprise is not part of format 1"),
     ],
 )
 def test_measured_figures_are_read_strictly(

@@ -13,7 +13,7 @@ from fastvlm_onnx.runtime.engine.decoding import decode, decode_one_token, prefi
 from fastvlm_onnx.runtime.engine.kv_cache import KVCache
 from fastvlm_onnx.runtime.engine.sampling import Sampler
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import DecoderSession, GraphSession
 from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
@@ -31,7 +31,7 @@ def manifest(package: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def decoder(package: Path, manifest: Manifest) -> DecoderSession:
     path = package / manifest.variants["fp32"].decoder
-    return DecoderSession(GraphSession(path, Choice(CPU)), manifest.decoder)
+    return DecoderSession(GraphSession(path, ProviderChoice(CPU)), manifest.decoder)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_a_manifest_that_is_no_object(tmp_path: Path, text: str) -> None:
 
 
 CHANGES = {
-    "format_version is 2": lambda m: m.update(format_version=2),
+    "format_version is 3": lambda m: m.update(format_version=3),
     "format_version is None": lambda m: m.pop("format_version"),
     "decoder.head_dim is missing": lambda m: m["decoder"].pop("head_dim"),
     'decoder.head_dim is "32", expected a number': lambda m: m["decoder"].update(head_dim="32"),
@@ -43,9 +43,8 @@ CHANGES = {
     "decoder.head_dim is -1, expected a number >= 0": lambda m: m["decoder"].update(head_dim=-1),
     "decoder.eos_token_ids is 3, expected a list": lambda m: m["decoder"].update(eos_token_ids=3),
     "decoder.eos_token_ids.0 is": lambda m: m["decoder"].update(eos_token_ids=["x"]),
-    "decoder.rope is not part of format": lambda m: m["decoder"].update(rope=1),
     "image is [], expected an object": lambda m: m.update(image=[]),
-    "prompt.before_image is null, expected a text": lambda m: m["prompt"].update(before_image=None),
+    "prompt.system is null, expected a text": lambda m: m["prompt"].update(system=None),
     "variants is empty": lambda m: m.update(variants={}),
     "variants.fp32.vision_encoder is empty": lambda m: m["variants"]["fp32"].update(
         vision_encoder={}
@@ -113,7 +112,7 @@ def test_an_altered_file(copied_package: Path, name: str) -> None:
 
 def test_an_unreadable_graph_is_named(copied_package: Path, edit_json: Edit) -> None:
     # Its hash is right, so only ONNX Runtime can tell.
-    from fastvlm_onnx.package import describe_file
+    from fastvlm_onnx.package_files import describe_file
 
     path = copied_package / "decoder.fp32.onnx"
     path.write_bytes(b"not a graph")

@@ -18,9 +18,14 @@ import fastvlm_onnx
 from fastvlm_onnx import InputError, ProviderError
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.loading import choose_precision
+from fastvlm_onnx.runtime.loading import choose_variant
 from fastvlm_onnx.runtime.ort import hardware, provider_selection, providers, session
-from fastvlm_onnx.runtime.ort.provider_selection import GRAPHS, Choice, parse, plan
+from fastvlm_onnx.runtime.ort.provider_selection import (
+    GRAPHS,
+    ProviderChoice,
+    assign_providers,
+    parse_providers,
+)
 from fastvlm_onnx.runtime.ort.providers import COREML, CPU, CUDA
 from fastvlm_onnx.runtime.ort.session import GraphSession
 
@@ -47,7 +52,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_one_name_is_for_all_graphs(pretend_installed: Callable[..., None]) -> None:
     pretend_installed(CUDA)
-    asked = parse("cuda")
+    asked = parse_providers("cuda")
     assert list(asked) == list(GRAPHS)
     assert {choice.ep for choice in asked.values()} == {CUDA}
     assert asked[DECODER].options["arena_extend_strategy"] == "kSameAsRequested"
@@ -61,7 +66,7 @@ def test_graphs_may_have_each_their_own(
     pretend_installed: Callable[..., None], given: str | dict[str, str]
 ) -> None:
     pretend_installed(COREML)
-    eps = {graph: choice.ep for graph, choice in parse(given).items()}
+    eps = {graph: choice.ep for graph, choice in parse_providers(given).items()}
     assert eps == {VISION_ENCODER: COREML, PROJECTOR: COREML, PREFILL: CPU, DECODER: CPU}
 
 
@@ -69,16 +74,16 @@ def test_what_is_named_exactly_goes_before_its_group(
     pretend_installed: Callable[..., None],
 ) -> None:
     pretend_installed(COREML)
-    asked = parse("projector=cpu,vision=coreml")
+    asked = parse_providers("projector=cpu,vision=coreml")
     assert (asked[VISION_ENCODER].ep, asked[PROJECTOR].ep) == (COREML, CPU)
     assert DECODER not in asked
-    assert PROJECTOR not in parse("vision=coreml,projector=auto")
+    assert PROJECTOR not in parse_providers("vision=coreml,projector=auto")
 
 
 def test_onnx_runtimes_own_list(pretend_installed: Callable[..., None]) -> None:
     pretend_installed(CUDA, OPENVINO)
     given = [(CUDA, {"device_id": 1, "use_tf32": "0"}), "OpenVINOExecutionProvider", CPU]
-    choice = parse(given)[DECODER]
+    choice = parse_providers(given)[DECODER]
     assert choice.ep == CUDA
     assert choice.options["device_id"] == "1"
     assert choice.options["cudnn_conv_algo_search"] == "HEURISTIC"
@@ -87,7 +92,7 @@ def test_onnx_runtimes_own_list(pretend_installed: Callable[..., None]) -> None:
 
 def test_the_callers_options_go_over_ours(pretend_installed: Callable[..., None]) -> None:
     pretend_installed(COREML)
-    asked = parse("vision=coreml,decoder=cpu", {"MLComputeUnits": "ALL"})
+    asked = parse_providers("vision=coreml,decoder=cpu", {"MLComputeUnits": "ALL"})
     assert asked[VISION_ENCODER].options["MLComputeUnits"] == "ALL"
     assert asked[VISION_ENCODER].options["ModelFormat"] == "MLProgram"
     assert not asked[DECODER].options
@@ -110,7 +115,7 @@ def test_the_callers_options_go_over_ours(pretend_installed: Callable[..., None]
 )
 def test_what_cannot_be_is_refused(given: Any, options: Any, words: str) -> None:
     with pytest.raises((InputError, ProviderError), match=words):
-        parse(given, options)
+        parse_providers(given, options)
 
 
 # --- what is chosen ------------------------------------------------------------------------------
@@ -135,14 +140,14 @@ def test_what_cannot_be_is_refused(given: Any, options: Any, words: str) -> None
     ],
 )
 def test_auto_is_a_table(installed: list[str], precision: str, expected: list[str]) -> None:
-    choices = plan({}, precision, installed)
+    choices = assign_providers({}, precision, installed)
     assert [choices[graph].ep for graph in GRAPHS] == expected
     assert all(choice.reason for choice in choices.values())
 
 
 def test_what_was_asked_for_stays(pretend_installed: Callable[..., None]) -> None:
     pretend_installed(CUDA)
-    choices = plan(parse("vision=cpu"), "fp16", [CUDA, CPU])
+    choices = assign_providers(parse_providers("vision=cpu"), "fp16", [CUDA, CPU])
     assert [choices[graph].ep for graph in GRAPHS] == [CPU, CPU, CUDA, CUDA]
 
 
@@ -171,7 +176,7 @@ def test_the_variant_follows_the_provider(
     manifest = read_manifest(package)
     only = manifest.variants["fp32"]
     object.__setattr__(manifest, "variants", dict.fromkeys(variants, only))
-    assert choose_precision(manifest, None, package, parse(asked)) == expected
+    assert choose_variant(manifest, None, package, parse_providers(asked)) == expected
 
 
 @pytest.mark.parametrize(
@@ -197,9 +202,9 @@ def test_the_variant_follows_the_card(
     monkeypatch.setattr(provider_selection, "compute_capability", lambda: capability)
     manifest = read_manifest(package)
     object.__setattr__(manifest, "variants", dict.fromkeys(variants, manifest.variants["fp32"]))
-    assert choose_precision(manifest, None, package, {}) == expected
+    assert choose_variant(manifest, None, package, {}) == expected
     on_card = capability is not None
-    assert plan({}, expected)[DECODER].ep == (CUDA if on_card else CPU)
+    assert assign_providers({}, expected)[DECODER].ep == (CUDA if on_card else CPU)
 
 
 def test_a_package_without_a_variant_for_it_names_the_command(
@@ -249,7 +254,7 @@ def open_fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GraphSession]:
         monkeypatch.setattr(GraphSession, "_open", lambda self, options: fake)
         monkeypatch.setattr(session, "placement_of", lambda opened: opened.placement)
         monkeypatch.setattr(session, "preload_cuda", lambda: None)
-        return GraphSession(Path("decoder.bf16.onnx"), Choice(CUDA))
+        return GraphSession(Path("decoder.bf16.onnx"), ProviderChoice(CUDA))
 
     return open_fake
 

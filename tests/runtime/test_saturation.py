@@ -11,7 +11,7 @@ from command_line import refusal, run
 import fastvlm_onnx
 from fastvlm_onnx import InputError
 from fastvlm_onnx.runtime.ort import saturation
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU, import_onnxruntime
 from fastvlm_onnx.runtime.ort.saturation import (
     EXACT_PRODUCTS,
@@ -43,7 +43,7 @@ def test_the_verdict_decides_how_int8_weights_are_read(
     int8_graph: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, weights: str
 ) -> None:
     monkeypatch.setenv(VERDICT_VARIABLE, verdict)
-    session = GraphSession(int8_graph, Choice(CPU))
+    session = GraphSession(int8_graph, ProviderChoice(CPU), has_int8_products=True)
     assert (session.int8_weights, is_set(session)) == (weights, verdict == "1")
 
 
@@ -52,7 +52,7 @@ def test_products_are_exact_with_the_probes_own_verdict(
 ) -> None:
     """On a processor that saturates this fails without the rewriting."""
     monkeypatch.delenv(VERDICT_VARIABLE, raising=False)
-    session = GraphSession(int8_graph, Choice(CPU))
+    session = GraphSession(int8_graph, ProviderChoice(CPU), has_int8_products=True)
     (products,) = session.run(["y"], {"a": np.full((4, 64), 255, np.uint8)})
     assert (products == 64 * 255 * 127).all()
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -34,6 +35,7 @@ from fastvlm_onnx.export.verification.tolerances import compare_answers
 from fastvlm_onnx.export.verification.verify import verify_package
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.package_files import check_files
+from fastvlm_onnx.runtime.ort.hardware import processor, processor_features
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 from fastvlm_onnx.variants import VARIANTS
 
@@ -299,7 +301,17 @@ def test_export_writes_what_was_measured_into_manifest_and_card(tmp_path: Path) 
     assert read_manifest(folder) == manifest
     check_files(folder, list(manifest.files), manifest)
     assert list(manifest.measured) == ["fp32"]
-    assert agreement_table(manifest.measured) in (folder / "README.md").read_text("utf-8")
+    card = (folder / "README.md").read_text("utf-8")
+    assert agreement_table(manifest.measured) in card
+    measured = manifest.measured["fp32"]
+    assert (measured.processor, measured.processor_features) == (processor(), processor_features())
+    assert measured.onnxruntime == onnxruntime.__version__
+    line = f"ONNX Runtime {measured.onnxruntime}: fp32."
+    assert f"Measured on {measured.processor}" in card
+    assert line in card
+    shown = run("inspect", folder).stdout
+    assert f"Measured on {measured.processor}" in shown
+    assert line in shown
 
 
 def test_a_package_that_was_not_measured_says_so(package: Path) -> None:
@@ -444,6 +456,17 @@ def test_what_cannot_be_used_is_refused_before_the_reference_runs(
 ) -> None:
     with pytest.raises(error, match=message):
         verify_package(package, "demo", **options)
+
+
+@pytest.mark.parametrize("others", [[], ["fp32"]])
+def test_a_variant_that_the_cpu_cannot_run_is_refused_before_the_reference_runs(
+    no_reference: None, tmp_path: Path, others: list[str]
+) -> None:
+    folder = tmp_path / "demo-onnx"
+    export_package("demo", folder, precisions=[*others, "bf16"])
+    expected = r"\(fp32\)" if others else r"\(the package has no others\)"
+    with pytest.raises(InputError, match=rf"the CPU cannot run bf16, .* {expected}"):
+        verify_package(folder, "demo", precisions=["bf16"])
 
 
 def test_a_damaged_package_is_refused(no_reference: None, copied_package: Path) -> None:

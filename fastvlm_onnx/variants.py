@@ -80,7 +80,7 @@ _ROWS: Final = (
     ),
     VariantSpec(
         "fp16",
-        "float16 weights; for GPUs and NPUs, on the CPU only smaller",
+        "float16 weights; for GPUs and NPUs",
         vision_precision="fp16",
         decoder_precision="fp16",
         providers={
@@ -101,7 +101,7 @@ _ROWS: Final = (
     ),
     VariantSpec(
         "int8",
-        "int8 weights and activations; the closest to fp32 of the small variants",
+        "int8 throughout; the closest to fp32 of the small variants",
         vision_precision="int8",
         decoder_precision="int8",
         providers={"cpu": 2},
@@ -138,7 +138,7 @@ _ROWS: Final = (
     # CoreML takes no decoder: the decoder stays on the CPU.
     VariantSpec(
         "coreml",
-        "float16 vision in fixed shapes for CoreML, int4 decoder for the CPU",
+        "float16 vision for CoreML, int4 decoder for the CPU",
         vision_precision="coreml",
         decoder_precision="int4",
         providers={"coreml": 1, "cpu": 7},
@@ -163,7 +163,7 @@ _ROWS: Final = (
     ),
     VariantSpec(
         "int4_cuda",
-        "float16 vision, int4 decoder with a float16 cache; for NVIDIA cards with little memory",
+        "float16 vision, int4 decoder; for NVIDIA cards with little memory",
         vision_precision="fp16",
         decoder_precision="int4_cuda",
         providers={"mlx": 2, "cuda": 3, "cpu": 6},

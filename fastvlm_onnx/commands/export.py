@@ -75,6 +75,17 @@ def export(
 def export_with_progress(
     checkpoint: str, folder: Path, verify: bool = False, **options: Any
 ) -> dict[str, VariantAgreement]:
+    """Export with a progress bar, and return the measurements.
+
+    Args:
+        checkpoint: see `export_package`.
+        folder: the folder to make.
+        verify: measure the package.
+        options: see `export_package`.
+
+    Raises:
+        InputError: packages that exporting or verifying needs are not installed.
+    """
     try:
         from fastvlm_onnx.export.pipeline import export_package
     except ImportError as error:

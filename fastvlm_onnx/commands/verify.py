@@ -66,6 +66,11 @@ def verify(
 
 
 def import_verify_package() -> Callable[..., Agreement]:
+    """Import `verify_package`, which needs PyTorch.
+
+    Raises:
+        InputError: packages that it needs are not installed.
+    """
     try:
         from fastvlm_onnx.export.verification.verify import verify_package
     except ImportError as error:
@@ -77,6 +82,7 @@ def import_verify_package() -> Callable[..., Agreement]:
 
 
 def exit_if_outside(agreement: Agreement) -> None:
+    """Exit with 1 if a figure is outside its tolerance."""
     if agreement.outside:
         click.echo(f"outside tolerance: {'; '.join(agreement.outside)}", err=True)
         sys.exit(1)

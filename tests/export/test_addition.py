@@ -1,4 +1,4 @@
-"""`export --add`: a package and what it lacks, and never anything between the two."""
+"""`export --add`: variants and image sizes come into a package whole or not at all."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_variants_that_share_weights_with_the_added_one_still_load(
         assert fastvlm_onnx.load(folder, precision=precision).generate(picture, PROMPT).text
 
 
-def test_what_was_measured_stays_and_is_on_the_card(copied_package: Path) -> None:
+def test_add_keeps_the_measurements_and_shows_them_on_the_card(copied_package: Path) -> None:
     measured = verify_package(copied_package, "demo", prompts=[PROMPT], steps=2)
     finish_package(read_manifest(copied_package), measured.variants, copied_package)
     export_package("demo", copied_package, precisions=["int8"], add=True)
@@ -95,7 +95,7 @@ def test_what_was_measured_stays_and_is_on_the_card(copied_package: Path) -> Non
         ),
     ],
 )
-def test_what_cannot_be_added_changes_nothing(
+def test_a_refused_addition_changes_nothing(
     copied_package: Path, options: dict[str, object], error: type[FastVLMError], words: str
 ) -> None:
     before, neighbours = contents(copied_package), beside(copied_package)

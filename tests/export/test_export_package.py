@@ -81,7 +81,7 @@ def test_progress_counts_every_byte_of_the_weights(tmp_path: Path) -> None:
 # --- destinations --------------------------------------------------------------------------------
 
 
-def test_a_package_that_is_there_is_kept(copied_package: Path) -> None:
+def test_an_existing_package_is_kept_without_overwrite(copied_package: Path) -> None:
     before = (copied_package / "fastvlm.json").read_bytes()
     with pytest.raises(PackageError, match="already holds a package; give --overwrite"):
         export_package("demo", copied_package)
@@ -149,7 +149,7 @@ def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -64, 100, 8192])
-def test_an_image_size_that_cannot_be_is_refused(tmp_path: Path, size: int) -> None:
+def test_an_image_size_that_is_not_built_is_refused(tmp_path: Path, size: int) -> None:
     with pytest.raises(UnsupportedError, match=f"image size {size} is not built"):
         export_package("demo", tmp_path / "onnx", image_sizes=[size])
     assert not names_in(tmp_path)
@@ -206,7 +206,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> int:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 @pytest.mark.parametrize("strike", STRIKES)
 @pytest.mark.parametrize("place", ["first tensor", "half way", "last tensor", "checksums"])
-def test_a_struck_export_leaves_no_package(
+def test_an_export_that_is_killed_or_interrupted_leaves_no_package(
     tmp_path: Path, reports: int, strike: str, place: str
 ) -> None:
     strike_at = {

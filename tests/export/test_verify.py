@@ -447,7 +447,7 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused(package: Path) -> None:
         ({"prompts": ["why " * 3000]}, PromptTooLongError, "shorten the prompt"),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_the_reference_runs(
+def test_verify_refuses_options_before_the_reference_runs(
     no_reference: None,
     package: Path,
     options: dict[str, object],

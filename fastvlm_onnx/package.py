@@ -186,12 +186,15 @@ class Variant:
         def own(graph: str) -> ProviderGraphs:
             return self.per_provider.get(providers.get(graph, ""), ProviderGraphs())
 
+        decoder = own(DECODER).decoder or self.decoder
+        # A decoder that runs the whole prompt goes on to do so.
+        prefill = decoder if self.prefill == self.decoder else self.prefill
         return replace(
             self,
             vision_encoder=self.vision_encoder | own(VISION_ENCODER).vision_encoder,
             projector=own(PROJECTOR).projector or self.projector,
-            prefill=own(PREFILL).prefill or self.prefill,
-            decoder=own(DECODER).decoder or self.decoder,
+            prefill=own(PREFILL).prefill or prefill,
+            decoder=decoder,
         )
 
     def graph_files(self, image_size: int | None = None) -> list[str]:

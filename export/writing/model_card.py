@@ -22,9 +22,8 @@ def write_card(path: Path, manifest: Manifest) -> None:
     """Write the package's README.md from its manifest."""
     source, decoder = manifest.source, manifest.decoder
     variants = ", ".join(manifest.variants)
-    sizes = ", ".join(
-        size for variant in manifest.variants.values() for size in variant.vision_encoder
-    )
+    encoders = (variant.vision_encoder for variant in manifest.variants.values())
+    sizes = ", ".join(dict.fromkeys(size for encoder in encoders for size in encoder))
     path.write_text(
         f"""# {source.name}, for ONNX Runtime
 

@@ -33,6 +33,7 @@ def test_an_added_variant_stands_beside_the_old_one(copied_package: Path, pictur
     manifest = read_manifest(copied_package)
     check_files(copied_package, list(manifest.files), manifest)
     assert list(manifest.variants) == ["fp32", "int8"]
+    assert "| image sizes in pixels | 256 |" in (copied_package / CARD_FILE).read_text()
     after = contents(copied_package)
     weights = [name for name in before if name.endswith((".data", ".npy", "tokenizer.json"))]
     assert {name: after[name] for name in weights} == {name: before[name] for name in weights}

@@ -9,7 +9,7 @@ from command_line import run
 
 import fastvlm_onnx
 from fastvlm_onnx import PackageError
-from fastvlm_onnx.names import DECODER, PROJECTOR
+from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.package_files import describe_file
 
@@ -189,7 +189,7 @@ def test_a_graph_of_a_variant_may_be_another_for_one_provider(
         for table in ("graphs", "files"):
             for kind in ("projector", "decoder"):
                 manifest[table][f"own.{kind}"] = manifest[table][f"{kind}.fp32.onnx"]
-        own = {"projector": "own.projector", "decoder": "own.decoder", "prefill": "own.decoder"}
+        own = {"projector": "own.projector", "decoder": "own.decoder"}
         manifest["variants"]["fp32"]["per_provider"] = {provider: own}
 
     edit_json(copied_package / "fastvlm.json", change)
@@ -197,6 +197,7 @@ def test_a_graph_of_a_variant_may_be_another_for_one_provider(
         names = {graph: session.path.name for graph, session in model.sessions.items()}
     assert (names[PROJECTOR] == "own.projector") == is_used
     assert (names[DECODER] == "own.decoder") == is_used
+    assert PREFILL not in names  # the provider's own decoder runs the whole prompt too
     needed = read_manifest(copied_package).files_of("fp32", 256, {PROJECTOR: provider})
     assert "own.projector" in needed
     assert "projector.fp32.onnx" not in needed

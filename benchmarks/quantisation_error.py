@@ -25,12 +25,12 @@ import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.agreement import StageAgreement, VariantAgreement, summary_table
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.verification.metrics import top_2_gap
-from fastvlm_onnx.export.verification.tolerances import (
+from fastvlm_onnx.export.verification.comparison import (
     compare_answers,
     compare_stage,
     worst_of,
 )
+from fastvlm_onnx.export.verification.metrics import top_2_gap
 from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, LOGITS
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.engine.decoding import decode_one_token, prefill

@@ -25,8 +25,8 @@ from fastvlm_onnx.agreement import (
 )
 from fastvlm_onnx.errors import CheckpointError, InputError
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.verification.comparison import compare_answers, compare_stage, worst_of
 from fastvlm_onnx.export.verification.reference_run import Question, ReferenceRun, run_reference
-from fastvlm_onnx.export.verification.tolerances import compare_answers, compare_stage, worst_of
 from fastvlm_onnx.names import (
     IMAGE_FEATURES,
     IMAGE_HIDDEN_STATES,

@@ -31,7 +31,7 @@ from fastvlm_onnx.cli import cli
 from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.verification import metrics, reference_run, verify
-from fastvlm_onnx.export.verification.tolerances import compare_answers
+from fastvlm_onnx.export.verification.comparison import compare_answers
 from fastvlm_onnx.export.verification.verify import verify_package
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.package_files import check_files

@@ -31,7 +31,7 @@ FEATURES = (
 
 
 def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Return the processor's features that matter to the graphs; empty where Linux is not."""
+    """Return the processor's features that matter to the graphs; empty without /proc/cpuinfo."""
     try:
         lines = cpuinfo.read_text("utf-8").splitlines()
     except OSError:

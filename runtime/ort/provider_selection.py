@@ -52,7 +52,7 @@ class AutoRule:
         provider: short name of the provider that the rule chooses, where it is installed.
         graphs: the graphs that the rule is for.
         variants: the variants that the rule is for; every variant when empty.
-        reason: why, for people.
+        reason: the reason for the choice, which `doctor` shows.
     """
 
     provider: str
@@ -99,7 +99,7 @@ class ProviderChoice:
         ep: ONNX Runtime's name of the provider.
         options: the provider's options, the caller's over the defaults.
         others: providers with their options for the nodes that `ep` leaves, before the CPU.
-        reason: why `auto` chose the provider; None when the caller named it.
+        reason: the reason why `auto` chose the provider; None for a provider that the caller named.
     """
 
     ep: str

@@ -1,4 +1,4 @@
-"""What was measured, as records: the verdict, the table, and reading it back strictly."""
+"""Records of an agreement: the verdict, the tables, and reading them back strictly."""
 
 import re
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from fastvlm_onnx.agreement import (
     Tolerance,
     VariantAgreement,
     agreement_table,
+    machine_lines,
     summary_table,
 )
 from fastvlm_onnx.package import read_manifest
@@ -105,6 +106,15 @@ def test_one_divergence_that_is_not_finite_makes_the_summary_so(measured: Varian
     lost = replace(prompt, kl_divergence=None, max_kl_divergence=None)
     summary = summary_table({"int8": replace(measured, prompts=[prompt, lost])})
     assert summary.count("not finite") == 2
+
+
+def test_machines_are_named_once_with_their_variants(measured: VariantAgreement) -> None:
+    known = replace(measured, processor="EPYC", processor_features=["avx2", "avx512_vnni"])
+    variants = {"fp32": known, "int8": measured, "fast": known}
+    line = "Measured on EPYC (avx2, avx512_vnni), ONNX Runtime 1: fp32, fast."
+    assert machine_lines(variants) == line
+    assert line in agreement_table(variants)
+    assert machine_lines({"int8": measured}) == ""  # as earlier versions recorded it
 
 
 def test_a_prompt_cannot_break_the_table(measured: VariantAgreement) -> None:

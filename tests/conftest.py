@@ -12,6 +12,7 @@ import pytest
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
+from fastvlm_onnx.variants import CPU_VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path(fastvlm_onnx.__file__).parent / "demo"
@@ -37,6 +38,18 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("exported") / "demo-onnx"
     export_package("demo", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def variants_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model in every variant for CPUs, exported like `package`."""
+    if made := os.environ.get("FASTVLM_ONNX_TEST_VARIANTS"):
+        return Path(made)
+    from fastvlm_onnx.export.pipeline import export_package
+
+    folder = tmp_path_factory.mktemp("exported") / "demo-variants"
+    export_package("demo", folder, precisions=CPU_VARIANTS)
     return folder
 
 

@@ -44,14 +44,14 @@ def doctor(
         if folder is None:
             raise InputError("--static wants a package; give its folder.")
         sys.exit(0 if _static_coreml(folder) else 1)
-    from fastvlm_onnx.runtime.ort.provider_selection import parse
+    from fastvlm_onnx.runtime.ort.provider_selection import parse_providers
 
     try:
         _machine(opening.threads)
         opening.register()
         _plan()
         if folder is None:
-            parse(opening.providers, opening.options)
+            parse_providers(opening.providers, opening.options)
         else:
             _package(folder, opening)
     except FastVLMError as error:
@@ -87,7 +87,7 @@ def _machine(threads: int | None) -> None:
 
 
 def _plan() -> None:
-    from fastvlm_onnx.runtime.ort.provider_selection import AUTO, usable_providers
+    from fastvlm_onnx.runtime.ort.provider_selection import AUTO_RULES, usable_providers
     from fastvlm_onnx.runtime.ort.providers import (
         PROVIDERS,
         import_onnxruntime,
@@ -109,14 +109,14 @@ def _plan() -> None:
     saturate = int8_products_saturate()
     _say("int8 products", "saturate: int8 weights are rewritten as uint8" if saturate else "exact")
     click.echo("auto takes, for each graph, the first that is there:")
-    for rule in AUTO:
+    for rule in AUTO_RULES:
         provider = PROVIDERS[rule.provider]
         state = "there" if provider.ep in usable else f"not there: {provider.install}"
         if provider.ep in installed and provider.ep not in usable:
             state = "installed, but no NVIDIA card is found"
         click.echo(
             f"  {rule.provider:<8}{', '.join(rule.graphs)} of "
-            f"{', '.join(rule.precisions) or 'any variant'}: {rule.reason}\n"
+            f"{', '.join(rule.variants) or 'any variant'}: {rule.reason}\n"
             f"{'':<10}{state}"
         )
 
@@ -164,6 +164,7 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
     from fastvlm_onnx.runtime.loading import add_command
     from fastvlm_onnx.runtime.ort.hardware import cores
     from fastvlm_onnx.runtime.ort.providers import CPU, PROVIDERS, installed_providers
+    from fastvlm_onnx.variants import variants_for_provider
 
     lines = []
     variants = model.manifest.variants
@@ -173,11 +174,11 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
         if (
             name != "cpu"
             and provider.ep in installed
-            and not set(provider.precisions) & set(variants)
+            and not set(variants_for_provider(name)) & set(variants)
         ):
             lines.append(
                 f"{name} is there, and the package has no variant for it: "
-                f"{command} --precision {provider.precisions[0]}"
+                f"{command} --precision {variants_for_provider(name)[0]}"
             )
     is_on_cpu = all(session.choice.ep == CPU for session in model.sessions.values())
     if is_on_cpu and not {"fast", "int8", "int4"} & set(variants):
@@ -196,8 +197,17 @@ def _static_coreml(folder: Path) -> bool:
             f"checking needs packages that are not installed ({error.name}); "
             'run `pip install "fastvlm-onnx[export]"`.'
         ) from None
+    from fastvlm_onnx.package import read_manifest
+    from fastvlm_onnx.variants import variants_for_target
+
     shares = check_package(folder)
-    meant = [share for share in shares if ".coreml." in share.file]
+    coreml = {
+        file
+        for name, variant in read_manifest(folder).variants.items()
+        if name in variants_for_target("coreml")
+        for file in variant.graph_files()
+    }
+    meant = [share for share in shares if share.file in coreml]
     for share in shares:
         click.echo(f"{share.file}: {share.taken} of {share.nodes} nodes")
         for reason, count in share.refused.items() if share in meant or not meant else ():

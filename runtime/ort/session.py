@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import InputError, PackageError, ProviderError
 from fastvlm_onnx.runtime.ort.coreml import wipe_model_cache
 from fastvlm_onnx.runtime.ort.hardware import physical_cores
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import (
     CPU,
     CUDA,
@@ -48,15 +48,18 @@ class GraphSession:
     def __init__(
         self,
         path: Path,
-        choice: Choice,
+        choice: ProviderChoice,
         threads: int | None = None,
         *,
+        has_int8_products: bool = False,
         records_placement: bool = False,
     ) -> None:
         """Open it.
 
         Args:
             threads: intra-op threads; one per physical core when None.
+            has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
+                record in the manifest says.
             records_placement: also where the CPU is all there is.
 
         Raises:
@@ -73,7 +76,7 @@ class GraphSession:
         if choice.ep == CUDA:
             preload_cuda()
         options = session_options(threads)
-        self.int8_weights = int8_weights_of(path.name)
+        self.int8_weights = int8_weights_of(has_int8_products)
         if self.int8_weights == "uint8":
             options.add_session_config_entry(*EXACT_PRODUCTS)
         records = records_placement or not self._is_on_cpu
@@ -202,14 +205,16 @@ class LazySession(GraphSession):
     def __init__(
         self,
         path: Path,
-        choice: Choice,
+        choice: ProviderChoice,
         threads: int | None = None,
         *,
+        has_int8_products: bool = False,
         records_placement: bool = False,
     ) -> None:
         """Note what to open; off the CPU, see that it opens."""
         self.path, self.choice, self._threads, self.placement = path, choice, threads, None
-        self.int8_weights = int8_weights_of(path.name)
+        self._has_int8_products = has_int8_products
+        self.int8_weights = int8_weights_of(has_int8_products)
         if choice.ep != CPU or records_placement:
             self.placement = self._opened(records_placement).placement
 
@@ -218,7 +223,11 @@ class LazySession(GraphSession):
 
     def _opened(self, records_placement: bool = False) -> GraphSession:
         return GraphSession(
-            self.path, self.choice, self._threads, records_placement=records_placement
+            self.path,
+            self.choice,
+            self._threads,
+            has_int8_products=self._has_int8_products,
+            records_placement=records_placement,
         )
 
 

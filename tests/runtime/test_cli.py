@@ -231,7 +231,7 @@ def test_inspect_says_what_a_package_holds(package: Path) -> None:
     assert first.startswith("demo: ")
     assert "tokens, a context of" in second
     assert variant.startswith("fp32: ")
-    assert variant.endswith("256 pixels; decoder.fp32.onnx")
+    assert variant.endswith("256 pixels; decoder.fp32.onnx; ONNX Runtime 1.20 or later")
     manifest = json.loads(run("inspect", package, "--json").stdout)
     assert list(manifest["variants"]) == ["fp32"]
 

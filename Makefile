@@ -4,6 +4,9 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_PACKAGE = $(CURDIR)/.venv/demo-package
+# Every variant that some CPU can run, for the tests that choose by the version of ONNX Runtime.
+TEST_VARIANTS = $(CURDIR)/.venv/demo-variants
+CPU_VARIANTS = fp32,fp16,int8,int4,fast
 
 .PHONY: develop demo test test-runtime test-oldest test-openvino test-slow check format train clean
 
@@ -24,13 +27,21 @@ test: .venv/installed-all test-runtime
 
 # The runtime's tests where the runtime's own dependencies are all that is installed.
 test-runtime: .venv/installed-all .venv-cpu/installed
-	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
-	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-cpu/bin/python -m pytest tests/runtime
+	$(MAKE) test-packages
+	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
+		.venv-cpu/bin/python -m pytest tests/runtime
 
 # The same with the oldest versions that pyproject.toml allows.
 test-oldest: .venv/installed-all .venv-oldest/installed
+	$(MAKE) test-packages
+	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
+		.venv-oldest/bin/python -m pytest tests/runtime
+
+# The packages that environments without the export side test with.
+test-packages: .venv/installed-all
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
-	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-oldest/bin/python -m pytest tests/runtime
+	.venv/bin/fastvlm-onnx export demo -o $(TEST_VARIANTS) --overwrite --precision $(CPU_VARIANTS)
+.PHONY: test-packages
 
 test-slow: .venv/installed-all test-openvino
 	.venv/bin/python -m pytest -m slow

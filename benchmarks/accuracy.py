@@ -16,7 +16,7 @@ import demo_data as data
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.names import PRECISIONS
+from fastvlm_onnx.variants import CPU_VARIANTS
 
 
 def share_right(model: FastVLM, kind: data.Kind, number: int) -> float:
@@ -36,7 +36,7 @@ def share_right(model: FastVLM, kind: data.Kind, number: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--precision", default=",".join(PRECISIONS))
+    parser.add_argument("--precision", default=",".join(CPU_VARIANTS))
     parser.add_argument("--number", type=int, default=500)
     args = parser.parse_args()
     precisions = args.precision.split(",")

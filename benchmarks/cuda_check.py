@@ -31,7 +31,7 @@ from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.verification.metrics import relative_error
 from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
-from fastvlm_onnx.names import TARGETS
+from fastvlm_onnx.variants import variants_for_target
 
 FloatArray = NDArray[np.float32]
 TOKENS_BEFORE, TOKENS_AFTER = 14, 10
@@ -158,7 +158,7 @@ def check(size: str, folder: Path, device: str, steps: int) -> list[list[str]]:
     checkpoint = DEMO_CHECKPOINT if size == "demo" else folder / size
     if size != "demo":
         write_random_checkpoint(checkpoint, PUBLISHED[size])
-    precisions = [p for p in TARGETS["cuda"] if device == "cuda" or p != "bf16"]
+    precisions = [p for p in variants_for_target("cuda") if device == "cuda" or p != "bf16"]
     export_package(checkpoint, folder / f"{size}-onnx", precisions=precisions)
     question = Question(checkpoint, device, steps)
     rows = []

@@ -63,7 +63,7 @@ from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
 from fastvlm_onnx.runtime.ort.hardware import processor
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
 from fastvlm_onnx.runtime.text.prompt import question as content
@@ -190,7 +190,7 @@ def open_decoder(
 ) -> tuple[Decoder, int]:
     """The decoder in this form, and the bytes of its weights."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(FORMS, trial=form):
-        graph = build_decoder(Weights(draw.tensors), subject.config, "", "trial")
+        graph = build_decoder(Weights(draw.tensors), subject.config, "trial")
         initializers = graph.graph.initializers
         tensors = {
             name: value.const_value
@@ -202,7 +202,7 @@ def open_decoder(
             initializers[name].const_value = tensor
         path = Path(folder) / "decoder.onnx"
         ir.save(graph, path)
-        session = GraphSession(path, Choice(CPU), threads)
+        session = GraphSession(path, ProviderChoice(CPU), threads)
         return Decoder(session, subject.decoder), path.with_name("weights").stat().st_size
 
 

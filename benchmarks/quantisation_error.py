@@ -26,19 +26,19 @@ import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.agreement import StageAgreement, VariantAgreement, summary_table
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.verification.metrics import top_2_gap
-from fastvlm_onnx.export.verification.tolerances import (
-    TOLERANCES,
+from fastvlm_onnx.export.verification.comparison import (
     compare_answers,
     compare_stage,
     worst_of,
 )
-from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, LOGITS, PRECISIONS
+from fastvlm_onnx.export.verification.metrics import top_2_gap
+from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, LOGITS
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.ort.hardware import processor
 from fastvlm_onnx.runtime.text.prompt import question
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
+from fastvlm_onnx.variants import CPU_VARIANTS, VARIANTS
 
 FloatArray = NDArray[np.float32]
 
@@ -57,7 +57,7 @@ def make_package(folder: Path) -> Path:
         language = replace(PUBLISHED["0.5b"], is_tied=False)
         write_random_checkpoint(checkpoint, language, outlier_tokens=OUTLIERS)
     if not package.exists():
-        export_package(checkpoint, package, precisions=PRECISIONS)
+        export_package(checkpoint, package, precisions=CPU_VARIANTS)
     return package
 
 
@@ -132,7 +132,7 @@ def compare(package: Path, steps: int, threads: int) -> tuple[dict[str, VariantA
             largest_activations={},
             stages=list(map(worst_of, rows.values())),
             prompts=prompts,
-            tolerance=TOLERANCES[precision],
+            tolerance=VARIANTS[precision].tolerance,
         )
     return variants, flatness
 

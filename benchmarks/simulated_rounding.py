@@ -26,7 +26,7 @@ from fastvlm_onnx.export.verification.metrics import relative_error
 from fastvlm_onnx.names import IMAGE_HIDDEN_STATES, PIXEL_VALUES
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.ort.hardware import processor
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
 
@@ -126,7 +126,7 @@ def simulate(checkpoint: Path | str, pixels: list[FloatArray]) -> list[tuple[NDA
 def run_graph(package: Path, image_size: int, pixels: list[FloatArray]) -> list[FloatArray]:
     """The package's int8 vision encoder on this processor."""
     encoder = read_manifest(package).variants["int8"].vision_encoder[str(image_size)]
-    session = GraphSession(package / encoder, Choice(CPU))
+    session = GraphSession(package / encoder, ProviderChoice(CPU), has_int8_products=True)
     return [session.run([IMAGE_HIDDEN_STATES], {PIXEL_VALUES: values})[0] for values in pixels]
 
 

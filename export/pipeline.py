@@ -17,25 +17,20 @@ from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.checkpoint.config_reader import check_image_size
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastvlm_onnx.export.disk.atomic_folder import check_destination, unfinished_folder
-from fastvlm_onnx.export.variants import Parts, check_variants, declare
-from fastvlm_onnx.export.writing.existing_package import Addition
-from fastvlm_onnx.export.writing.model_card import license_text, write_card
+from fastvlm_onnx.export.variants import build_graphs, check_variants
+from fastvlm_onnx.export.writing.existing_package import ExistingPackage
+from fastvlm_onnx.export.writing.graph_set import GraphSet
+from fastvlm_onnx.export.writing.model_card import APPLE_NOTICE, write_card
 from fastvlm_onnx.export.writing.package_writer import PackageWriter
 from fastvlm_onnx.names import CARD_FILE, LICENSE_FILE, TOKENIZER_FILE
-from fastvlm_onnx.package import (
-    FORMAT_VERSION,
-    DecoderFormat,
-    ImageFormat,
-    Manifest,
-    Source,
-    describe_file,
-)
+from fastvlm_onnx.package import FORMAT_VERSION, DecoderFormat, ImageFormat, Manifest, Source
+from fastvlm_onnx.package_files import describe_file
 from fastvlm_onnx.progress import Progress, no_progress
 
 MEGABYTE: Final = 1_000_000
 
 Verify = Callable[[Path, Checkpoint], Agreement]
-"""Measures a whole package against the checkpoint that it was made from."""
+"""Measures a package against the checkpoint that it was made from."""
 
 
 def export_package(
@@ -56,39 +51,41 @@ def export_package(
 
     Args:
         source: a checkpoint in any form that `open_checkpoint` knows.
-        destination: the folder to make; nothing is there until all of it is.
-        precisions: variants to write, of `names.PRECISIONS`.
-        image_sizes: sides of the square input in pixels, the first being the default; the
-            checkpoint's own when None.
-        operators: what the decoder is made of: ONNX Runtime's fused operators, or "standard" for
-            ONNX's own alone.
+        destination: the folder to make. It appears when it is whole.
+        precisions: names of the variants to write, keys of `variants.VARIANTS`.
+        image_sizes: sides of the square input in pixels, the default first; the checkpoint's own
+            size when None.
+        operators: the decoder's set of operators: "microsoft", ONNX Runtime's fused operators, or
+            "standard", ONNX's alone.
         base: the checkpoint that a LoRA adapter was trained on.
         allow_nonfinite: export NaN and infinity instead of refusing the checkpoint.
-        overwrite: replace a package that is already there, once the new one is whole.
-        add: write what the package that is already there holds as well; its default image size
-            stays.
-        verify: `verify_package` of verify.py; what it measures goes into the manifest and the
-            card. A package outside its tolerance is kept, and says so.
+        overwrite: replace an existing package, once the new package is whole.
+        add: keep the variants and image sizes of an existing package, its default size included.
+        progress: called with the stage, the bytes written so far and the bytes in all.
+        verify: `verify_package` of verify.py. The manifest and the card state its measurements. A
+            package outside its tolerance is kept, and the card says so.
 
     Raises:
         CheckpointError: the checkpoint cannot be read; nothing was written.
-        UnsupportedError: its configuration, an image size, or a precision in these operators is
-            not built.
-        InputError: an unknown precision or set of operators; both overwrite and add, or nothing
-            to add.
-        PackageError: the destination exists or cannot be written; nothing that could be added to,
-            or made of another checkpoint.
+        UnsupportedError: the checkpoint's configuration, an image size, or a variant in these
+            operators is not built.
+        InputError: a variant or the set of operators is unknown; both overwrite and add are set;
+            or there is nothing to add.
+        PackageError: the destination exists or cannot be written; or it cannot be added to, or
+            was made of another checkpoint.
     """
     destination = Path(destination).absolute()
 
-    # 1. Everything that can be refused is refused before a byte is written.
+    # 1. Refuse everything that can be refused before a byte is written.
     check_variants(precisions, operators)
     if overwrite and add:
         raise InputError("found both --add and --overwrite, expected one of them.")
     check_destination(destination, overwrite or add)
-    addition = Addition(destination, precisions, image_sizes or (), operators) if add else None
-    if addition:
-        precisions, image_sizes = addition.precisions, addition.image_sizes
+    existing = (
+        ExistingPackage(destination, precisions, image_sizes or (), operators) if add else None
+    )
+    if existing:
+        precisions, image_sizes = existing.variants, existing.image_sizes
     checkpoint = open_checkpoint(
         source, base=base, allow_nonfinite=allow_nonfinite, progress=progress
     )
@@ -97,48 +94,65 @@ def export_package(
         check_image_size(size)
 
     # 2. Declare the graphs; every tensor of the checkpoint is accounted for.
-    parts = declare(checkpoint, tuple(dict.fromkeys(precisions)), sizes, operators)
+    graph_set = build_graphs(checkpoint, tuple(dict.fromkeys(precisions)), sizes, operators)
 
     # 3. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
-    writer = PackageWriter(parts, progress)
+    writer = PackageWriter(graph_set, progress)
     _check_disk_space(destination, writer.total_bytes)
     with unfinished_folder(destination) as folder:
         with _disk_errors(destination, folder, writer.total_bytes):
-            writer.write(folder)
+            graphs = writer.write(folder)
             (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
-            (folder / LICENSE_FILE).write_text(license_text(checkpoint), encoding="utf-8")
-            manifest = _describe(checkpoint, sizes, parts)
-            write_card(folder / CARD_FILE, manifest)
-
-            # 4. The manifest last, then the folder takes its name.
+            license_text = checkpoint.license or APPLE_NOTICE
+            (folder / LICENSE_FILE).write_text(license_text, encoding="utf-8")
             progress("checksums", writer.total_bytes, writer.total_bytes)
-            names = sorted(path.name for path in folder.iterdir())
             manifest = replace(
-                manifest, files={name: describe_file(folder / name) for name in names}
+                _describe(checkpoint, sizes, graph_set, operators),
+                graphs=graphs,
+                files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
             )
-            manifest.write(folder)
-            if addition:
-                addition.check_weights(manifest)
-                manifest = record(addition.still_measured(manifest), manifest, folder)
+            measured: Mapping[str, VariantAgreement] = {}
+            if existing:
+                existing.check_weights(manifest)
+                measured = existing.still_measured(manifest)
+            if verify is not None:
+                manifest.write(folder)  # `verify` opens the folder as a package
 
-        # 5. Measured when all else is done, and before anybody takes it for a package.
+        # 4. Measure, while the folder has no name that a reader could take for a package.
         if verify is not None:
-            agreement = verify(folder, checkpoint)
-            with _disk_errors(destination, folder, writer.total_bytes):
-                manifest = record(agreement.variants, manifest, folder)
+            measured = {**measured, **verify(folder, checkpoint).variants}
+
+        # 5. The card and then the manifest, last; then the folder takes its name.
+        with _disk_errors(destination, folder, writer.total_bytes):
+            return finish_package(manifest, measured, folder)
+
+
+def finish_package(
+    manifest: Manifest, measured: Mapping[str, VariantAgreement], folder: Path
+) -> Manifest:
+    """Write the card and the manifest of a package with its measurements.
+
+    Returns:
+        The manifest as it was written.
+    """
+    manifest = replace(manifest, measured=dict(measured))
+    write_card(folder / CARD_FILE, manifest)
+    files = manifest.files | {CARD_FILE: describe_file(folder / CARD_FILE)}
+    manifest = replace(manifest, files=dict(sorted(files.items())))
+    manifest.write(folder)
     return manifest
 
 
-# --- describing --------------------------------------------------------------------------------
-
-
-def _describe(checkpoint: Checkpoint, sizes: Sequence[int], parts: Parts) -> Manifest:
+def _describe(
+    checkpoint: Checkpoint, sizes: Sequence[int], graph_set: GraphSet, operators: str
+) -> Manifest:
+    """Return the manifest without graphs, files and measurements."""
     decoder = checkpoint.config.decoder
     return Manifest(
         format_version=FORMAT_VERSION,
         source=Source(
             name=checkpoint.name,
-            model_type="llava_qwen2",
+            model_type=checkpoint.model_type,
             exporter=f"fastvlm-onnx {fastvlm_onnx.__version__}",
             parameters=sum(
                 int(np.prod(tensor.shape, dtype=np.int64)) for tensor in checkpoint.tensors.values()
@@ -160,24 +174,17 @@ def _describe(checkpoint: Checkpoint, sizes: Sequence[int], parts: Parts) -> Man
             vocab_size=decoder.vocab_size,
             context_length=decoder.max_position_embeddings,
             eos_token_ids=list(decoder.eos_token_ids),
+            operators=operators,
         ),
-        variants=dict(parts.variants),
+        variants=dict(graph_set.variants),
+        graphs={},
         files={},
     )
 
 
-def record(measured: Mapping[str, VariantAgreement], manifest: Manifest, folder: Path) -> Manifest:
-    """Write card and manifest of a package again, with what was measured; return the manifest."""
-    manifest = replace(manifest, measured=dict(measured))
-    write_card(folder / CARD_FILE, manifest)
-    files = manifest.files | {CARD_FILE: describe_file(folder / CARD_FILE)}
-    manifest = replace(manifest, files=files)
-    manifest.write(folder)
-    return manifest
-
-
 @contextmanager
 def _disk_errors(destination: Path, folder: Path, needed_bytes: int) -> Iterator[None]:
+    """Turn an OSError into a PackageError that says how much room the package needs."""
     try:
         yield
     except OSError as error:

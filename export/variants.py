@@ -1,14 +1,14 @@
-"""What each precision is made of: which graphs, in which form, in which files."""
+"""Declare the graphs of variants: one function for each graph, for every graph precision."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import onnx_ir as ir
 
-import fastvlm_onnx
 from fastvlm_onnx.errors import InputError, UnsupportedError
-from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE, FastVLMConfig
 from fastvlm_onnx.export.checkpoint.layouts import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.decoder import Operators, build_decoder, embedding_rows
@@ -19,193 +19,202 @@ from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
 from fastvlm_onnx.export.tensors.lazy_array import Weights
 from fastvlm_onnx.export.verification.coreml_check import fix_axes
+from fastvlm_onnx.export.writing.graph_set import GraphSet, UnwrittenGraph
 from fastvlm_onnx.export.writing.token_embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
 from fastvlm_onnx.names import (
     BATCH_SIZE,
     DECODER,
     NUM_IMAGE_TOKENS,
-    OPERATORS,
     PREFILL,
     PROJECTOR,
+    VISION_ENCODER,
     graph_file,
     vision_encoder_file,
+    weights_file,
 )
 from fastvlm_onnx.package import Variant
+from fastvlm_onnx.variants import OPERATOR_SETS, VARIANTS, VariantSpec
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """The precision of each part.
-
-    Attributes:
-        vision: of vision encoder and projector.
-        prefill: of a graph of its own for the prompt up to its last token; None where the decoder
-            takes all of it.
-        has_int8_embeddings: token embeddings in int8 instead of float.
-    """
-
-    vision: str
-    decoder: str
-    prefill: str | None = None
-    has_int8_embeddings: bool = False
-
-
-RECIPES: Mapping[str, Recipe] = {
-    "fp32": Recipe("fp32", "fp32"),
-    "fp16": Recipe("fp16", "fp16"),
-    "int8": Recipe("int8", "int8", has_int8_embeddings=True),
-    "int4": Recipe("int8", "int4", has_int8_embeddings=True),
-    # Many tokens at once are bound by arithmetic, where int8 is fastest; one at a time by reading
-    # the weights, where int4 is.
-    "fast": Recipe("int8", "int4", prefill="int8", has_int8_embeddings=True),
-    # CoreML takes no decoder: that stays on the CPU.
-    "coreml": Recipe("coreml", "int4", has_int8_embeddings=True),
-    # CUDA has float16 convolutions of every kind, but not bfloat16 ones.
-    "bf16": Recipe("fp16", "bf16"),
-    "int4_cuda": Recipe("fp16", "int4_cuda", has_int8_embeddings=True),
-}
-
-
-DECODER_OPERATORS: Mapping[str, Operators] = {
+DECODER_OPERATORS: Final[Mapping[str, Operators]] = {
     "microsoft": Operators(),
     "standard": STANDARD_OPERATORS,
 }
-# GroupQueryAttention's rotary embedding on the CPU takes multiples of this.
+# GroupQueryAttention's rotary embedding on the CPU takes multiples of this number.
 FUSED_HEAD_DIM: Final = 16
-# ONNX has no product of 8 or 4 bits whose activations are scaled by the token.
-STANDARD_PRECISIONS: Final = ("fp32", "fp16")
-
-
-def build_vision_encoder_fp16(*args: Any) -> ir.Model:
-    return to_half(build_vision_encoder(*args))
-
-
-def build_vision_encoder_coreml(*args: Any) -> ir.Model:
-    return fix_axes(build_vision_encoder_fp16(*args), {BATCH_SIZE: 1})
-
-
-BUILD_VISION_ENCODER: Mapping[str, Callable[..., ir.Model]] = {
-    "fp32": build_vision_encoder,
-    "fp16": build_vision_encoder_fp16,
-    "int8": build_vision_encoder_int8,
-    "coreml": build_vision_encoder_coreml,
-}
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Everything of some variants that is written.
+class VisionPrecision:
+    """How a vision encoder and a projector of one graph precision are built.
 
     Attributes:
-        models: by file name.
-        inline: names of those that hold their weights themselves.
-        embeddings: of tokens, in each form that a variant wants.
-        shares_head: lm_head is the embedding matrix.
+        is_int8: products are int8.
+        is_float16: weights and activations are float16; inputs and outputs stay float32.
+        has_fixed_shapes: every axis is a number, and the graph file holds the weights.
     """
 
-    models: Mapping[str, ir.Model]
-    inline: Sequence[str]
-    embeddings: Sequence[Embeddings]
-    shares_head: bool
-    variants: Mapping[str, Variant]
+    is_int8: bool = False
+    is_float16: bool = False
+    has_fixed_shapes: bool = False
 
 
-def check_variants(precisions: Sequence[str], operators: str) -> None:
-    """Refuse what is not built.
+VISION_PRECISIONS: Final[Mapping[str, VisionPrecision]] = {
+    "fp32": VisionPrecision(),
+    "fp16": VisionPrecision(is_float16=True),
+    "int8": VisionPrecision(is_int8=True),
+    # Some versions of the CoreML provider read no weights from a file beside the graph.
+    "coreml": VisionPrecision(is_float16=True, has_fixed_shapes=True),
+}
+
+
+def check_variants(variants: Sequence[str], operators: str) -> None:
+    """Refuse variants that are not built.
 
     Raises:
-        InputError: an unknown precision or set of operators.
-        UnsupportedError: a precision that these operators cannot express.
+        InputError: a variant or the set of operators is unknown.
+        UnsupportedError: the operators cannot express a variant.
     """
-    for precision in precisions:
-        if precision not in RECIPES:
+    for name in variants:
+        if name not in VARIANTS:
             raise InputError(
-                f"precision {precision!r} is unknown; expected one of {', '.join(RECIPES)}."
+                f"precision {name!r} is unknown; expected one of {', '.join(VARIANTS)}."
             )
-        if operators == "standard" and precision not in STANDARD_PRECISIONS:
+        # ONNX has no product of 8 or 4 bits with a scale for each token's activations.
+        if operators == "standard" and operators not in VARIANTS[name].operator_sets:
+            built = [spec.name for spec in VARIANTS.values() if operators in spec.operator_sets]
             raise UnsupportedError(
-                f"precision {precision} needs com.microsoft operators; with standard ones there "
-                f"are {', '.join(STANDARD_PRECISIONS)}."
+                f"precision {name} needs com.microsoft operators; with standard ones there "
+                f"are {', '.join(built)}."
             )
-    if operators not in OPERATORS:
-        raise InputError(f"operators are {operators!r}, expected one of {', '.join(OPERATORS)}.")
+    if operators not in OPERATOR_SETS:
+        raise InputError(
+            f"operators are {operators!r}, expected one of {', '.join(OPERATOR_SETS)}."
+        )
 
 
-def declare(
-    checkpoint: Checkpoint, precisions: Sequence[str], sizes: Sequence[int], operators: str
-) -> Parts:
-    """Declare the graphs of some precisions; what several of them share comes once.
+def build_graphs(
+    checkpoint: Checkpoint, variants: Sequence[str], sizes: Sequence[int], operators: str
+) -> GraphSet:
+    """Declare the graphs of variants; a graph that several variants share is declared once.
 
     Args:
-        operators: of the decoder, one of `names.OPERATORS`.
+        checkpoint: the checkpoint with the weights.
+        variants: names of the variants.
+        sizes: image sizes in pixels.
+        operators: the decoder's set of operators, one of OPERATOR_SETS.
 
     Raises:
-        CheckpointError: a tensor is missing, surplus, or of another shape.
-        UnsupportedError: more than one image size for CoreML, or heads of a width that the fused
-            attention does not take.
+        CheckpointError: a tensor is missing, surplus, or has another shape.
+        UnsupportedError: CoreML has several image sizes, or the fused attention does not take
+            heads of this width.
     """
-    config, version = checkpoint.config, fastvlm_onnx.__version__
-    head_dim = config.decoder.head_dim
+    specs = [VARIANTS[name] for name in variants]
+    _check_buildable(checkpoint, specs, sizes, operators)
+    config, weights = checkpoint.config, Weights(checkpoint.tensors)
+    rows = embedding_rows(weights, config.decoder)
+    graphs: dict[str, UnwrittenGraph] = {}
+    embeddings: dict[str, Embeddings] = {}
+    files: dict[str, Variant] = {}
+
+    def add(file: str, build: Callable[[], UnwrittenGraph]) -> str:
+        if file not in graphs:
+            graphs[file] = build()
+        return file
+
+    for spec in specs:
+        vision, decoder = spec.vision_precision, spec.decoder_precision
+        encoder_files = {
+            str(size): add(
+                vision_encoder_file(size, vision),
+                partial(_vision_encoder, weights, config, vision, size),
+            )
+            for size in sizes
+        }
+        projector_file = add(
+            graph_file(PROJECTOR, vision), partial(_projector, weights, config, vision, sizes[0])
+        )
+        decoder_file = add(
+            graph_file(DECODER, decoder, operators),
+            partial(_decoder, weights, config, decoder, operators),
+        )
+        prefill_file = decoder_file
+        if prefill := spec.prefill_precision:
+            prefill_file = add(
+                graph_file(PREFILL, prefill), partial(_prefill, weights, config, prefill)
+            )
+        matrix = Int8Embeddings(rows) if spec.has_int8_embeddings else FloatEmbeddings(rows)
+        embeddings.setdefault(matrix.file_name, matrix)
+        files[spec.name] = Variant(
+            vision_encoder=encoder_files,
+            projector=projector_file,
+            prefill=prefill_file,
+            decoder=decoder_file,
+            embed_tokens=matrix.file_name,
+        )
+    weights.check_all_taken()
+    return GraphSet(graphs, list(embeddings.values()), config.decoder.is_tied, files)
+
+
+def _check_buildable(
+    checkpoint: Checkpoint, specs: Sequence[VariantSpec], sizes: Sequence[int], operators: str
+) -> None:
+    head_dim = checkpoint.config.decoder.head_dim
     if operators == "microsoft" and head_dim % FUSED_HEAD_DIM:
         raise UnsupportedError(
             f"{checkpoint.name}: heads are {head_dim} wide, and ONNX Runtime's fused attention "
             f"takes multiples of {FUSED_HEAD_DIM}; export with --operators standard."
         )
-    weights = Weights(checkpoint.tensors)
-    vision = weights / VISION_PREFIX.rstrip(".")
-    projector = weights / PROJECTOR_PREFIX.rstrip(".")
-    rows = embedding_rows(weights, config.decoder)
-    models: dict[str, ir.Model] = {}
-    inline: list[str] = []
-    embeddings: dict[str, Embeddings] = {}
-    variants: dict[str, Variant] = {}
-    for precision in precisions:
-        recipe = RECIPES[precision]
-        encoder_files = {size: vision_encoder_file(size, recipe.vision) for size in sizes}
-        projector_file = graph_file(PROJECTOR, recipe.vision)
-        decoder_file = graph_file(DECODER, recipe.decoder, operators)
-        if projector_file not in models:
-            for size, file in encoder_files.items():
-                models[file] = BUILD_VISION_ENCODER[recipe.vision](
-                    vision, config.vision, size, version
-                )
-            models[projector_file] = build_projector(projector, config, version, recipe.vision)
-            if recipe.vision == "coreml":
-                fix_axes(models[projector_file], _only_shape(sizes))
-                # Not every version of the provider reads weights from a file beside the graph.
-                inline += [*encoder_files.values(), projector_file]
-        if decoder_file not in models:
-            models[decoder_file] = build_decoder(
-                weights,
-                config.decoder,
-                version,
-                recipe.decoder,
-                operators=DECODER_OPERATORS[operators],
-            )
-        prefill_file = decoder_file
-        if recipe.prefill:
-            prefill_file = graph_file(PREFILL, recipe.prefill)
-            models[prefill_file] = build_decoder(
-                weights, config.decoder, version, recipe.prefill, fills_cache_only=True
-            )
-        embedding = Int8Embeddings(rows) if recipe.has_int8_embeddings else FloatEmbeddings(rows)
-        embeddings.setdefault(embedding.file_name, embedding)
-        variants[precision] = Variant(
-            vision_encoder={str(size): file for size, file in encoder_files.items()},
-            projector=projector_file,
-            prefill=prefill_file,
-            decoder=decoder_file,
-            embed_tokens=embedding.file_name,
-        )
-    weights.check_all_taken()
-    return Parts(models, inline, list(embeddings.values()), config.decoder.is_tied, variants)
-
-
-def _only_shape(sizes: Sequence[int]) -> dict[str, int]:
-    """The projector's axes for CoreML, which wants numbers."""
-    if len(sizes) > 1:
+    is_fixed = any(VISION_PRECISIONS[spec.vision_precision].has_fixed_shapes for spec in specs)
+    if is_fixed and len(sizes) > 1:
         raise UnsupportedError(
             f"image sizes are {', '.join(map(str, sizes))}, and a projector for CoreML has one "
             "fixed size; export a package for each."
         )
-    return {BATCH_SIZE: 1, NUM_IMAGE_TOKENS: (sizes[0] // VISION_PATCH_SIZE) ** 2}
+
+
+# --- one function for each graph -----------------------------------------------------------------
+
+
+def _vision_encoder(
+    weights: Weights, config: FastVLMConfig, precision: str, size: int
+) -> UnwrittenGraph:
+    is_int8 = VISION_PRECISIONS[precision].is_int8
+    build = build_vision_encoder_int8 if is_int8 else build_vision_encoder
+    model = build(weights / VISION_PREFIX.rstrip("."), config.vision, size)
+    return _vision_graph(VISION_ENCODER, model, precision, {BATCH_SIZE: 1})
+
+
+def _projector(
+    weights: Weights, config: FastVLMConfig, precision: str, size: int
+) -> UnwrittenGraph:
+    is_int8 = VISION_PRECISIONS[precision].is_int8
+    model = build_projector(weights / PROJECTOR_PREFIX.rstrip("."), config, is_int8=is_int8)
+    num_image_tokens = (size // VISION_PATCH_SIZE) ** 2
+    axes = {BATCH_SIZE: 1, NUM_IMAGE_TOKENS: num_image_tokens}
+    return _vision_graph(PROJECTOR, model, precision, axes)
+
+
+def _vision_graph(
+    graph: str, model: ir.Model, precision: str, fixed_axes: Mapping[str, int]
+) -> UnwrittenGraph:
+    form = VISION_PRECISIONS[precision]
+    if form.is_float16:
+        model = to_half(model)
+    if form.has_fixed_shapes:
+        return UnwrittenGraph(fix_axes(model, fixed_axes), weights_file=None)
+    return UnwrittenGraph(model, weights_file(graph, precision))
+
+
+def _decoder(
+    weights: Weights, config: FastVLMConfig, precision: str, operators: str
+) -> UnwrittenGraph:
+    model = build_decoder(
+        weights, config.decoder, precision, operators=DECODER_OPERATORS[operators]
+    )
+    return UnwrittenGraph(model, weights_file(DECODER, precision))
+
+
+def _prefill(weights: Weights, config: FastVLMConfig, precision: str) -> UnwrittenGraph:
+    model = build_decoder(weights, config.decoder, precision, fills_cache_only=True)
+    # A decoder of the same precision shares the weights.
+    return UnwrittenGraph(model, weights_file(DECODER, precision))

@@ -1,11 +1,11 @@
-"""How far a package is from PyTorch: the figures, and the table that people read.
+"""How far a package is from PyTorch: the records, and the tables that people read.
 
 The manifest, the package's card and `verify` hold and show the same records. Standard library
-only; how they are measured is not known here.
+only; the measurement itself is not known here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, LOGITS, PIXEL_VALUES
 
@@ -14,14 +14,15 @@ LARGEST_FLOAT16 = 65_504
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a precision may cost.
+    """The largest difference from PyTorch that is accepted.
 
     Attributes:
-        relative_error: the most, at each stage after pixel_values, which are exact always.
-        cosine: the least, at each of these stages.
-        kl_divergence: the most, as mean over a prompt's steps, in nats.
-        argmax_agreement: the least, over the steps of all prompts. Where the reference itself
-            hardly decides between two tokens, either one agrees.
+        relative_error: the largest accepted error of each stage after pixel_values, which must be
+            exact.
+        cosine: the smallest accepted cosine of these stages.
+        kl_divergence: the largest accepted mean over a prompt's steps, in nats.
+        argmax_agreement: the smallest accepted share of the steps of all prompts. Where the
+            reference itself hardly decides between two tokens, either token agrees.
     """
 
     relative_error: float
@@ -32,12 +33,12 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class StageAgreement:
-    """One stage, the worst of all pictures (of all prompts for the logits).
+    """The worst figures of one stage over all pictures (over all prompts for the logits).
 
     Attributes:
         stage: pixel_values, image_hidden_states, image_features or logits.
         relative_error: ‖package - reference‖ / ‖reference‖; None when it is not finite.
-        cosine: of the angle between the two; None when it is not finite.
+        cosine: the cosine of the angle between package and reference; None when it is not finite.
     """
 
     stage: str
@@ -47,19 +48,21 @@ class StageAgreement:
 
 @dataclass(frozen=True)
 class PromptAgreement:
-    """One question, both sides fed the tokens that the reference chose.
+    """The answer to one prompt; both sides were fed the tokens that the reference chose.
 
     Attributes:
-        picture: its file name.
-        steps: tokens compared: as many as were asked for, or the reference's whole answer.
-        agreeing_steps: of these, how many at which both sides prefer the same token.
-        tied_steps: of the others, how many at which the reference itself hardly decides.
-        kl_divergence: of the package's distribution from the reference's, in nats, the mean over
-            the steps; None when it is not finite.
-        max_kl_divergence: likewise, the largest of the steps.
+        picture: the picture's file name.
+        prompt: the user's prompt.
+        steps: the number of compared tokens: the asked number, or the reference's whole answer.
+        agreeing_steps: the number of steps at which both sides prefer the same token.
+        tied_steps: the number of other steps at which the reference itself hardly decides.
+        kl_divergence: KL divergence of the package's distribution from the reference's, in nats,
+            the mean over the steps; None when it is not finite.
+        max_kl_divergence: the largest KL divergence of a step; None when it is not finite.
         first_difference: the first step, counted from 1, at which the preferred tokens differ;
-            None when there is none.
-        reference_gap: the reference's largest logit there less its second largest; None likewise.
+            None when all agree.
+        reference_gap: the reference's largest logit at the first difference less its second
+            largest; None when all agree.
     """
 
     picture: str
@@ -78,10 +81,17 @@ class VariantAgreement:
     """One variant of a package against PyTorch.
 
     Attributes:
-        reference: what the variant was held against, with versions.
-        runtime: what ran the variant, with its version.
+        reference: the libraries that ran the reference, with their versions.
+        runtime: the library that ran the variant, with its version.
         image_size: side of the square input in pixels.
         largest_activations: the largest magnitude inside each graph, in the reference's float32.
+        stages: the figures of each stage.
+        prompts: the figures of each prompt.
+        tolerance: the largest accepted difference when the variant was measured.
+        processor: name of the processor that ran the variant; None where it was not recorded.
+        processor_features: the processor's features that the variant's products depend on, as
+            Linux names them; empty where they were not recorded.
+        onnxruntime: version of ONNX Runtime; None where it was not recorded.
     """
 
     reference: str
@@ -91,33 +101,38 @@ class VariantAgreement:
     stages: list[StageAgreement]
     prompts: list[PromptAgreement]
     tolerance: Tolerance
+    processor: str | None = None
+    processor_features: list[str] = field(default_factory=list)
+    onnxruntime: str | None = None
 
     @property
     def steps(self) -> int:
+        """The number of compared tokens of all prompts."""
         return sum(prompt.steps for prompt in self.prompts)
 
     @property
     def agreeing_steps(self) -> int:
+        """The number of steps of all prompts at which both sides prefer the same token."""
         return sum(prompt.agreeing_steps for prompt in self.prompts)
 
     @property
     def kl_divergence(self) -> float | None:
-        """The mean over the steps of all prompts."""
+        """The mean KL divergence over the steps of all prompts; None when it is not finite."""
         sums = [p.kl_divergence * p.steps for p in self.prompts if p.kl_divergence is not None]
         return sum(sums) / self.steps if len(sums) == len(self.prompts) else None
 
     @property
     def max_kl_divergence(self) -> float | None:
-        """The largest of all steps."""
+        """The largest KL divergence of a step; None when it is not finite."""
         known = [p.max_kl_divergence for p in self.prompts if p.max_kl_divergence is not None]
         return max(known) if len(known) == len(self.prompts) else None
 
     @property
     def outside(self) -> list[str]:
-        """What lies outside the tolerance, in words; empty when nothing does."""
+        """One message for each violated tolerance."""
         found: list[str] = []
         for row in self.stages:
-            # Pictures become pixels by the same integer arithmetic at every precision.
+            # Pictures become pixels by the same integer arithmetic in every variant.
             allowed = 0.0 if row.stage == PIXEL_VALUES else self.tolerance.relative_error
             if row.relative_error is None or row.relative_error > allowed:
                 error = _number(row.relative_error)
@@ -144,13 +159,13 @@ class VariantAgreement:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The variants that were measured, by precision."""
+    """The agreement of the measured variants, by variant."""
 
     variants: dict[str, VariantAgreement]
 
     @property
     def outside(self) -> list[str]:
-        """What lies outside the tolerances, each with its precision; empty when nothing does."""
+        """One message for each violated tolerance, with the variant's name."""
         return [
             f"{precision}: {found}"
             for precision, variant in self.variants.items()
@@ -159,7 +174,7 @@ class Agreement:
 
 
 def summary_table(variants: Mapping[str, VariantAgreement]) -> str:
-    """One row for each variant: the relative error of its stages, and how its answers differ."""
+    """Return a table with a row for each variant: errors of its stages, and of its answers."""
     stages = {
         "vision encoder": IMAGE_HIDDEN_STATES,
         "projector": IMAGE_FEATURES,
@@ -182,7 +197,7 @@ def summary_table(variants: Mapping[str, VariantAgreement]) -> str:
 
 
 def agreement_table(variants: Mapping[str, VariantAgreement]) -> str:
-    """What was measured, as Markdown that also reads well in a terminal."""
+    """Return all figures as Markdown that also reads well in a terminal."""
     stages = [
         (precision, row.stage, _number(row.relative_error), _cosine(row.cosine))
         for precision, variant in variants.items()
@@ -220,10 +235,24 @@ def agreement_table(variants: Mapping[str, VariantAgreement]) -> str:
                 prompts,
             ),
             *dict.fromkeys(map(_activations, variants.values())),
+            *([machines] if (machines := machine_lines(variants)) else []),
             "\n".join(
                 f"- {_verdict(precision, variant)}" for precision, variant in variants.items()
             ),
         ]
+    )
+
+
+def machine_lines(variants: Mapping[str, VariantAgreement]) -> str:
+    """Return a line for each machine that measured variants; empty where none was recorded."""
+    measured: dict[str, list[str]] = {}
+    for name, variant in variants.items():
+        if variant.processor:
+            features = f" ({', '.join(found)})" if (found := variant.processor_features) else ""
+            machine = f"{variant.processor}{features}, {variant.runtime}"
+            measured.setdefault(machine, []).append(name)
+    return "\n".join(
+        f"Measured on {machine}: {', '.join(names)}." for machine, names in measured.items()
     )
 
 
@@ -268,5 +297,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text that cannot end its cell or its row."""
+    """Return a text that cannot end its cell or its row."""
     return " ".join(text.split()).replace("|", "\\|")

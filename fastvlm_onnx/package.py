@@ -1,30 +1,43 @@
-"""The exported folder, described by one manifest: read strictly, written last.
+"""The manifest `fastvlm.json` of an exported folder: its schema, reading and writing.
 
-A folder with a manifest is whole: export writes into a hidden folder beside the destination, the
-manifest at the very end, and renames. Standard library only; neither side of the project is known
-here.
+docs/format.md describes the manifest for readers in other languages. A folder with a manifest is
+whole: export writes into a hidden folder beside the destination, the manifest last, and then
+renames the folder. Standard library only; neither side of the project is known here.
 """
 
-import hashlib
 import json
-import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from types import UnionType
-from typing import Any, get_args, get_origin
 
 from fastvlm_onnx.agreement import VariantAgreement
 from fastvlm_onnx.errors import PackageError
-from fastvlm_onnx.names import MANIFEST_FILE, TOKENIZER_FILE, scale_file, weights_file
+from fastvlm_onnx.manifest_format_1 import convert_format_1
+from fastvlm_onnx.manifest_reader import parse
+from fastvlm_onnx.names import (
+    DECODER,
+    MANIFEST_FILE,
+    PREFILL,
+    PROJECTOR,
+    TOKENIZER_FILE,
+    VISION_ENCODER,
+    scale_file,
+)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights came from: `model_type` and the exporter are facts, `name` is a label."""
+    """The checkpoint that the weights came from.
+
+    Attributes:
+        name: a label for people, such as the checkpoint's folder name.
+        model_type: `model_type` of the checkpoint's config.json.
+        exporter: the program that wrote the package, with its version.
+        parameters: the number of weights in the checkpoint.
+    """
 
     name: str
     model_type: str
@@ -34,14 +47,14 @@ class Source:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What a picture is turned into, as Apple's predict.py does it.
+    """How an image becomes pixel_values, as in Apple's predict.py.
 
     Attributes:
         default_size: side of the square input in pixels.
         patch_size: pixels per image token, on each axis.
         padding: "pad", black borders to a square before resizing.
         resample: "bicubic", Pillow's, on uint8.
-        rescale: "1/255"; no mean is subtracted and nothing is divided by a deviation.
+        rescale: "1/255"; no mean is subtracted and no deviation divides.
     """
 
     default_size: int
@@ -53,32 +66,50 @@ class ImageFormat:
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """Text around the image and the user's words; each piece is tokenised by itself."""
+    """Text around the image and the user's prompt, in the order of a conversation.
 
-    before_image: str
-    before_prompt: str
-    after_prompt: str
+    The text of a first turn is system + user, the image, after_image + prompt, and end_of_turn +
+    assistant; the answer follows. Each of these three texts is tokenised separately.
+
+    Attributes:
+        system: text before the first turn.
+        user: text that begins a turn of the user.
+        after_image: text between an image and the prompt.
+        end_of_turn: text that ends a turn; empty where the checkpoint's chat template has no
+            turns, and then there is no conversation.
+        assistant: text that begins an answer; all text after the prompt where there are no turns.
+    """
+
+    system: str
+    user: str
+    after_image: str
+    end_of_turn: str
+    assistant: str
 
     @property
-    def system(self) -> str:
-        return self.before_image[: self.before_image.rfind("<|im_start|>")]
+    def before_image(self) -> str:
+        """Text before the image of a first turn."""
+        return self.system + self.user
 
     @property
-    def user(self) -> str:
-        return self.before_image[len(self.system) :]
+    def before_prompt(self) -> str:
+        """Text between the image and the prompt."""
+        return self.after_image
 
     @property
-    def after_image(self) -> str:
-        return self.before_prompt
-
-    @property
-    def end_of_turn(self) -> str:
-        return self.after_prompt[: self.after_prompt.rfind("<|im_start|>")]
+    def after_prompt(self) -> str:
+        """Text between the prompt and the answer."""
+        return self.end_of_turn + self.assistant
 
 
 @dataclass(frozen=True)
 class DecoderFormat:
-    """Sizes of the decoder's inputs and outputs; `context_length` counts tokens, image included."""
+    """Sizes of the decoder's inputs and outputs.
+
+    Attributes:
+        context_length: the largest number of tokens, image tokens included.
+        operators: "microsoft", ONNX Runtime's fused operators, or "standard", ONNX's alone.
+    """
 
     hidden_size: int
     num_hidden_layers: int
@@ -87,16 +118,55 @@ class DecoderFormat:
     vocab_size: int
     context_length: int
     eos_token_ids: list[int]
+    operators: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Facts about one graph file.
+
+    Attributes:
+        weights: files with the graph's weights; empty where the graph file holds them.
+        opsets: version of each operator domain; ONNX's own domain is "ai.onnx".
+        onnxruntime: the oldest ONNX Runtime that runs the graph, such as "1.22".
+        int8_products: the graph multiplies uint8 activations by int8 weights.
+        cache_dtype: "float32", "float16" or "bfloat16" for a decoder's keys and values; None for
+            a graph without a cache.
+    """
+
+    weights: list[str]
+    opsets: dict[str, int]
+    onnxruntime: str
+    int8_products: bool
+    cache_dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class ProviderGraphs:
+    """Graphs of a variant for one provider; a graph that is left out is the variant's own.
+
+    Attributes:
+        vision_encoder: one file for each image size, whose key is the size in pixels.
+    """
+
+    vision_encoder: dict[str, str] = field(default_factory=dict)
+    projector: str | None = None
+    prefill: str | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One file per graph.
+    """The files of a variant.
 
     Attributes:
-        vision_encoder: one for each image size (the key, in pixels).
-        prefill: runs the prompt up to its last token; the decoder itself, or a graph with the same
-            cache and no logits.
+        vision_encoder: one file for each image size, whose key is the size in pixels.
+        projector: the projector's file.
+        prefill: file of the graph that runs the prompt up to its last token: the decoder itself,
+            or a graph with the same cache and without logits.
+        decoder: the decoder's file.
+        embed_tokens: the token embeddings' file.
+        per_provider: other graphs for some providers, by the provider's short name.
     """
 
     vision_encoder: dict[str, str]
@@ -104,6 +174,50 @@ class Variant:
     prefill: str
     decoder: str
     embed_tokens: str
+    per_provider: dict[str, ProviderGraphs] = field(default_factory=dict)
+
+    def on_providers(self, providers: Mapping[str, str]) -> "Variant":
+        """Return the variant with the graphs that its providers have of their own.
+
+        Args:
+            providers: short name of the provider of each graph, by the graph's name.
+        """
+
+        def own(graph: str) -> ProviderGraphs:
+            return self.per_provider.get(providers.get(graph, ""), ProviderGraphs())
+
+        decoder = own(DECODER).decoder or self.decoder
+        # A decoder that runs the whole prompt goes on to do so.
+        prefill = decoder if self.prefill == self.decoder else self.prefill
+        return replace(
+            self,
+            vision_encoder=self.vision_encoder | own(VISION_ENCODER).vision_encoder,
+            projector=own(PROJECTOR).projector or self.projector,
+            prefill=own(PREFILL).prefill or prefill,
+            decoder=decoder,
+        )
+
+    def graph_files(self, image_size: int | None = None) -> list[str]:
+        """Return the graph files at one image size, or at every image size when None."""
+        sizes = self.vision_encoder if image_size is None else [str(image_size)]
+        encoders = [self.vision_encoder[size] for size in sizes]
+        return list(dict.fromkeys((*encoders, self.projector, self.prefill, self.decoder)))
+
+    def graph_keys(self) -> dict[str, str]:
+        """Return every graph file that the variant names, by its key in the manifest."""
+        found: dict[str, str] = {}
+
+        def add(prefix: str, part: Variant | ProviderGraphs) -> None:
+            for size, file in part.vision_encoder.items():
+                found[f"{prefix}{VISION_ENCODER}.{size}"] = file
+            for graph in (PROJECTOR, PREFILL, DECODER):
+                if file := getattr(part, graph):
+                    found[f"{prefix}{graph}"] = file
+
+        add("", self)
+        for provider, part in self.per_provider.items():
+            add(f"per_provider.{provider}.", part)
+        return found
 
 
 @dataclass(frozen=True)
@@ -114,10 +228,13 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a runtime needs to know of an exported folder.
+    """Everything that a runtime needs to know of an exported folder.
 
     Attributes:
-        measured: agreement with PyTorch of the variants that were held against it, by precision.
+        format_version: the format of the file; a manifest of format 1 is held in the fields of
+            format 2.
+        graphs: facts about each graph file, by file name.
+        measured: agreement with PyTorch of the variants that were measured, by variant.
     """
 
     format_version: int
@@ -126,31 +243,57 @@ class Manifest:
     prompt: PromptFormat
     decoder: DecoderFormat
     variants: dict[str, Variant]
+    graphs: dict[str, Graph]
     files: dict[str, FileEntry]
     measured: dict[str, VariantAgreement] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write the manifest, last of all files and all at once."""
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        """Write the manifest in the newest format, last of all files and all at once."""
+        content = asdict(replace(self, format_version=FORMAT_VERSION))
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         unfinished = folder / f"{MANIFEST_FILE}.new"
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(folder / MANIFEST_FILE)
 
-    def files_of(self, precision: str, image_size: int) -> list[str]:
-        """Files that one variant needs at one image size, weights and tokenizer included."""
-        variant = self.variants[precision]
-        encoder = variant.vision_encoder[str(image_size)]
-        graphs = (encoder, variant.projector, variant.prefill, variant.decoder)
-        embeddings = (variant.embed_tokens, scale_file(variant.embed_tokens))
-        wanted = {*graphs, *map(weights_file, graphs), *embeddings, TOKENIZER_FILE}
-        return [name for name in self.files if name in wanted]
+    def files_of(
+        self, variant: str, image_size: int, providers: Mapping[str, str] | None = None
+    ) -> list[str]:
+        """Return the files of a variant at one image size, weights and tokenizer included.
+
+        Args:
+            variant: the variant's name.
+            image_size: side of the square input in pixels.
+            providers: short name of the provider of each graph, by the graph's name.
+        """
+        chosen = self.variants[variant].on_providers(providers or {})
+        graphs = chosen.graph_files(image_size)
+        weights = [file for graph in graphs for file in self.graphs[graph].weights]
+        embeddings = (chosen.embed_tokens, scale_file(chosen.embed_tokens))
+        needed = {*graphs, *weights, *embeddings, TOKENIZER_FILE}
+        return [name for name in self.files if name in needed]
+
+    def least_onnxruntime(self, variant: Variant) -> str:
+        """Return the oldest ONNX Runtime that runs every graph of a variant."""
+        versions = (self.graphs[file].onnxruntime for file in variant.graph_files())
+        return max(versions, key=parse_version)
+
+
+def parse_version(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version: "1.22.0" gives (1, 22).
+
+    Raises:
+        ValueError: the text does not begin with two numbers.
+    """
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `fastvlm.json`; the other files are not opened.
 
     Raises:
-        PackageError: no such folder, no manifest, or a manifest that breaks a rule of the format.
+        PackageError: the folder or its manifest is missing, or the manifest breaks a rule of its
+            format.
     """
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
@@ -172,168 +315,60 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(content, dict):
         raise PackageError(f"{path}: found a {type(content).__name__}, expected a JSON object.")
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
+    # `True == 1` in Python, and JSON's true is no version.
+    if version not in READABLE_VERSIONS or isinstance(version, bool):
         raise PackageError(
-            f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}; "
+            f"{path}: format_version is {version!r}, expected "
+            f"{' or '.join(map(str, READABLE_VERSIONS))}; "
             "export the package again, or install a fastvlm-onnx that knows this format."
         )
-    manifest: Manifest = _parse(content, Manifest, "", path)
+    is_old = version == 1
+    if is_old:
+        content = convert_format_1(content, path)
+    manifest: Manifest = parse(content, Manifest, path, known_keys_only=is_old)
     _check_references(manifest, path)
     return manifest
 
 
-def check_files(folder: Path, names: list[str], manifest: Manifest) -> None:
-    """Hold files against the size and the SHA-256 that the manifest states.
-
-    Raises:
-        PackageError: a file is missing, cut or altered.
-    """
-    check_sizes(folder, names, manifest)
-    check_hashes(folder, names, manifest)
-
-
-def check_sizes(folder: Path, names: list[str], manifest: Manifest) -> None:
-    """Hold files against the size that the manifest states.
-
-    Raises:
-        PackageError: a file is missing or cut.
-    """
-    for name in names:
-        entry = manifest.files[name]
-        path = folder / name
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise PackageError(
-                f"{path}: missing, expected {entry.bytes:,} bytes; "
-                "copy or export the package again."
-            ) from None
-        if size != entry.bytes:
-            raise PackageError(
-                f"{path}: found {size:,} bytes, expected {entry.bytes:,}; "
-                "the file was cut or replaced: copy or export the package again."
-            )
-
-
-def check_hashes(folder: Path, names: list[str], manifest: Manifest) -> None:
-    """Hold files against the SHA-256 that the manifest states.
-
-    Raises:
-        PackageError: a file is altered, or cannot be read.
-    """
-    for name in names:
-        try:
-            found = sha256_of(folder / name)
-        except OSError as error:
-            raise PackageError(
-                f"{folder / name}: cannot be read ({error.strerror}); check its permissions."
-            ) from None
-        if found != manifest.files[name].sha256:
-            raise PackageError(
-                f"{folder / name}: sha256 is {found[:12]}…, expected "
-                f"{manifest.files[name].sha256[:12]}…; the file was altered: "
-                "copy or export the package again."
-            )
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe_file(path: Path) -> FileEntry:
-    """The manifest's entry for a finished file."""
-    return FileEntry(os.stat(path).st_size, sha256_of(path))
-
-
-# --- strict reading ----------------------------------------------------------------------------
-
-
-def _parse(value: Any, expected: Any, where: str, path: Path) -> Any:
-    """Build `expected` (a dataclass, dict, list or plain type) from JSON, naming any misfit."""
-    origin = get_origin(expected)
-    if hasattr(expected, "__dataclass_fields__"):
-        if not isinstance(value, dict):
-            raise _misfit(path, where, value, "an object")
-        known = {f.name: f.type for f in fields(expected)}
-        for key in known:
-            if key not in value:
-                raise PackageError(
-                    f"{path}: {_join(where, key)} is missing; export the package again."
-                )
-        for key in value:
-            if key not in known:
-                raise PackageError(
-                    f"{path}: {_join(where, key)} is not part of format {FORMAT_VERSION}; "
-                    "install a newer fastvlm-onnx, or export the package again."
-                )
-        return expected(**{k: _parse(value[k], t, _join(where, k), path) for k, t in known.items()})
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _misfit(path, where, value, "an object")
-        return {
-            k: _parse(v, get_args(expected)[1], _join(where, k), path) for k, v in value.items()
-        }
-    if origin is list:
-        if not isinstance(value, list):
-            raise _misfit(path, where, value, "a list")
-        return [
-            _parse(v, get_args(expected)[0], _join(where, str(i)), path)
-            for i, v in enumerate(value)
-        ]
-    if origin is UnionType:  # `T | None`
-        return None if value is None else _parse(value, get_args(expected)[0], where, path)
-    if expected is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    if expected is float or type(value) is not expected or (expected is int and value < 0):
-        kinds = {"int": "a number >= 0", "float": "a finite number", "str": "a text"}
-        raise _misfit(path, where, value, kinds[expected.__name__])
-    return value
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-def _misfit(path: Path, where: str, value: Any, expected: str) -> PackageError:
-    return PackageError(
-        f"{path}: {where} is {json.dumps(value, ensure_ascii=False)[:60]}, expected {expected}; "
-        "export the package again."
-    )
-
-
 def _check_references(manifest: Manifest, path: Path) -> None:
+    """Raise PackageError for a name in the manifest that leads nowhere or out of the folder."""
+
+    def refuse(found: str) -> PackageError:
+        return PackageError(f"{path}: {found}; export the package again.")
+
     for name in manifest.files:
         if _leaves_folder(name):
             raise PackageError(
                 f"{path}: files.{name} leaves the package's folder; do not trust it."
             )
     if not manifest.variants:
-        raise PackageError(f"{path}: variants is empty; export the package again.")
-    for precision in manifest.measured:
-        if precision not in manifest.variants:
-            raise PackageError(
-                f"{path}: measured.{precision} is no variant of the package; "
-                "export the package again."
-            )
-    for precision, variant in manifest.variants.items():
+        raise refuse("variants is empty")
+    for name in manifest.measured:
+        if name not in manifest.variants:
+            raise refuse(f"measured.{name} is no variant of the package")
+    for name, variant in manifest.variants.items():
+        where = f"variants.{name}"
         if not variant.vision_encoder:
-            raise PackageError(
-                f"{path}: variants.{precision}.vision_encoder is empty; export the package again."
+            raise refuse(f"{where}.vision_encoder is empty")
+        if variant.embed_tokens not in manifest.files:
+            raise refuse(
+                f"{where}.embed_tokens names {variant.embed_tokens!r}, which is not among its files"
             )
-        graphs: Mapping[str, str] = {
-            **{f"vision_encoder.{k}": v for k, v in variant.vision_encoder.items()},
-            "projector": variant.projector,
-            "prefill": variant.prefill,
-            "decoder": variant.decoder,
-            "embed_tokens": variant.embed_tokens,
-        }
-        for graph, name in graphs.items():
-            if name not in manifest.files:
-                raise PackageError(
-                    f"{path}: variants.{precision}.{graph} names {name!r}, which is not among its "
-                    "files; export the package again."
-                )
+        for key, file in variant.graph_keys().items():
+            if file not in manifest.files:
+                raise refuse(f"{where}.{key} names {file!r}, which is not among its files")
+            if file not in manifest.graphs:
+                raise refuse(f"{where}.{key} names {file!r}, which is not among its graphs")
+    for name, graph in manifest.graphs.items():
+        for file in graph.weights:
+            if file not in manifest.files:
+                raise refuse(f"graphs.{name}.weights names {file!r}, which is not among its files")
+        try:
+            parse_version(graph.onnxruntime)
+        except ValueError:
+            raise refuse(
+                f"graphs.{name}.onnxruntime is {graph.onnxruntime!r}, expected a version like 1.20"
+            ) from None
 
 
 def _leaves_folder(name: str) -> bool:

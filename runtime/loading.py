@@ -1,4 +1,4 @@
-"""Opening a package: which variant, which image size, which providers; nothing of it damaged."""
+"""Open a package: choose a variant, an image size and providers, and check the files."""
 
 import logging
 import os
@@ -8,26 +8,33 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.errors import InputError, ProviderError
 from fastvlm_onnx.names import PROJECTOR, VISION_ENCODER
-from fastvlm_onnx.package import Manifest, check_files, check_hashes, check_sizes, read_manifest
+from fastvlm_onnx.package import Manifest, Variant, parse_version, read_manifest
+from fastvlm_onnx.package_files import check_files, check_hashes, check_sizes
 from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.hub import package_folder
 from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
 from fastvlm_onnx.runtime.ort.coreml import check_features
 from fastvlm_onnx.runtime.ort.graph_sessions import graph_files, open_sessions
 from fastvlm_onnx.runtime.ort.provider_selection import (
-    Choice,
+    ProviderChoice,
     Providers,
-    parse,
-    plan,
-    wanted_precisions,
+    assign_providers,
+    parse_providers,
+    preferred_variants,
 )
-from fastvlm_onnx.runtime.ort.providers import COREML, CPU, PROVIDERS, ProviderOptions
+from fastvlm_onnx.runtime.ort.providers import (
+    COREML,
+    CPU,
+    ProviderOptions,
+    import_onnxruntime,
+)
 from fastvlm_onnx.runtime.ort.session import GraphSession
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder
 from fastvlm_onnx.samples import SAMPLE_PICTURE
+from fastvlm_onnx.variants import variants_for_provider
 
 # Their int8 vision encoders cannot be made exact where int8 products saturate.
 OLD_EXPORTERS: Final = ("fastvlm-onnx 0.1.0",)
@@ -51,26 +58,25 @@ def load(
     Args:
         folder: the package's folder, or its id on the Hugging Face hub: owner/name or
             owner/name@revision. A package on the hub is downloaded into Hugging Face's cache.
-        precision: a variant of the package; the one that suits the providers best when None.
-        providers: what runs the graphs. `auto` (docs/providers.md says what it does), a name like
-            `cuda`, `vision=coreml,decoder=cpu` or the mapping of it, or ONNX Runtime's own list of
-            names, or of names with their options, whose first is what was asked for.
-        provider_options: for the provider asked for, over ours.
-        image_size: side of the square input in pixels, one the package was exported for; its
-            default when None.
-        threads: per graph; one per physical core that this process may use when None.
-        image_cache_bytes: image features that chats and batches keep, so that a picture asked about
-            again is not encoded again; 0 keeps none.
-        lazy_vision: open the vision encoder for each picture and close it after: for machines short
-            of memory, at the cost of opening it.
-        records_placement: note which nodes run where on the CPU too (`sessions`).
+        precision: a variant of the package; the variant that suits the providers best when None.
+        providers: the providers that run the graphs: `auto` (described in docs/providers.md), a
+            name like `cuda`, `vision=coreml,decoder=cpu` as text or as a mapping, or a list in
+            the form of ONNX Runtime, of names or of names with options.
+        provider_options: options for the named provider, over the defaults of this library.
+        image_size: side of the square input in pixels; the package's default when None.
+        threads: threads of each graph; one per physical core that this process may use when None.
+        image_cache_bytes: memory for the image features that chats and batches keep, so that an
+            image is encoded once; 0 keeps no features.
+        lazy_vision: open the vision encoder for each image and close it after: less memory, more
+            time for each image.
+        records_placement: record which nodes run where on the CPU too (`sessions`).
 
     Raises:
         PackageError: the folder is no package, or a file of it is missing, cut or altered.
-        InputError: the package lacks this precision or image size, or one for these providers; a
-            number cannot be used.
-        ProviderError: ONNX Runtime or a provider is not installed, or a provider takes no node of
-            a graph, or cannot load it.
+        InputError: the package lacks the variant or the image size, or has no variant for the
+            providers; or a number is out of range.
+        ProviderError: ONNX Runtime is missing or too old for the variant; or a provider is not
+            installed, takes no node of a graph, or cannot load a graph.
     """
     begin = time.perf_counter()
     if threads is not None and threads < 1:
@@ -79,22 +85,25 @@ def load(
         raise InputError(f"image_cache_bytes is {image_cache_bytes}; expected 0 (off) or more.")
     path = package_folder(folder)
     manifest = read_manifest(path)
-    asked = parse(providers, provider_options)
-    precision = choose_precision(manifest, precision, path, asked)
-    image_size = choose_image_size(manifest, precision, image_size, path)
-    choices = plan(asked, precision)
-    files = manifest.files_of(precision, image_size)
+    asked = parse_providers(providers, provider_options)
+    variant = choose_variant(manifest, precision, path, asked)
+    image_size = choose_image_size(manifest, variant, image_size, path)
+    choices = assign_providers(asked, variant)
+    names = {graph: choice.name for graph, choice in choices.items()}
+    check_onnxruntime(manifest, variant, path, names)
+    files = manifest.files_of(variant, image_size, names)
     weights = [name for name in files if name.endswith((".data", ".npy"))]
     check_sizes(path, weights, manifest)
     check_files(path, [name for name in files if name not in weights], manifest)
-    # Weights take long to hash, and are opened meanwhile: whatever their bytes, they are numbers.
+    # Hashing weights takes long, so the graphs open meanwhile. Altered weights are still numbers,
+    # and cannot harm before the check ends.
     with ThreadPoolExecutor(1) as pool:
         check = pool.submit(check_hashes, path, weights, manifest)
         try:
             sessions = open_sessions(
                 path,
                 manifest,
-                graph_files(manifest, precision, image_size),
+                graph_files(manifest, variant, image_size, names),
                 choices,
                 threads,
                 lazy_vision=lazy_vision,
@@ -103,7 +112,7 @@ def load(
             model = FastVLM(
                 path,
                 manifest,
-                precision,
+                variant,
                 image_size,
                 sessions,
                 threads,
@@ -131,7 +140,13 @@ def check_coreml(model: FastVLM) -> None:
 
     def encode_on_cpu(pixel_values: FloatArray) -> FloatArray:
         vision_encoder, projector = (
-            GraphSession(session.path, Choice(CPU), model.threads) for session in graphs
+            GraphSession(
+                session.path,
+                ProviderChoice(CPU),
+                model.threads,
+                has_int8_products=session.int8_weights is not None,
+            )
+            for session in graphs
         )
         on_cpu = ImageEncoder(
             vision_encoder,
@@ -166,44 +181,89 @@ def warn_of_saturation(model: FastVLM, folder: Path) -> None:
         )
 
 
-def choose_precision(
+def choose_variant(
     manifest: Manifest,
     precision: str | None,
     folder: Path,
-    asked: Mapping[str, Choice] | None = None,
+    asked: Mapping[str, ProviderChoice] | None = None,
 ) -> str:
-    """The asked variant if the package has it, what suits the providers when None.
+    """Choose the asked variant, or the variant that suits the providers best.
 
     Args:
-        asked: what was asked for by name; nothing when empty, the CPU when None.
+        manifest: the package's manifest.
+        precision: the asked variant; None for the best variant that this ONNX Runtime can run.
+        folder: the package's folder, for messages.
+        asked: the named providers; empty for `auto`, None for the CPU.
 
     Raises:
-        InputError: the package lacks it; the message says how to add it.
+        InputError: the package lacks the variant; the message names the command that adds it.
+        ProviderError: this ONNX Runtime is too old for every fitting variant.
     """
-    if precision is None:
-        wanted = PROVIDERS["cpu"].precisions if asked is None else wanted_precisions(asked)
-        fitting = [name for name in wanted or manifest.variants if name in manifest.variants]
-        if not fitting:
-            names = ", ".join(dict.fromkeys(choice.name for choice in (asked or {}).values()))
+    if precision is not None:
+        if precision not in manifest.variants:
             raise InputError(
-                f"{folder}: has no variant for {names}, only {', '.join(manifest.variants)}; "
-                f"add one with `{add_command(manifest, folder)} --precision {wanted[0]}`, or "
-                "choose with --precision."
+                f"{folder}: has no {precision} variant, only {', '.join(manifest.variants)}; "
+                f"add it with `{add_command(manifest, folder)} --precision {precision}`."
             )
-        return fitting[0]
-    if precision not in manifest.variants:
+        return precision
+    preferred = variants_for_provider("cpu") if asked is None else preferred_variants(asked)
+    fitting = [name for name in preferred or manifest.variants if name in manifest.variants]
+    if not fitting:
+        names = ", ".join(dict.fromkeys(choice.name for choice in (asked or {}).values()))
         raise InputError(
-            f"{folder}: has no {precision} variant, only {', '.join(manifest.variants)}; "
-            f"add it with `{add_command(manifest, folder)} --precision {precision}`."
+            f"{folder}: has no variant for {names}, only {', '.join(manifest.variants)}; "
+            f"add one with `{add_command(manifest, folder)} --precision {preferred[0]}`, or "
+            "choose with --precision."
         )
-    return precision
+    for name in fitting:
+        if not _lacks_onnxruntime(manifest, manifest.variants[name]):
+            return name
+    least = {name: manifest.least_onnxruntime(manifest.variants[name]) for name in fitting}
+    raise _too_old(folder, min(least, key=lambda name: parse_version(least[name])), least)
+
+
+def check_onnxruntime(
+    manifest: Manifest, variant: str, folder: Path, providers: Mapping[str, str] | None = None
+) -> None:
+    """Check that the installed ONNX Runtime can run a variant.
+
+    Args:
+        manifest: the package's manifest.
+        variant: the variant's name.
+        folder: the package's folder, for messages.
+        providers: short name of the provider of each graph, by the graph's name.
+
+    Raises:
+        ProviderError: ONNX Runtime is too old; the message says which version to install.
+    """
+    chosen = manifest.variants[variant].on_providers(providers or {})
+    if _lacks_onnxruntime(manifest, chosen):
+        raise _too_old(folder, variant, {variant: manifest.least_onnxruntime(chosen)})
+
+
+def _lacks_onnxruntime(manifest: Manifest, variant: Variant) -> bool:
+    installed = parse_version(import_onnxruntime().__version__)
+    return installed < parse_version(manifest.least_onnxruntime(variant))
+
+
+def _too_old(folder: Path, variant: str, least: Mapping[str, str]) -> ProviderError:
+    version = least[variant]
+    return ProviderError(
+        f"{folder}: ONNX Runtime is {import_onnxruntime().__version__}, and {variant} needs at "
+        f"least {version}; run `pip install -U 'onnxruntime>={version}'` (onnxruntime-gpu on "
+        "NVIDIA), or choose another variant with --precision."
+    )
 
 
 def choose_image_size(
-    manifest: Manifest, precision: str, image_size: int | None, folder: Path
+    manifest: Manifest, variant: str, image_size: int | None, folder: Path
 ) -> int:
-    """The asked image size if the variant has it, the default when None; else InputError."""
-    sizes = manifest.variants[precision].vision_encoder
+    """Choose the asked image size, or the package's default when None.
+
+    Raises:
+        InputError: the variant lacks the image size; the message names the command that adds it.
+    """
+    sizes = manifest.variants[variant].vision_encoder
     chosen = manifest.image.default_size if image_size is None else image_size
     if str(chosen) not in sizes:
         raise InputError(
@@ -214,5 +274,5 @@ def choose_image_size(
 
 
 def add_command(manifest: Manifest, folder: Path) -> str:
-    """The command that adds to a package; a folder's or archive's name lacks its path."""
+    """Return the command that adds to a package; the checkpoint's name may lack its path."""
     return f"fastvlm-onnx export {manifest.source.name} -o {folder} --add"

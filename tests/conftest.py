@@ -13,6 +13,7 @@ import pytest
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.telemetry import disable_telemetry
+from fastvlm_onnx.variants import CPU_VARIANTS
 
 # Some tests import ONNX Runtime before the library does.
 disable_telemetry()
@@ -41,6 +42,18 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("exported") / "demo-onnx"
     export_package("demo", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def variants_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model in every variant for CPUs, exported like `package`."""
+    if made := os.environ.get("FASTVLM_ONNX_TEST_VARIANTS"):
+        return Path(made)
+    from fastvlm_onnx.export.pipeline import export_package
+
+    folder = tmp_path_factory.mktemp("exported") / "demo-variants"
+    export_package("demo", folder, precisions=CPU_VARIANTS)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's own chat template -> the text before the image, before and after the prompt."""
+"""Render a checkpoint's chat template, and find the turns of a conversation in the text."""
 
 from datetime import datetime
 from pathlib import Path
@@ -12,19 +12,25 @@ from fastvlm_onnx.export.disk.json_files import read_json
 from fastvlm_onnx.names import IMAGE_TOKEN
 from fastvlm_onnx.package import PromptFormat
 
-# Words that no template holds: where they come out is where the user's words go.
-_QUESTION = "⟪the question⟫"
+# Texts that no template holds: they come out where a prompt or an answer goes.
+_PROMPT, _ANSWER, _SECOND_PROMPT = "⟪the prompt⟫", "⟪the answer⟫", "⟪the second prompt⟫"
+_IMAGE_AND_PROMPT = [{"type": "image"}, {"type": "text", "text": _PROMPT}]
+_CONVERSATION = [
+    {"role": "user", "content": _IMAGE_AND_PROMPT},
+    {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]},
+    {"role": "user", "content": [{"type": "text", "text": _SECOND_PROMPT}]},
+]
 
 
 def read_chat_template(folder: Path) -> PromptFormat | None:
-    """One turn with one image, as the template renders it; None where there is no template.
+    """Read the text around one image and one prompt; None where there is no template.
 
-    Looked for where transformers looks: chat_template.jinja, chat_template.json,
-    tokenizer_config.json.
+    The template is in chat_template.jinja, chat_template.json or tokenizer_config.json, the first
+    of these files that has it, as in transformers.
 
     Raises:
         CheckpointError: the template cannot be rendered.
-        UnsupportedError: it does not place one image before the user's words.
+        UnsupportedError: the template does not place one image before the prompt.
     """
     path = folder / "chat_template.jinja"
     template: Any = None
@@ -36,26 +42,66 @@ def read_chat_template(folder: Path) -> PromptFormat | None:
                 break
     if template is None:
         return None
-    before, question, after = _render(template, path).partition(_QUESTION)
-    before_image, image, before_prompt = before.partition(IMAGE_TOKEN)
-    if not question or not image or IMAGE_TOKEN in before_prompt + after or _QUESTION in after:
+    text = _render(template, path, _CONVERSATION[:1])
+    before, prompt, after = text.partition(_PROMPT)
+    before_image, image, after_image = before.partition(IMAGE_TOKEN)
+    if not prompt or not image or IMAGE_TOKEN in after_image + after or _PROMPT in after:
         raise UnsupportedError(
-            f"{path}: the chat template renders {(before + question + after)[:120]!r}, and only "
+            f"{path}: the chat template renders {text[:120]!r}, and only "
             f"templates with one {IMAGE_TOKEN} before the user's words are built."
         )
-    return PromptFormat(before_image, before_prompt, after)
+    end_of_turn, user = _find_turns(template, path, before_image, after)
+    return PromptFormat(
+        system=before_image.removesuffix(user) if user else "",
+        user=user or before_image,
+        after_image=after_image,
+        end_of_turn=end_of_turn,
+        assistant=after.removeprefix(end_of_turn),
+    )
 
 
-def _render(template: Any, path: Path) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
-    # The settings and names that transformers gives a template; sandboxed, being others' code.
+def _find_turns(template: Any, path: Path, before_image: str, after: str) -> tuple[str, str]:
+    """Find the text that ends a turn and the text that begins a turn of the user.
+
+    Args:
+        template: the Jinja template.
+        path: the template's file, for messages.
+        before_image: the rendered text before the image of a first turn.
+        after: the rendered text between the prompt and the answer.
+
+    Returns:
+        Two empty texts where every turn is not ended by one text: such a template has no turns
+        that a conversation could be made of.
+    """
+    try:
+        _, _, end_of_turn = _render(template, path, _CONVERSATION[:1], False).partition(_PROMPT)
+        _, _, rest = _render(template, path, _CONVERSATION).partition(_ANSWER)
+    except CheckpointError:  # some templates refuse a conversation
+        return "", ""
+    between, _, after_second = rest.partition(_SECOND_PROMPT)
+    user = between.removeprefix(end_of_turn)
+    has_turns = (
+        bool(end_of_turn and user)
+        and between == end_of_turn + user
+        and before_image.endswith(user)
+        and after.startswith(end_of_turn)
+        and after_second == after
+    )
+    return (end_of_turn, user) if has_turns else ("", "")
+
+
+def _render(
+    template: Any, path: Path, messages: list[dict[str, Any]], add_generation_prompt: bool = True
+) -> str:
+    # The settings and names that transformers gives a template. The template is another author's
+    # code, so it runs in a sandbox.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(template).render(
-            messages=[{"role": "user", "content": content}], add_generation_prompt=True
+            messages=messages, add_generation_prompt=add_generation_prompt
         )
-    # A template may also trip over Python's own errors, being handed texts and lists.
+    # Python's own errors come from a template that uses a text or a list in the wrong way.
     except (TemplateError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: the chat template cannot be rendered ({error}); expected a Jinja template."

@@ -28,9 +28,11 @@ PROJECTOR_PREFIX: Final = "model.mm_projector."
 
 # The qwen_2 conversation of predict.py, cut where the image and the user's words go.
 PROMPT: Final = PromptFormat(
-    before_image="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-    before_prompt="\n",
-    after_prompt="<|im_end|>\n<|im_start|>assistant\n",
+    system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    user="<|im_start|>user\n",
+    after_image="\n",
+    end_of_turn="<|im_end|>\n",
+    assistant="<|im_start|>assistant\n",
 )
 
 # timm's stage -> Apple's place in `network`: its blocks, its downsample, its position encoding.

@@ -33,6 +33,7 @@ class Checkpoint:
 
     Attributes:
         name: what to call it in a manifest.
+        model_type: `model_type` of config.json.
         config: sizes, read off config.json and the tensors' shapes.
         tensors: every tensor under Apple's names; `lm_head.weight` only where it is a matrix of
             its own.
@@ -43,6 +44,7 @@ class Checkpoint:
     """
 
     name: str
+    model_type: str
     config: FastVLMConfig
     tensors: Mapping[str, LazyArray]
     tokenizer: str
@@ -103,6 +105,7 @@ def open_checkpoint(
         tensors.pop(LM_HEAD, None)
     return Checkpoint(
         name=name,
+        model_type=model_type,
         config=config,
         tensors=tensors,
         tokenizer=tokenizer.text,

@@ -241,7 +241,6 @@ class Operators:
 def build_decoder(
     weights: Weights,
     config: DecoderConfig,
-    producer_version: str,
     precision: str = "fp32",
     *,
     operators: Operators = Operators(),
@@ -307,7 +306,7 @@ def build_decoder(
         for name, value in zip(present_names(i), present, strict=True):
             shape = [*heads, TOTAL_SEQUENCE_LENGTH, config.head_dim]
             graph.output(name, value, shape, form.cache_dtype)
-    return graph.finish(producer_version)
+    return graph.finish()
 
 
 def lm_head_rows(weights: Weights, config: DecoderConfig) -> LazyArray:

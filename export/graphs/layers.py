@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
+import fastvlm_onnx
 from fastvlm_onnx.export.tensors.external_data import StoredTensor
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, Weights
 
@@ -122,7 +123,7 @@ class Graph:
         value.shape = ir.Shape(shape)
         self._builder.add_output(value, name)
 
-    def finish(self, producer_version: str) -> ir.Model:
+    def finish(self) -> ir.Model:
         """The graph as a model, with nothing in it that a reader can derive.
 
         tract refuses value_info whose axes have names, and some runtimes know fewer attributes of
@@ -143,7 +144,7 @@ class Graph:
             self._graph,
             ir_version=10,
             producer_name="fastvlm-onnx",
-            producer_version=producer_version,
+            producer_version=fastvlm_onnx.__version__,
         )
 
 

@@ -3,7 +3,6 @@
 import onnx_ir as ir
 
 from fastvlm_onnx.export.architecture.config import FastVLMConfig
-from fastvlm_onnx.export.graphs.float16 import to_half
 from fastvlm_onnx.export.graphs.layers import Graph, MatMul
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
 from fastvlm_onnx.export.tensors.lazy_array import Weights, transposed
@@ -16,13 +15,11 @@ from fastvlm_onnx.names import (
 )
 
 
-def build_projector(
-    weights: Weights, config: FastVLMConfig, producer_version: str, precision: str = "fp32"
-) -> ir.Model:
+def build_projector(weights: Weights, config: FastVLMConfig, *, is_int8: bool = False) -> ir.Model:
     """Linear, exact GELU, Linear: float32 [B, N, vision hidden] -> [B, N, decoder hidden].
 
     Args:
-        precision: fp32, fp16, int8, or coreml, which is in float16 too.
+        is_int8: multiply in int8 instead of float32.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -32,7 +29,6 @@ def build_projector(
     def linear(name: str, width: int) -> MatMul | Int8Linear:
         scope = weights / name
         weight, bias = scope.take("weight", out_size, width), scope.take("bias", out_size)
-        is_int8 = precision == "int8"
         layer = Int8Linear(weight, bias) if is_int8 else MatMul(transposed(weight), bias)
         layer._set_name(f"mm_projector.{name}")
         return layer
@@ -42,5 +38,4 @@ def build_projector(
     hidden = graph.op.Gelu(linear("0", in_size)(graph.op, x))
     features = linear("2", out_size)(graph.op, hidden)
     graph.output(IMAGE_FEATURES, features, [BATCH_SIZE, NUM_IMAGE_TOKENS, out_size])
-    model = graph.finish(producer_version)
-    return to_half(model) if precision in ("fp16", "coreml") else model
+    return graph.finish()

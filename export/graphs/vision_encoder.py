@@ -246,9 +246,7 @@ class FastViTHD(nn.Module):  # type: ignore[misc]
         return to_tokens(op, self.conv_exp(op, x), self.hidden_size)
 
 
-def build_vision_encoder(
-    weights: Weights, config: VisionConfig, image_size: int, producer_version: str
-) -> ir.Model:
+def build_vision_encoder(weights: Weights, config: VisionConfig, image_size: int) -> ir.Model:
     """pixel_values float32 [B, 3, S, S] in 0..1 -> image_hidden_states [B, (S/64)^2, hidden_size].
 
     Raises:
@@ -263,4 +261,4 @@ def build_vision_encoder(
     graph.output(
         IMAGE_HIDDEN_STATES, hidden_states, [BATCH_SIZE, num_image_tokens, config.hidden_size]
     )
-    return graph.finish(producer_version)
+    return graph.finish()

@@ -391,9 +391,7 @@ class FastViTHD(nn.Module):  # type: ignore[misc]
         return x
 
 
-def build_vision_encoder_int8(
-    weights: Weights, config: VisionConfig, image_size: int, producer_version: str
-) -> ir.Model:
+def build_vision_encoder_int8(weights: Weights, config: VisionConfig, image_size: int) -> ir.Model:
     """pixel_values float32 [B, 3, S, S] in 0..1 -> image_hidden_states [B, (S/64)^2, hidden_size].
 
     Raises:
@@ -406,4 +404,4 @@ def build_vision_encoder_int8(
     hidden_states = FastViTHD(weights, config, image_size)(graph.op, pixel_values)
     tokens = (image_size // 64) ** 2
     graph.output(IMAGE_HIDDEN_STATES, hidden_states, [BATCH_SIZE, tokens, config.hidden_size])
-    return graph.finish(producer_version)
+    return graph.finish()

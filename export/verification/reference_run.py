@@ -1,6 +1,6 @@
-"""Pictures and prompts through the PyTorch reference, from the file to the logits.
+"""Run pictures and prompts through the PyTorch reference, from the file to the logits.
 
-What it is held against is not known here.
+The package that is measured against the reference is not known here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,11 +32,14 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Question:
-    """A picture, and the prompt's token ids before and after the image's place.
+    """A picture and a prompt.
 
     Attributes:
-        prompt: the user's words.
-        steps: tokens of the answer, at most.
+        picture: the picture's file.
+        prompt: the user's prompt.
+        before_image: token ids before the image.
+        after_image: token ids after the image.
+        steps: the largest number of tokens of the answer.
     """
 
     picture: Path
@@ -48,7 +51,12 @@ class Question:
 
 @dataclass(frozen=True)
 class ReferenceAnswer:
-    """The greedy tokens, and the logits before each, float32 [steps, vocab_size]."""
+    """A greedy answer.
+
+    Attributes:
+        token_ids: the tokens.
+        logits: the logits before each token, float32 [steps, vocab_size].
+    """
 
     token_ids: list[int]
     logits: FloatArray
@@ -56,14 +64,15 @@ class ReferenceAnswer:
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """What the reference gives.
+    """The results of the reference.
 
     Attributes:
-        versions: of what computed it.
-        stages: of each picture, arrays by stage: pixel_values, image_hidden_states,
+        versions: the libraries that computed the results, with their versions.
+        stages: the arrays of each picture, by stage: pixel_values, image_hidden_states,
             image_features.
-        answers: one to each question.
-        largest_activations: the largest magnitude inside each graph, over all of these.
+        answers: the answers, in the order of the questions.
+        largest_activations: the largest magnitude inside each graph, over all pictures and
+            prompts.
     """
 
     versions: str
@@ -80,12 +89,14 @@ def run_reference(
     threads: int | None,
     tick: Callable[[str], None],
 ) -> ReferenceRun:
-    """Load the reference, run everything through it, and let go of it.
+    """Load the reference, run all questions, and release the reference.
 
     Args:
+        checkpoint: the checkpoint with the weights.
+        questions: the pictures and prompts.
         image_size: side of the square input in pixels.
-        threads: of PyTorch; its own choice when None.
-        tick: called before each picture and each question.
+        threads: PyTorch's threads; PyTorch's own choice when None.
+        tick: called with a label before each picture and each question.
 
     Raises:
         CheckpointError: the tensors do not fit the configuration, or cannot be read.
@@ -117,7 +128,11 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def _watch(reference: ReferenceFastVLM) -> dict[str, float]:
-    """The largest magnitude that any layer of each graph reads or gives, kept up to date."""
+    """Watch the reference's layers.
+
+    Returns:
+        The largest magnitude that a layer of each graph reads or returns; updated by every run.
+    """
     graphs = {
         VISION_ENCODER: reference.vision_encoder,
         PROJECTOR: reference.projector,
@@ -133,7 +148,7 @@ def _watch(reference: ReferenceFastVLM) -> dict[str, float]:
 
     for graph, module in graphs.items():
         for layer in module.modules():
-            # What is read too: what goes into a down projection is no layer's output.
+            # Inputs count too: the input of a down projection is no layer's output.
             layer.register_forward_hook(
                 lambda _, inputs, output, graph=graph: note(graph, (*inputs, output))
             )
@@ -142,7 +157,7 @@ def _watch(reference: ReferenceFastVLM) -> dict[str, float]:
 
 def _load_reference(checkpoint: Checkpoint) -> ReferenceFastVLM:
     reference = ReferenceFastVLM(checkpoint.config)
-    # torch wants memory that it may write to, which a mapped file's is not.
+    # torch needs writable memory, and the memory of a mapped file is not writable.
     tensors = {
         name: torch.from_numpy(np.require(tensor.read(), requirements=["C", "W"]))
         for name, tensor in checkpoint.tensors.items()
@@ -170,7 +185,7 @@ def _picture_stages(
 
 
 def reference_pixel_values(picture: Path, image_size: int) -> FloatArray:
-    """Black borders to a square, then transformers' CLIP processor, as predict.py does.
+    """Pad a picture to a square with black, and run transformers' CLIP processor, as predict.py.
 
     Returns:
         float32 [1, 3, image_size, image_size].
@@ -182,7 +197,7 @@ def reference_pixel_values(picture: Path, image_size: int) -> FloatArray:
     side = max(image.size)
     square = Image.new("RGB", (side, side), (0, 0, 0))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    # transformers 5.0 has Pillow's chain under the short name, later ones under the long one.
+    # transformers 5.0 has the Pillow processor under the short name, later versions under the long.
     pillow = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     processor = pillow(
         size={"shortest_edge": image_size},
@@ -197,7 +212,7 @@ def reference_pixel_values(picture: Path, image_size: int) -> FloatArray:
 def _answer(
     reference: ReferenceFastVLM, question: Question, image_features: torch.Tensor
 ) -> ReferenceAnswer:
-    """Greedy, up to an eos, whose step counts, or to `question.steps` tokens."""
+    """Answer greedily, up to an end token, which counts as a step, or `question.steps` tokens."""
     before, after = (
         reference.embed_tokens(torch.tensor([ids]))
         for ids in (question.before_image, question.after_image)

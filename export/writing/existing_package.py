@@ -1,7 +1,7 @@
-"""A package that is there already, and what is added to it.
+"""Add variants and image sizes to a package that exists already.
 
-Everything is exported anew, into the folder that then replaces the old one: files that variants
-share hold other tensors once there are more of them.
+Every graph is exported again, into the folder that then replaces the old folder: files that
+variants share hold other tensors once the package has more variants.
 """
 
 from collections.abc import Sequence
@@ -9,74 +9,86 @@ from pathlib import Path
 
 from fastvlm_onnx.agreement import VariantAgreement
 from fastvlm_onnx.errors import InputError, PackageError
-from fastvlm_onnx.names import DECODER, graph_file
 from fastvlm_onnx.package import Manifest, read_manifest
 
 
-class Addition:
-    """What a package holds, and what it is to hold.
+class ExistingPackage:
+    """The package as it is, and the variants and image sizes that it will have.
 
     Attributes:
-        old: its manifest.
-        precisions: what it has, then what it lacks.
-        image_sizes: likewise, the first being the default.
+        manifest: the manifest of the package as it is.
+        variants: names of the package's variants, then of the added variants.
+        image_sizes: the package's image sizes, then the added image sizes; the first is the
+            default.
     """
 
     def __init__(
-        self, folder: Path, precisions: Sequence[str], image_sizes: Sequence[int], operators: str
+        self, folder: Path, variants: Sequence[str], image_sizes: Sequence[int], operators: str
     ) -> None:
         """Read the package.
 
+        Args:
+            folder: the package's folder.
+            variants: names of the variants to add.
+            image_sizes: image sizes to add, in pixels.
+            operators: the set of operators of the added decoders.
+
         Raises:
-            PackageError: the folder is no package, or its decoders are made of other operators.
-            InputError: nothing is lacking.
+            PackageError: the folder is no package, or its decoders have other operators.
+            InputError: the package has every variant and every image size already.
         """
-        self.folder, self.old = folder, read_manifest(folder)
-        sizes = [self.old.image.default_size]
-        for precision, variant in self.old.variants.items():
+        self.folder, self.manifest = folder, read_manifest(folder)
+        old = self.manifest.variants
+        found = self.manifest.decoder.operators
+        if found != operators:
+            raise PackageError(
+                f"{folder}: its decoders are made of {found} operators, not made of {operators} "
+                "operators as the addition would be; export to another folder."
+            )
+        sizes = [self.manifest.image.default_size]
+        for variant in old.values():
             sizes += map(int, variant.vision_encoder)
-            *_, stored_as, _ = variant.decoder.split(".")
-            if variant.decoder != graph_file(DECODER, stored_as, operators):
-                raise PackageError(
-                    f"{folder}: the decoder of {precision} is {variant.decoder}, not made of "
-                    f"{operators} operators as the addition would be; export to another folder."
-                )
-        self.precisions = tuple(dict.fromkeys((*self.old.variants, *precisions)))
+        self.variants = tuple(dict.fromkeys((*old, *variants)))
         self.image_sizes = tuple(dict.fromkeys((*sizes, *image_sizes)))
-        if len(self.precisions) == len(self.old.variants) and all(
-            len(variant.vision_encoder) == len(self.image_sizes)
-            for variant in self.old.variants.values()
+        if len(self.variants) == len(old) and all(
+            len(variant.vision_encoder) == len(self.image_sizes) for variant in old.values()
         ):
             raise InputError(
-                f"{folder}: holds {', '.join(self.precisions)} at "
+                f"{folder}: holds {', '.join(self.variants)} at "
                 f"{', '.join(map(str, self.image_sizes))} pixels, and nothing to add was asked for."
             )
 
     def check_weights(self, new: Manifest) -> None:
-        """Raise PackageError if the new package's weights are not the old one's."""
-        for name, entry in self.old.files.items():
+        """Check that the new package has the weights of the old package.
+
+        Raises:
+            PackageError: a weights file of the same size has another content.
+        """
+        for name, entry in self.manifest.files.items():
             found = new.files.get(name)
-            # With other tensors in it, a file has another size.
+            # A file with other tensors has another size, and is no sign of another checkpoint.
             if (
                 found is not None
                 and name.endswith((".data", ".npy"))
                 and found.bytes == entry.bytes
                 and found.sha256 != entry.sha256
             ):
+                source = self.manifest.source
                 raise PackageError(
                     f"{self.folder}: {name} would change, so it was made of another checkpoint "
-                    f"({self.old.source.name}) or by another version ({self.old.source.exporter}); "
+                    f"({source.name}) or by another version ({source.exporter}); "
                     "replace the package with --overwrite, or export to another folder."
                 )
 
     def still_measured(self, new: Manifest) -> dict[str, VariantAgreement]:
-        """What was measured of variants whose files are all as they were."""
+        """Return the agreement of the variants whose files have not changed, by variant."""
+        old = self.manifest
         return {
-            precision: measured
-            for precision, measured in self.old.measured.items()
+            name: measured
+            for name, measured in old.measured.items()
             if all(
-                self.old.files[name] == new.files.get(name)
-                for size in self.old.variants[precision].vision_encoder
-                for name in self.old.files_of(precision, int(size))
+                old.files[file] == new.files.get(file)
+                for size in old.variants[name].vision_encoder
+                for file in old.files_of(name, int(size))
             )
         }

@@ -1,12 +1,11 @@
-"""What travels with exported weights: their licence, and a card for people."""
+"""Write the licence and the model card that accompany exported weights."""
 
 from pathlib import Path
 
 from fastvlm_onnx.agreement import agreement_table
-from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.package import Manifest
 
-# The notice that Apple's licence asks every copy and derivative to carry.
+# Apple's licence requires this notice in every copy and derivative.
 APPLE_NOTICE = """\
 Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model
 License Agreement.
@@ -19,18 +18,12 @@ Changes made: the weights were converted to ONNX graphs by fastvlm-onnx.
 """
 
 
-def license_text(checkpoint: Checkpoint) -> str:
-    """The checkpoint's own licence, or else the notice for Apple's."""
-    return checkpoint.license or APPLE_NOTICE
-
-
 def write_card(path: Path, manifest: Manifest) -> None:
-    """Write the package's README.md."""
+    """Write the package's README.md from its manifest."""
     source, decoder = manifest.source, manifest.decoder
     variants = ", ".join(manifest.variants)
-    sizes = ", ".join(
-        size for variant in manifest.variants.values() for size in variant.vision_encoder
-    )
+    encoders = (variant.vision_encoder for variant in manifest.variants.values())
+    sizes = ", ".join(dict.fromkeys(size for encoder in encoders for size in encoder))
     path.write_text(
         f"""# {source.name}, for ONNX Runtime
 

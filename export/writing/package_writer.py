@@ -1,6 +1,6 @@
-"""A package's weights and graphs, from the checkpoint's files to disk."""
+"""Write a package's token embeddings, weights and graphs from the checkpoint's files."""
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -8,101 +8,113 @@ from typing import Final
 import onnx_ir as ir
 
 from fastvlm_onnx.export.tensors.external_data import ALIGNMENT_BYTES, stored_at, write_tensors
-from fastvlm_onnx.export.variants import Parts
-from fastvlm_onnx.names import weights_file
+from fastvlm_onnx.export.writing.graph_record import describe_graph, initializers
+from fastvlm_onnx.export.writing.graph_set import GraphSet
+from fastvlm_onnx.package import Graph
 from fastvlm_onnx.progress import Progress
 
-# Smaller tensors stay inside the graph: some loaders refuse tiny external ones.
+# Smaller tensors stay inside the graph: some loaders refuse tiny external tensors.
 INLINE_BYTES: Final = 1024
 
 
-class PackageWriter:
-    """Writes embeddings, weights and graphs; one tensor, or a part of one, in memory at a time.
+@dataclass(frozen=True)
+class WeightsFile:
+    """The tensors of one weights file.
 
     Attributes:
-        total_bytes: what will be written, near enough for a progress bar and a full disk.
+        stage: the graph's name for people.
+        own: tensors that the file stores, by name, in the order of the file.
+        shared: tensors whose bytes a file of token embeddings stores, by name.
+        shared_files: the files of the shared tensors, by name.
     """
 
-    def __init__(self, parts: Parts, progress: Progress) -> None:
-        self._parts, self._progress = parts, progress
+    stage: str
+    own: dict[str, ir.TensorProtocol]
+    shared: dict[str, ir.TensorProtocol]
+    shared_files: dict[str, str]
+
+
+class PackageWriter:
+    """Writes embeddings, weights and graphs with one tensor, or a part of it, in memory at a time.
+
+    Attributes:
+        total_bytes: the bytes to write, near enough for a progress bar and the check of the disk.
+    """
+
+    def __init__(self, graph_set: GraphSet, progress: Progress) -> None:
+        self._graph_set, self._progress = graph_set, progress
         self._written_bytes = 0
-        self._tensors = self._by_file()
-        self._shared = self._find_shared()
-        self.total_bytes = sum(part.size_bytes for part in parts.embeddings) + sum(
-            tensor.nbytes
-            for file_name, tensors in self._tensors.items()
-            for name, tensor in tensors.items()
-            if (file_name, name) not in self._shared
+        self._files = _weights_files(graph_set)
+        inside = [graph.model for graph in graph_set.graphs.values() if graph.weights_file is None]
+        self.total_bytes = (
+            sum(embeddings.size_bytes for embeddings in graph_set.embeddings)
+            + sum(tensor.nbytes for file in self._files.values() for tensor in file.own.values())
+            + sum(map(weights_bytes, inside))
         )
-        self.total_bytes += sum(weights_bytes(parts.models[name]) for name in parts.inline)
 
-    def write(self, folder: Path) -> None:
-        for embeddings in self._parts.embeddings:
+    def write(self, folder: Path) -> dict[str, Graph]:
+        """Write the files and return the records of the graphs, by file name."""
+        for embeddings in self._graph_set.embeddings:
             embeddings.write(folder, partial(self._count, "token embeddings"))
-        stored = {
-            (data_file, name): stored_at(
-                tensor := self._tensors[data_file][name],
-                name,
-                folder,
-                file_name,
-                ALIGNMENT_BYTES,
-                tensor.nbytes,
-            )
-            for (data_file, name), file_name in self._shared.items()
-        }
-        for data_file, tensors in self._tensors.items():
-            own = {name: t for name, t in tensors.items() if (data_file, name) not in stored}
-            counted = partial(self._count, _stage(data_file))
-            written = write_tensors(own, folder, data_file, counted)
-            stored |= {(data_file, name): tensor for name, tensor in written.items()}
-        for file_name, model in self._parts.models.items():
-            for name, value in initializers(model):
-                value.const_value = stored.get((weights_file(file_name), name), value.const_value)
-            ir.save(model, folder / file_name)
-            if file_name in self._parts.inline:
-                self._count(_stage(file_name), weights_bytes(model))
-
-    def _by_file(self) -> dict[str, dict[str, ir.TensorProtocol]]:
-        """Tensors by the file they go to; several graphs may read one."""
-        files: dict[str, dict[str, ir.TensorProtocol]] = {}
-        for file_name, model in self._parts.models.items():
-            if file_name in self._parts.inline:
-                continue
-            tensors = files.setdefault(weights_file(file_name), {})
-            for name, value in initializers(model):
-                if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
-                    tensors.setdefault(name, value.const_value)
-        return files
-
-    def _find_shared(self) -> dict[tuple[str, str], str]:
-        """Tensors of lm_heads whose bytes the token embeddings hold already, and their files."""
-        return {
-            (data_file, f"lm_head.{parameter}"): file_name
-            for data_file, tensors in self._tensors.items()
-            if self._parts.shares_head and "lm_head.weight" in tensors
-            for embeddings in self._parts.embeddings
-            for parameter, file_name in embeddings.head_files(
-                tensors["lm_head.weight"].dtype
-            ).items()
-        }
+        stored: dict[str, dict[str, ir.ExternalTensor]] = {}
+        for name, file in self._files.items():
+            written = write_tensors(file.own, folder, name, partial(self._count, file.stage))
+            for tensor_name, tensor in file.shared.items():
+                # The values of an .npy file begin at ALIGNMENT_BYTES.
+                written[tensor_name] = stored_at(
+                    tensor,
+                    tensor_name,
+                    folder,
+                    file.shared_files[tensor_name],
+                    ALIGNMENT_BYTES,
+                    tensor.nbytes,
+                )
+            stored[name] = written
+        records = {}
+        for name, graph in self._graph_set.graphs.items():
+            places = stored[graph.weights_file] if graph.weights_file else {}
+            for tensor_name, value in initializers(graph.model):
+                value.const_value = places.get(tensor_name, value.const_value)
+            ir.save(graph.model, folder / name)
+            records[name] = describe_graph(graph.model)
+            if graph.weights_file is None:
+                self._count(graph.stage, weights_bytes(graph.model))
+        return records
 
     def _count(self, stage: str, size_bytes: int) -> None:
         self._written_bytes += size_bytes
         self._progress(stage, self._written_bytes, self.total_bytes)
 
 
-def _stage(file_name: str) -> str:
-    """What a file belongs to, in words."""
-    return file_name.split(".")[0].replace("_", " ")
+def _weights_files(graph_set: GraphSet) -> dict[str, WeightsFile]:
+    """Sort the tensors of all graphs into weights files; several graphs may read one tensor."""
+    files: dict[str, WeightsFile] = {}
+    for graph in graph_set.graphs.values():
+        if graph.weights_file is None:
+            continue
+        file = files.setdefault(graph.weights_file, WeightsFile(graph.stage, {}, {}, {}))
+        for name, value in initializers(graph.model):
+            if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
+                file.own.setdefault(name, value.const_value)
+    if graph_set.shares_head:
+        for file in files.values():
+            _share_head(file, graph_set)
+    return files
+
+
+def _share_head(file: WeightsFile, graph_set: GraphSet) -> None:
+    """Move the tensors of lm_head that the token embeddings store from `own` to `shared`."""
+    head = file.own.get("lm_head.weight")
+    if head is None:
+        return
+    for embeddings in graph_set.embeddings:
+        for parameter, embeddings_file in embeddings.head_files(head.dtype).items():
+            name = f"lm_head.{parameter}"
+            file.shared[name] = file.own.pop(name)
+            file.shared_files[name] = embeddings_file
 
 
 def weights_bytes(model: ir.Model) -> int:
-    """Size of a graph's weights."""
+    """Return the size of a graph's weights."""
     tensors = (value.const_value for _, value in initializers(model))
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-def initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
-    """A model's initializers by name, those of subgraphs included."""
-    for graph in model.graphs():
-        yield from graph.initializers.items()

@@ -1,7 +1,7 @@
-"""Token embeddings as files: rows that the runtime maps into memory and gathers by id.
+"""Write token embeddings as files, whose rows the runtime maps into memory and gathers by id.
 
-Their values start at a fixed place, so that an lm_head that is the same matrix in the same form is
-not stored again: the graph refers to them.
+The values start at a fixed offset. An lm_head that is the same matrix in the same number format is
+not stored again: its graph refers to the file of the token embeddings.
 """
 
 import math
@@ -21,22 +21,30 @@ from fastvlm_onnx.names import EMBED_TOKENS_FILE, EMBED_TOKENS_INT8_FILE, scale_
 
 
 class Embeddings(Protocol):
-    """One form of the matrix."""
+    """The embedding matrix in one number format.
+
+    Attributes:
+        file_name: the file of the values.
+    """
 
     file_name: str
 
     @property
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """The size of the files, without headers."""
+        ...
 
-    def write(self, folder: Path, count: Count) -> None: ...
+    def write(self, folder: Path, count: Count) -> None:
+        """Write the files, and report the bytes of each part to `count`."""
+        ...
 
     def head_files(self, dtype: ir.DataType) -> dict[str, str]:
-        """Parameters of an lm_head in this dtype -> the files that hold them already."""
+        """Return the files that already store an lm_head of this dtype, by parameter name."""
         ...
 
 
 class FloatEmbeddings:
-    """float16 when that is exact, else float32: [vocab_size, hidden_size]."""
+    """The matrix [vocab_size, hidden_size] in float16 where that is exact, else in float32."""
 
     def __init__(self, rows: LazyArray) -> None:
         self.file_name = EMBED_TOKENS_FILE
@@ -44,7 +52,8 @@ class FloatEmbeddings:
 
     @cached_property
     def _dtype(self) -> ir.DataType:
-        # bfloat16 reaches far below float16; where it did, the first rows mostly show it.
+        # A checkpoint in bfloat16 may hold smaller numbers than float16 can. The first rows mostly
+        # show it, so the check ends early.
         with np.errstate(over="ignore"):
             is_exact = all(
                 (chunk.astype(np.float16) == chunk).all() for chunk in self._rows.chunks()
@@ -63,7 +72,10 @@ class FloatEmbeddings:
 
 
 class Int8Embeddings:
-    """uint8 [vocab, blocks * block_size] around 128, and float32 scales [vocab, blocks]."""
+    """The matrix as uint8 around 128 in blocks, with float32 scales.
+
+    The values are [vocab_size, blocks * block_size], the scales [vocab_size, blocks].
+    """
 
     def __init__(self, rows: LazyArray) -> None:
         self.file_name = EMBED_TOKENS_INT8_FILE
@@ -98,7 +110,15 @@ def write_npy(
     count: Count,
     shape: tuple[int, ...] | None = None,
 ) -> None:
-    """Write a matrix as .npy, with its values at ALIGNMENT_BYTES and perhaps another shape."""
+    """Write a matrix as .npy, with its values at the offset ALIGNMENT_BYTES.
+
+    Args:
+        path: the file.
+        array: the matrix.
+        dtype: the number format of the file.
+        count: called with the bytes of each written part.
+        shape: the shape in the file's header; the matrix's own when None.
+    """
     with path.open("wb") as file:
         file.write(_npy_header(shape or array.shape, dtype))
         for chunk in array.chunks():
@@ -108,7 +128,7 @@ def write_npy(
 
 
 def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """numpy's header, version 1.0, padded to a page instead of to 64 bytes."""
+    """Return numpy's header, version 1.0, padded to a page instead of to 64 bytes."""
     fields = repr({"descr": dtype.str, "fortran_order": False, "shape": shape}).encode("latin1")
     length = ALIGNMENT_BYTES - 10
     magic = b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little")

@@ -106,15 +106,15 @@ def _variants(
     image_size: str | None,
     provider: str,
 ) -> list[tuple[str, int]]:
-    from fastvlm_onnx.runtime.loading import choose_image_size, choose_precision
-    from fastvlm_onnx.runtime.ort.provider_selection import parse
+    from fastvlm_onnx.runtime.loading import choose_image_size, choose_variant
+    from fastvlm_onnx.runtime.ort.provider_selection import parse_providers
 
     names: Sequence[str | None] = [None]
     if precision:
         names = list(manifest.variants) if precision == "all" else precision.split(",")
     pairs = []
-    asked = parse(provider)
-    for name in (choose_precision(manifest, name, folder, asked) for name in names):
+    asked = parse_providers(provider)
+    for name in (choose_variant(manifest, name, folder, asked) for name in names):
         sizes: Sequence[int | None] = [None]
         if image_size == "all":
             sizes = sorted(map(int, manifest.variants[name].vision_encoder))

@@ -46,14 +46,14 @@ def doctor(
         if folder is None:
             raise InputError("--static needs a package; give its folder.")
         sys.exit(0 if _static_coreml(folder) else 1)
-    from fastvlm_onnx.runtime.ort.provider_selection import parse
+    from fastvlm_onnx.runtime.ort.provider_selection import parse_providers
 
     try:
         _print_machine(options.threads)
         options.register_libraries()
         _print_providers()
         if folder is None:
-            parse(options.providers, options.provider_options)
+            parse_providers(options.providers, options.provider_options)
         else:
             _print_package(folder, options)
     except FastVLMError as error:
@@ -89,7 +89,7 @@ def _print_machine(threads: int | None) -> None:
 
 
 def _print_providers() -> None:
-    from fastvlm_onnx.runtime.ort.provider_selection import AUTO, usable_providers
+    from fastvlm_onnx.runtime.ort.provider_selection import AUTO_RULES, usable_providers
     from fastvlm_onnx.runtime.ort.providers import (
         PROVIDERS,
         import_onnxruntime,
@@ -111,14 +111,14 @@ def _print_providers() -> None:
     saturate = int8_products_saturate()
     _show("int8 products", "saturate: int8 weights are rewritten as uint8" if saturate else "exact")
     click.echo("auto takes, for each graph, the first provider that is installed:")
-    for rule in AUTO:
+    for rule in AUTO_RULES:
         provider = PROVIDERS[rule.provider]
         state = "installed" if provider.ep in usable else f"not installed: {provider.install}"
         if provider.ep in installed and provider.ep not in usable:
             state = "installed, but no NVIDIA card is found"
         click.echo(
             f"  {rule.provider:<8}{', '.join(rule.graphs)} of "
-            f"{', '.join(rule.precisions) or 'any variant'}: {rule.reason}\n"
+            f"{', '.join(rule.variants) or 'any variant'}: {rule.reason}\n"
             f"{'':<10}{state}"
         )
 
@@ -163,6 +163,7 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
     from fastvlm_onnx.runtime.loading import add_command
     from fastvlm_onnx.runtime.ort.hardware import cores
     from fastvlm_onnx.runtime.ort.providers import CPU, PROVIDERS, installed_providers
+    from fastvlm_onnx.variants import variants_for_provider
 
     lines = []
     variants = model.manifest.variants
@@ -172,11 +173,11 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
         if (
             name != "cpu"
             and provider.ep in installed
-            and not set(provider.precisions) & set(variants)
+            and not set(variants_for_provider(name)) & set(variants)
         ):
             lines.append(
                 f"{name} is installed, and the package has no variant for it: "
-                f"{command} --precision {provider.precisions[0]}"
+                f"{command} --precision {variants_for_provider(name)[0]}"
             )
     is_on_cpu = all(session.choice.ep == CPU for session in model.sessions.values())
     if is_on_cpu and not {"fast", "int8", "int4"} & set(variants):
@@ -190,8 +191,17 @@ def _static_coreml(folder: Path) -> bool:
     """Print the share of nodes that CoreML takes; return whether it takes its graphs whole."""
     with optional_packages("checking", "export"):
         from fastvlm_onnx.export.verification.coreml_check import check_package
+    from fastvlm_onnx.package import read_manifest
+    from fastvlm_onnx.variants import variants_for_target
+
     shares = check_package(folder)
-    meant = [share for share in shares if ".coreml." in share.file]
+    coreml = {
+        file
+        for name, variant in read_manifest(folder).variants.items()
+        if name in variants_for_target("coreml")
+        for file in variant.graph_files()
+    }
+    meant = [share for share in shares if share.file in coreml]
     for share in shares:
         click.echo(f"{share.file}: {share.taken} of {share.nodes} nodes")
         for reason, count in share.refused.items() if share in meant or not meant else ():

@@ -11,28 +11,30 @@ from fastvlm_onnx.commands.load_options import parse_numbers
 from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
-from fastvlm_onnx.names import OPERATORS, TARGETS
 from fastvlm_onnx.user_data import remember_export
+from fastvlm_onnx.variants import OPERATOR_SETS, TARGETS, VARIANTS, variants_for_target
+
+VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VARIANTS.values())
 
 
-@click.command()
+@click.command(epilog=f"\b\nVariants for --precision:\n{VARIANT_LINES}")
 @click.argument("checkpoint", default="demo")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--precision", help="Variants, with commas.  [default: fp32]")
-@click.option("--target", type=click.Choice(list(TARGETS)), help="The variants for a provider.")
+@click.option("--target", type=click.Choice(TARGETS), help="The variants for a provider.")
 @click.option("--image-size", help="Pixels, with commas; the first is the default.")
 @click.option(
     "--operators",
-    type=click.Choice(OPERATORS),
+    type=click.Choice(OPERATOR_SETS),
     default="microsoft",
     show_default=True,
-    help="What the decoder is made of: fused for ONNX Runtime, or ONNX's own alone.",
+    help="The decoder's operators: ONNX Runtime's fused operators, or ONNX's alone.",
 )
 @click.option("--base", help="The checkpoint under CHECKPOINT, if that is a LoRA adapter.")
 @click.option("--allow-nonfinite", is_flag=True, help="Export NaN and infinite weights too.")
-@click.option("--overwrite", is_flag=True, help="Replace a package that is there already.")
-@click.option("--add", is_flag=True, help="Keep what the package holds, and add to it.")
-@click.option("--verify", is_flag=True, help="Measure it, as `fastvlm-onnx verify` does.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing package.")
+@click.option("--add", is_flag=True, help="Add to an existing package, and keep its variants.")
+@click.option("--verify", is_flag=True, help="Measure the package, as `fastvlm-onnx verify` does.")
 def export(
     checkpoint: str,
     output: Path | None,
@@ -73,6 +75,17 @@ def export(
 def export_with_progress(
     checkpoint: str, folder: Path, verify: bool = False, **options: Any
 ) -> dict[str, VariantAgreement]:
+    """Export with a progress bar, and return the measurements.
+
+    Args:
+        checkpoint: see `export_package`.
+        folder: the folder to make.
+        verify: measure the package.
+        options: see `export_package`.
+
+    Raises:
+        InputError: packages that exporting or verifying needs are not installed.
+    """
     with optional_packages("exporting", "export"):
         from fastvlm_onnx.export.pipeline import export_package
     verify_package = import_verify_package() if verify else None
@@ -96,6 +109,6 @@ def export_with_progress(
 
 
 def _precisions(precision: str | None, target: str | None, add: bool) -> list[str]:
-    """What was asked for by name, and what the target wants; else fp32, and nothing to add."""
+    """Return the named variants and the target's; without any, fp32 for a new package."""
     named = [] if precision is None else precision.split(",")
-    return [*named, *TARGETS.get(target or "", ())] or ([] if add else ["fp32"])
+    return [*named, *variants_for_target(target or "")] or ([] if add else ["fp32"])

@@ -20,7 +20,7 @@ from fastvlm_onnx.commands.progress import progress_bar
 @click.option("--picture", "pictures", multiple=True, help="May be repeated.")
 @click.option("--prompt", "prompts", multiple=True, help="May be repeated; asked of each picture.")
 @click.option("--steps", default=32, show_default=True, help="Tokens of each answer, at most.")
-@click.option("--precision", help="Variants, with commas; all by default.")
+@click.option("--precision", help="Variants, with commas; all that the CPU can run by default.")
 @click.option("--image-size", type=int, help="One the package was exported for.")
 @click.option("--threads", type=int, help="One per physical core by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
@@ -38,11 +38,11 @@ def verify(
 ) -> None:
     """Compare the package DIR with PyTorch running CHECKPOINT, stage by stage.
 
-    Pictures and prompts are the built-in samples by default. Exits with 1 if a figure is outside
-    the tolerance of its precision, which the table states.
+    Pictures and prompts are the built-in samples by default. The exit code is 1 if a figure is
+    outside its variant's tolerance, which the table states.
 
-    PyTorch holds the whole model in float32, four bytes a parameter, and twice that while it
-    loads: 0.5B takes 6 GB, 7B 62 GB.
+    PyTorch holds the whole model in float32: four bytes a parameter, and twice as many while it
+    loads. The 0.5B takes 6 GB, the 7B 62 GB.
     """
     verify_package = import_verify_package()
     with progress_bar("verify", " steps") as progress:
@@ -66,12 +66,18 @@ def verify(
 
 
 def import_verify_package() -> Callable[..., Agreement]:
+    """Import `verify_package`, which needs PyTorch.
+
+    Raises:
+        InputError: packages that it needs are not installed.
+    """
     with optional_packages("verifying", "verify"):
         from fastvlm_onnx.export.verification.verify import verify_package
     return verify_package
 
 
 def exit_if_outside(agreement: Agreement) -> None:
+    """Exit with 1 if a figure is outside its tolerance."""
     if agreement.outside:
         click.echo(f"outside tolerance: {'; '.join(agreement.outside)}", err=True)
         sys.exit(1)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.errors import ProviderError
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import COREML, import_onnxruntime
 from fastvlm_onnx.user_data import user_folder
 
@@ -22,7 +22,7 @@ CACHE_OPTION: Final = "ModelCacheDirectory"
 MOST_RELATIVE_ERROR: Final = 0.05
 
 
-def with_model_cache(choice: Choice, sha256: str) -> Choice:
+def with_model_cache(choice: ProviderChoice, sha256: str) -> ProviderChoice:
     """Add a folder for the compiled model to a choice of CoreML.
 
     ONNX Runtime checks neither the graph's content nor its own version when it reads a compiled
@@ -45,7 +45,7 @@ def with_model_cache(choice: Choice, sha256: str) -> Choice:
     return replace(choice, options={**choice.options, CACHE_OPTION: str(folder)})
 
 
-def wipe_model_cache(choice: Choice) -> bool:
+def wipe_model_cache(choice: ProviderChoice) -> bool:
     """Empty the folder of compiled models, if this library made it.
 
     Returns:

@@ -6,13 +6,19 @@ from pathlib import Path
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import Manifest
 from fastvlm_onnx.runtime.ort.coreml import with_model_cache
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession, LazySession
 
 
-def graph_files(manifest: Manifest, precision: str, image_size: int) -> dict[str, str]:
-    """The file of each graph of a variant; PREFILL only where it is a graph of its own."""
-    variant = manifest.variants[precision]
+def graph_files(
+    manifest: Manifest, variant_name: str, image_size: int, providers: Mapping[str, str]
+) -> dict[str, str]:
+    """The file of each graph of a variant; PREFILL only where it is a graph of its own.
+
+    Args:
+        providers: the short name of each graph's provider, which may have a graph of its own.
+    """
+    variant = manifest.variants[variant_name].on_providers(providers)
     files = {
         VISION_ENCODER: variant.vision_encoder[str(image_size)],
         PROJECTOR: variant.projector,
@@ -27,7 +33,7 @@ def open_sessions(
     folder: Path,
     manifest: Manifest,
     files: Mapping[str, str],
-    choices: Mapping[str, Choice],
+    choices: Mapping[str, ProviderChoice],
     threads: int | None,
     *,
     lazy_vision: bool,
@@ -50,6 +56,7 @@ def open_sessions(
             folder / file,
             with_model_cache(choices[graph], manifest.files[file].sha256),
             threads,
+            has_int8_products=manifest.graphs[file].int8_products,
             records_placement=record_placement,
         )
         for graph, file in files.items()

@@ -16,6 +16,32 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+# What int8, float16 and bfloat16 products depend on, as Linux names it.
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "i8mm",
+    "sme",
+)
+
+
+def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Return the processor's features that matter to the graphs; empty without /proc/cpuinfo."""
+    try:
+        lines = cpuinfo.read_text("utf-8").splitlines()
+    except OSError:
+        return []
+    # x86 lists `flags`, ARM lists `Features`.
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    found = set(flags.partition(":")[2].split())
+    return [feature for feature in FEATURES if feature in found]
+
+
 def cores() -> int:
     """Return the number of logical cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

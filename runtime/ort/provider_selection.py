@@ -1,7 +1,7 @@
-"""What runs where: what a caller asks for, and a provider for every graph.
+"""Choose a provider for every graph: the provider that a caller names, or the provider of `auto`.
 
-Asked for a provider that it lacks, ONNX Runtime only warns and runs on the CPU. Nothing here falls
-back like that: what was asked for and cannot be had is an error.
+ONNX Runtime only warns about a provider that it lacks, and runs the graph on the CPU. This module
+never falls back in silence: a named provider that is missing is an error.
 """
 
 import subprocess
@@ -19,20 +19,23 @@ from fastvlm_onnx.runtime.ort.providers import (
     PROVIDERS,
     ProviderOptions,
     installed_providers,
-    resolve,
+    resolve_provider,
     short_name,
 )
-
-Providers = (
-    str
-    | Mapping[str, str | tuple[str, ProviderOptions]]
-    | Sequence[str | tuple[str, ProviderOptions]]
+from fastvlm_onnx.variants import (
+    VARIANTS,
+    variants_for_provider,
+    variants_for_target,
+    variants_without_cpu,
 )
-"""What a caller may ask for: a name, `vision=coreml,decoder=cpu` or the mapping of it, or ONNX
-Runtime's own list."""
+
+NamedProvider = str | tuple[str, ProviderOptions]
+Providers = str | Mapping[str, NamedProvider] | Sequence[NamedProvider]
+"""The providers that a caller asks for: a name, `vision=coreml,decoder=cpu` as text or as a
+mapping, or a list in the form of ONNX Runtime."""
 
 GRAPHS: Final = (VISION_ENCODER, PROJECTOR, PREFILL, DECODER)
-# What `vision=...` and `decoder=...` stand for; a graph may also be named itself.
+# The graphs that `vision=...` and `decoder=...` name; a graph may also be named alone.
 GRAPH_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "vision": (VISION_ENCODER, PROJECTOR),
     DECODER: (DECODER, PREFILL),
@@ -42,61 +45,61 @@ GRAPH_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What `auto` does, where the provider is there and the variant is one of these.
+class AutoRule:
+    """One rule of `auto`.
 
     Attributes:
-        precisions: any when empty.
+        provider: short name of the provider that the rule chooses, where it is installed.
+        graphs: the graphs that the rule is for.
+        variants: the variants that the rule is for; every variant when empty.
+        reason: the reason for the choice, which `doctor` shows.
     """
 
     provider: str
     graphs: tuple[str, ...]
-    precisions: tuple[str, ...]
+    variants: tuple[str, ...]
     reason: str
 
 
-BFLOAT16_CAPABILITY: Final = 8.0  # of cards that compute in it
-# Variants whose decoder the CPU has no kernels for.
-NOT_ON_CPU: Final = ("bf16",)
-# The first that fits decides, for each graph by itself.
-AUTO: Final = (
-    Rule(
+# `auto` takes the first rule that fits, for each graph separately.
+AUTO_RULES: Final = (
+    AutoRule(
         "cuda",
         (VISION_ENCODER, PROJECTOR),
-        ("bf16", "fp16", "int4_cuda"),
+        variants_for_target("cuda"),
         "every operator has a float16 kernel there",
     ),
-    Rule(
+    AutoRule(
         "cuda",
         (PREFILL, DECODER),
-        ("bf16", "fp16", "int4_cuda"),
+        variants_for_target("cuda"),
         "its attention has kernels for keys and values in 16 bits, none for float32",
     ),
-    Rule(
+    AutoRule(
         "coreml",
         (VISION_ENCODER, PROJECTOR),
-        ("coreml",),
+        variants_for_target("coreml"),
         "float16 in fixed shapes is what the Neural Engine takes, whole",
     ),
-    Rule(
+    AutoRule(
         "mlx",
         (PREFILL, DECODER),
-        ("coreml",),
+        variants_for_target("coreml"),
         "CoreML takes no decoder; this plugin does, where it is installed",
     ),
-    Rule("cpu", GRAPHS, (), "runs every graph but bf16's"),
+    AutoRule("cpu", GRAPHS, (), f"runs every graph but {', '.join(variants_without_cpu())}'s"),
 )
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What one graph is to run on.
+class ProviderChoice:
+    """The provider of one graph.
 
     Attributes:
-        ep: ONNX Runtime's name.
-        options: all that are set, ours and the caller's.
-        others: providers that take what `ep` leaves, before the CPU does.
-        reason: why, when nobody named it.
+        ep: ONNX Runtime's name of the provider.
+        options: the provider's options, the caller's over the defaults.
+        others: providers with their options for the nodes that `ep` leaves, before the CPU.
+        reason: the reason why `auto` chose the provider; None for a provider that the caller named.
     """
 
     ep: str
@@ -106,7 +109,7 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """The short name, where it has one."""
+        """The provider's short name, or ONNX Runtime's name where there is no short name."""
         return short_name(self.ep)
 
     @property
@@ -116,51 +119,61 @@ class Choice:
         return provider.memory if provider else "cpu"
 
 
-def parse(providers: Providers, options: ProviderOptions | None = None) -> dict[str, Choice]:
-    """What was asked for by name, by graph; graphs that are left to `auto` are missing.
+def parse_providers(
+    providers: Providers, options: ProviderOptions | None = None
+) -> dict[str, ProviderChoice]:
+    """Resolve the providers that a caller names.
 
     Args:
         providers: see `Providers`.
-        options: for every provider asked for, but the CPU.
+        options: options for every named provider except the CPU.
+
+    Returns:
+        A choice for each graph with a named provider. A graph that is left to `auto` is missing.
 
     Raises:
         ProviderError: a provider is unknown or not installed.
-        InputError: a graph is unknown, or options are given that nothing takes.
+        InputError: a graph is unknown, or no named provider takes the options.
     """
-    asked: dict[str, Choice] = {}
-    if isinstance(providers, str):
-        providers = _split(providers)
-    if isinstance(providers, Mapping):
-        # A group first, then what is named more exactly.
-        for key in sorted(providers, key=lambda key: -len(GRAPH_GROUPS.get(key, ()))):
-            if key not in GRAPH_GROUPS:
-                raise InputError(
-                    f"graph {key!r} is unknown; expected one of {', '.join(GRAPH_GROUPS)}."
-                )
-            for graph in GRAPH_GROUPS[key]:
-                asked.pop(graph, None)
-                if providers[key] != "auto":
-                    asked[graph] = _choice([providers[key]])
-    elif list(providers) != ["auto"]:
+    choices = _named_choices(_split(providers) if isinstance(providers, str) else providers)
+    if not options:
+        return choices
+    if all(choice.ep == CPU for choice in choices.values()):
+        raise InputError(
+            f"provider options {', '.join(options)} are given, and no provider that takes "
+            "them; name one, like cuda."
+        )
+    return {
+        graph: choice
+        if choice.ep == CPU
+        else replace(choice, options={**choice.options, **options})
+        for graph, choice in choices.items()
+    }
+
+
+def _named_choices(
+    providers: Mapping[str, NamedProvider] | Sequence[NamedProvider],
+) -> dict[str, ProviderChoice]:
+    if not isinstance(providers, Mapping):
         if not providers:
             raise InputError("no provider is named; expected auto, or one or more.")
-        asked = dict.fromkeys(GRAPHS, _choice(providers))
-    if options:
-        if all(choice.ep == CPU for choice in asked.values()):
+        return {} if list(providers) == ["auto"] else dict.fromkeys(GRAPHS, _resolve(providers))
+    choices: dict[str, ProviderChoice] = {}
+    # Groups come first, so that a graph that is named alone replaces its group's provider.
+    for key in sorted(providers, key=lambda key: -len(GRAPH_GROUPS.get(key, ()))):
+        if key not in GRAPH_GROUPS:
             raise InputError(
-                f"provider options {', '.join(options)} are given, and no provider that takes "
-                "them; name one, like cuda."
+                f"graph {key!r} is unknown; expected one of {', '.join(GRAPH_GROUPS)}."
             )
-        asked = {
-            graph: choice
-            if choice.ep == CPU
-            else replace(choice, options={**choice.options, **options})
-            for graph, choice in asked.items()
-        }
-    return asked
+        for graph in GRAPH_GROUPS[key]:
+            choices.pop(graph, None)
+            if providers[key] != "auto":
+                choices[graph] = _resolve([providers[key]])
+    return choices
 
 
 def _split(text: str) -> Mapping[str, str] | Sequence[str]:
+    """Split `cuda`, `cuda,cpu` or `vision=coreml,decoder=cpu`."""
     parts = [part.strip() for part in text.split(",")]
     if not any("=" in part for part in parts):
         return parts
@@ -176,73 +189,80 @@ def _split(text: str) -> Mapping[str, str] | Sequence[str]:
     return pairs
 
 
-def _choice(chain: Sequence[str | tuple[str, ProviderOptions]]) -> Choice:
-    """The first is what was asked for; the others take what it leaves."""
+def _resolve(chain: Sequence[NamedProvider]) -> ProviderChoice:
+    """Resolve a list of providers: the first runs the graph, the others take what it leaves."""
     resolved = []
     for entry in chain:
         name, given = (entry, {}) if isinstance(entry, str) else entry
-        ep = resolve(name)
+        ep = resolve_provider(name)
         provider = PROVIDERS.get(short_name(ep))
-        ours = provider.options if provider else {}
-        resolved.append((ep, {**ours, **{k: str(v) for k, v in given.items()}}))
+        defaults = provider.options if provider else {}
+        resolved.append((ep, {**defaults, **{k: str(v) for k, v in given.items()}}))
     (ep, options), *others = resolved
-    return Choice(ep, options, tuple(other for other in others if other[0] != CPU))
+    return ProviderChoice(ep, options, tuple(other for other in others if other[0] != CPU))
 
 
-def plan(
-    asked: Mapping[str, Choice], precision: str, installed: Collection[str] | None = None
-) -> dict[str, Choice]:
-    """A choice for every graph of a variant: what was asked for, else the first rule of AUTO.
+def assign_providers(
+    asked: Mapping[str, ProviderChoice], variant: str, installed: Collection[str] | None = None
+) -> dict[str, ProviderChoice]:
+    """Give every graph of a variant a provider: the named provider, else the first fitting rule.
 
     Args:
-        installed: ONNX Runtime's names; `usable_providers` when None.
+        asked: the result of `parse_providers`.
+        variant: the variant's name.
+        installed: ONNX Runtime's names of the installed providers; `usable_providers` when None.
 
     Raises:
         ProviderError: a provider cannot run this variant.
     """
-    there = usable_providers() if installed is None else installed
-    choices = {graph: asked.get(graph) or _by_rule(graph, precision, there) for graph in GRAPHS}
-    if precision in NOT_ON_CPU and CPU in {choices[DECODER].ep, choices[PREFILL].ep}:
+    usable = usable_providers() if installed is None else installed
+    choices = {graph: asked.get(graph) or _by_rule(graph, variant, usable) for graph in GRAPHS}
+    if variant in variants_without_cpu() and CPU in {choices[DECODER].ep, choices[PREFILL].ep}:
         raise ProviderError(
-            f"{precision} has no kernels on the CPU; take another variant with --precision, or an "
+            f"{variant} has no kernels on the CPU; take another variant with --precision, or an "
             "NVIDIA card with --provider cuda."
         )
     return choices
 
 
-def _by_rule(graph: str, precision: str, installed: Collection[str]) -> Choice:
-    for rule in AUTO:
+def _by_rule(graph: str, variant: str, installed: Collection[str]) -> ProviderChoice:
+    for rule in AUTO_RULES:
         provider = PROVIDERS[rule.provider]
-        fits = not rule.precisions or precision in rule.precisions
+        fits = not rule.variants or variant in rule.variants
         if fits and graph in rule.graphs and provider.ep in installed:
-            return Choice(provider.ep, provider.options, reason=rule.reason)
+            return ProviderChoice(provider.ep, provider.options, reason=rule.reason)
     raise ProviderError(f"ONNX Runtime has {', '.join(installed)}, and not even {CPU}.")
 
 
-def wanted_precisions(asked: Mapping[str, Choice]) -> tuple[str, ...]:
-    """Variants that suit what was asked for, the best first; nothing asked for: what is there."""
+def preferred_variants(asked: Mapping[str, ProviderChoice]) -> tuple[str, ...]:
+    """Names of the variants that suit the providers, the best first.
+
+    Args:
+        asked: the result of `parse_providers`. When empty, the usable providers count.
+    """
     names = [choice.name for choice in asked.values() if choice.ep != CPU]
     if not asked:
-        installed = usable_providers()
-        names = [rule.provider for rule in AUTO if PROVIDERS[rule.provider].ep in installed]
-    wanted = [p for name in names or ["cpu"] for p in _precisions(name)]
-    return tuple(dict.fromkeys(wanted))
+        usable = usable_providers()
+        names = [rule.provider for rule in AUTO_RULES if PROVIDERS[rule.provider].ep in usable]
+    preferred = [
+        variant
+        for name in names or ["cpu"]
+        for variant in variants_for_provider(name)
+        if name != "cuda" or _card_computes(variant)
+    ]
+    return tuple(dict.fromkeys(preferred))
 
 
-def _precisions(name: str) -> tuple[str, ...]:
-    provider = PROVIDERS.get(name)
-    precisions = provider.precisions if provider else ()
-    # Where nobody says, the card is taken for one of these years.
-    if name == "cuda" and (compute_capability() or BFLOAT16_CAPABILITY) < BFLOAT16_CAPABILITY:
-        precisions = tuple(p for p in precisions if p != "bf16")
-    return precisions
+def _card_computes(variant: str) -> bool:
+    """Whether the NVIDIA card computes in the variant's number format; True when unknown."""
+    least, capability = VARIANTS[variant].least_compute_capability, compute_capability()
+    return least is None or capability is None or capability >= least
 
 
 def usable_providers() -> list[str]:
-    """What `auto` may take: the installed providers, without CUDA's where there is no card.
+    """ONNX Runtime's names of the providers that `auto` may choose.
 
-    The wheel for NVIDIA names its provider on any machine; one that is asked for by name and cannot
-    start is an error all the same.
+    The wheel for NVIDIA names CUDA on every machine, so CUDA counts only where there is a card.
     """
     installed = installed_providers()
     if CUDA in installed and compute_capability() is None and not Path("/dev/nvidia0").exists():
@@ -252,7 +272,7 @@ def usable_providers() -> list[str]:
 
 @cache
 def compute_capability() -> float | None:
-    """The first NVIDIA card's; None where there is none, or nobody says."""
+    """The compute capability of the first NVIDIA card; None without a card or nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: their names, what brings them, what is set, what is there."""
+"""ONNX Runtime's execution providers: names, packages, default options, and which are installed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,12 +8,13 @@ from types import ModuleType
 from typing import Final
 
 from fastvlm_onnx.errors import ProviderError
+from fastvlm_onnx.package import parse_version
 from fastvlm_onnx.telemetry import disable_telemetry
 
 ProviderOptions = Mapping[str, str]
 
-ENOUGH: Final = 300  # characters of somebody else's message
-# Before it, attention on the CPU cannot append more than one position to a cache that is not empty.
+LONGEST_REASON: Final = 300  # characters of another library's message
+# In older versions, attention on the CPU cannot append several positions to a filled cache.
 OLDEST_ONNXRUNTIME: Final = (1, 20)
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
@@ -25,33 +26,26 @@ class Provider:
     """One of ONNX Runtime's execution providers.
 
     Attributes:
-        ep: ONNX Runtime's name.
-        install: what brings it.
-        precisions: variants whose graphs it takes, the best first; any when empty.
-        options: what is set unless the caller sets it.
-        memory: where its tensors live, as ONNX Runtime calls it.
+        ep: ONNX Runtime's name of the provider.
+        install: the command that installs it.
+        options: options that are set unless the caller sets them.
+        memory: ONNX Runtime's name of the memory that holds the provider's tensors.
     """
 
     ep: str
     install: str
-    precisions: tuple[str, ...] = ()
     options: ProviderOptions = field(default_factory=dict)
     memory: str = "cpu"
 
 
 INSTEAD: Final = "pip uninstall onnxruntime && pip install"
 PROVIDERS: Final[Mapping[str, Provider]] = {
-    "cpu": Provider(
-        CPU,
-        'pip install "fastvlm-onnx[cpu]"',
-        ("fast", "int8", "int4", "fp32", "fp16", "int4_cuda", "coreml"),
-    ),
+    "cpu": Provider(CPU, 'pip install "fastvlm-onnx[cpu]"'),
     "cuda": Provider(
         CUDA,
         'pip uninstall onnxruntime && pip install "fastvlm-onnx[cuda]"',
-        ("bf16", "fp16", "int4_cuda"),
         {
-            # The default doubles what it takes from the card each time.
+            # The default doubles the memory that it takes from the card each time.
             "arena_extend_strategy": "kSameAsRequested",
             # The default tries every algorithm of every convolution before the first answer.
             "cudnn_conv_algo_search": "HEURISTIC",
@@ -60,15 +54,10 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
         },
         memory="cuda",
     ),
-    "tensorrt": Provider(
-        "TensorrtExecutionProvider",
-        'pip install "fastvlm-onnx[cuda]" tensorrt',
-        ("fp16", "fp32"),
-    ),
+    "tensorrt": Provider("TensorrtExecutionProvider", 'pip install "fastvlm-onnx[cuda]" tensorrt'),
     "coreml": Provider(
         COREML,
         'pip install "fastvlm-onnx[cpu]" on macOS',
-        ("coreml",),
         {
             # The default, NeuralNetwork, takes no float16.
             "ModelFormat": "MLProgram",
@@ -78,38 +67,27 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
         },
     ),
     "openvino": Provider(
-        "OpenVINOExecutionProvider",
-        f"{INSTEAD} onnxruntime-openvino",
-        ("fp32", "fp16"),
-        {"device_type": "CPU"},
+        "OpenVINOExecutionProvider", f"{INSTEAD} onnxruntime-openvino", {"device_type": "CPU"}
     ),
-    "directml": Provider(
-        "DmlExecutionProvider", f"{INSTEAD} onnxruntime-directml", ("fp16", "fp32")
-    ),
-    "migraphx": Provider(
-        "MIGraphXExecutionProvider", f"{INSTEAD} onnxruntime-migraphx", ("fp16", "fp32")
-    ),
-    "mlx": Provider(
-        "MLXExecutionProvider", "pip install onnxruntime-ep-mlx", ("fp16", "int4_cuda", "int4")
-    ),
-    "qnn": Provider("QNNExecutionProvider", f"{INSTEAD} onnxruntime-qnn", ("fp16", "fp32")),
-    "webgpu": Provider(
-        "WebGpuExecutionProvider", f"{INSTEAD} onnxruntime-webgpu", ("fp16", "fp32")
-    ),
+    "directml": Provider("DmlExecutionProvider", f"{INSTEAD} onnxruntime-directml"),
+    "migraphx": Provider("MIGraphXExecutionProvider", f"{INSTEAD} onnxruntime-migraphx"),
+    "mlx": Provider("MLXExecutionProvider", "pip install onnxruntime-ep-mlx"),
+    "qnn": Provider("QNNExecutionProvider", f"{INSTEAD} onnxruntime-qnn"),
+    "webgpu": Provider("WebGpuExecutionProvider", f"{INSTEAD} onnxruntime-webgpu"),
 }
 _SHORT_NAMES: Final = {provider.ep: name for name, provider in PROVIDERS.items()}
 
 
 def short_name(ep: str) -> str:
-    """`cuda` for CUDAExecutionProvider; the name itself for one that has no short one."""
+    """Return `cuda` for CUDAExecutionProvider; a provider without a short name keeps its name."""
     return _SHORT_NAMES.get(ep, ep)
 
 
 def import_onnxruntime() -> ModuleType:
-    """The onnxruntime package; an extra, because its cpu and gpu wheels exclude each other.
+    """Import onnxruntime, which is an extra because its cpu and gpu wheels exclude each other.
 
     Raises:
-        ProviderError: it is not installed, or older than what was tested.
+        ProviderError: ONNX Runtime is not installed, or older than every variant needs.
     """
     disable_telemetry()
     try:
@@ -119,8 +97,7 @@ def import_onnxruntime() -> ModuleType:
             f"ONNX Runtime cannot be imported ({error}); install it with "
             '`pip install "fastvlm-onnx[cpu]"`, or `[cuda]` for NVIDIA.'
         ) from None
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    if version < OLDEST_ONNXRUNTIME:
+    if parse_version(onnxruntime.__version__) < OLDEST_ONNXRUNTIME:
         raise ProviderError(
             f"ONNX Runtime is {onnxruntime.__version__}, expected at least "
             f"{'.'.join(map(str, OLDEST_ONNXRUNTIME))}; run `pip install -U onnxruntime`."
@@ -130,14 +107,14 @@ def import_onnxruntime() -> ModuleType:
 
 @cache
 def preload_cuda() -> None:
-    """Load CUDA's libraries from the pip packages that hold them, if there are any."""
+    """Load CUDA's libraries from the pip packages that hold them, where they are installed."""
     ort = import_onnxruntime()
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
 
 
 def installed_providers() -> list[str]:
-    """ONNX Runtime's names of all providers in this build, and of registered plugins' devices."""
+    """Return ONNX Runtime's names of the providers in this build and of the registered plugins."""
     ort = import_onnxruntime()
     names = list(ort.get_available_providers())
     if hasattr(ort, "get_ep_devices"):
@@ -149,7 +126,7 @@ def register_library(name: str, path: str | Path) -> None:
     """Make a plugin provider known to ONNX Runtime.
 
     Raises:
-        ProviderError: the file is no such library, or this ONNX Runtime takes none.
+        ProviderError: the file is no provider library, or this ONNX Runtime takes no plugins.
     """
     ort = import_onnxruntime()
     if not hasattr(ort, "register_execution_provider_library"):
@@ -171,21 +148,24 @@ def register_library(name: str, path: str | Path) -> None:
 
 @cache
 def _registered() -> set[str]:
-    # ONNX Runtime does not say which it has, and refuses one that comes twice.
+    # ONNX Runtime does not list its registered plugins, and refuses a plugin that comes twice.
     return set()
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an exception says; of a long one the end, where ONNX Runtime has the reason."""
+    """Return an exception's message as one line.
+
+    A long message is cut to its end, where ONNX Runtime states the reason.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= ENOUGH else f"... {text[-ENOUGH:]}"
+    return text if len(text) <= LONGEST_REASON else f"... {text[-LONGEST_REASON:]}"
 
 
-def resolve(name: str) -> str:
-    """ONNX Runtime's name of a provider, which must be installed.
+def resolve_provider(name: str) -> str:
+    """Return ONNX Runtime's name of an installed provider.
 
     Raises:
-        ProviderError: the name is unknown, or the provider is not there.
+        ProviderError: the name is unknown, or the provider is not installed.
     """
     provider = PROVIDERS.get(name.lower()) or PROVIDERS.get(short_name(name))
     ep = provider.ep if provider else name
@@ -195,7 +175,7 @@ def resolve(name: str) -> str:
     if provider is None and not name.endswith("ExecutionProvider"):
         raise ProviderError(
             f"provider {name!r} is unknown; expected auto, {', '.join(PROVIDERS)}, or ONNX "
-            "Runtime's own name of one."
+            "Runtime's name of a provider."
         )
     hint = f"run `{provider.install}`." if provider else "install the package that brings it."
     raise ProviderError(

@@ -1,4 +1,4 @@
-"""Whether this processor's int8 products are exact, and what makes them exact where they are not.
+"""Find out whether this processor's int8 products are exact, and make them exact where not.
 
 On x86 processors with AVX2 and without VNNI, ONNX Runtime's product of uint8 activations and int8
 weights adds two products in 16 bits and saturates. Given `session.x64quantprecision`, ONNX Runtime
@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 
 from fastvlm_onnx.errors import InputError
-from fastvlm_onnx.names import has_int8_products
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 
 # Replaces the probe's verdict, for tests: 1 or 0.
@@ -27,20 +26,23 @@ PROBE_SHAPE: Final = (4, 64)
 PROBE_WEIGHT: Final = 127
 
 
-def int8_weights_of(graph_file_name: str) -> str | None:
-    """How this processor reads a graph's int8 weights.
+def int8_weights_of(has_int8_products: bool) -> str | None:
+    """Return how this processor reads a graph's int8 weights.
+
+    Args:
+        has_int8_products: the graph multiplies uint8 activations by int8 weights.
 
     Returns:
-        "int8" as the package holds them, "uint8" where ONNX Runtime has to rewrite them, None for
-        a graph without products of uint8 activations and int8 weights.
+        "int8" where the products read the weights as they are stored, "uint8" where ONNX Runtime
+        has to rewrite the weights, None for a graph without such products.
     """
-    if not has_int8_products(graph_file_name):
+    if not has_int8_products:
         return None
     return "uint8" if int8_products_saturate() else "int8"
 
 
 def int8_products_saturate() -> bool:
-    """Whether the CPU provider's uint8 x int8 products saturate on this processor.
+    """Return whether the CPU provider's uint8 x int8 products saturate on this processor.
 
     Raises:
         InputError: FASTVLM_ONNX_INT8_SATURATES is neither 0 nor 1.
@@ -55,7 +57,7 @@ def int8_products_saturate() -> bool:
 
 @cache
 def _probe() -> bool:
-    """Multiply the largest values once, which takes about 4 ms."""
+    """Multiply the largest values once, which takes about 4 ms, and check the sums."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import InputError, PackageError, ProviderError
 from fastvlm_onnx.runtime.ort.coreml import wipe_model_cache
 from fastvlm_onnx.runtime.ort.hardware import physical_cores
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import (
     CPU,
     CUDA,
@@ -46,7 +46,7 @@ class GraphRunner(Protocol):
     """
 
     path: Path
-    choice: Choice
+    choice: ProviderChoice
     placement: Placement | None
     int8_weights: str | None
 
@@ -74,9 +74,10 @@ class GraphSession:
     def __init__(
         self,
         path: Path,
-        choice: Choice,
+        choice: ProviderChoice,
         threads: int | None = None,
         *,
+        has_int8_products: bool = False,
         records_placement: bool = False,
     ) -> None:
         """Open the graph.
@@ -85,6 +86,8 @@ class GraphSession:
             path: the graph's file.
             choice: the provider that runs the graph, with its options.
             threads: intra-op threads; one for each physical core when None.
+            has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
+                record in the manifest says.
             records_placement: record the placement on the CPU too.
 
         Raises:
@@ -102,7 +105,7 @@ class GraphSession:
         if choice.ep == CUDA:
             preload_cuda()
         options = session_options(threads)
-        self.int8_weights = int8_weights_of(path.name)
+        self.int8_weights = int8_weights_of(has_int8_products)
         if self.int8_weights == "uint8":
             options.add_session_config_entry(*EXACT_PRODUCTS)
         records = records_placement or not self._is_on_cpu
@@ -240,9 +243,10 @@ class LazySession:
     def __init__(
         self,
         path: Path,
-        choice: Choice,
+        choice: ProviderChoice,
         threads: int | None = None,
         *,
+        has_int8_products: bool = False,
         records_placement: bool = False,
     ) -> None:
         """Take the graph; open it once if a provider other than the CPU's is to be checked.
@@ -251,6 +255,8 @@ class LazySession:
             path: the graph's file.
             choice: the provider that runs the graph, with its options.
             threads: intra-op threads; one for each physical core when None.
+            has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
+                record in the manifest says.
             records_placement: record the placement on the CPU too.
 
         Raises:
@@ -258,8 +264,10 @@ class LazySession:
         """
         self.path, self.choice = path, choice
         self.placement: Placement | None = None
-        self.int8_weights = int8_weights_of(path.name)
-        self._open_session = partial(GraphSession, path, choice, threads)
+        self.int8_weights = int8_weights_of(has_int8_products)
+        self._open_session = partial(
+            GraphSession, path, choice, threads, has_int8_products=has_int8_products
+        )
         if choice.ep != CPU or records_placement:
             self.placement = self._open_session(records_placement=records_placement).placement
 

@@ -52,10 +52,17 @@ class PromptTemplate:
         """A user's turn, up to the place where the answer begins.
 
         Args:
-            content: texts and images in any number and order. After an image comes the template's
-                separator, a line break.
+            content: texts and images in any number and order. The template's separator, a line
+                break, follows each image.
         """
-        parts: list[PromptPart] = [self.tokenizer.encode_template(self.text.user)]
+        return self._turn(self.text.user, content)
+
+    def prompt(self, content: Sequence[str | ImagePlace]) -> list[PromptPart]:
+        """A conversation of one user's turn: system text, turn, start of the answer."""
+        return self._turn(self.text.before_image, content)
+
+    def _turn(self, before: str, content: Sequence[str | ImagePlace]) -> list[PromptPart]:
+        parts: list[PromptPart] = [self.tokenizer.encode_template(before)]
         pending = ""
         for item in content:
             if isinstance(item, str):
@@ -66,10 +73,6 @@ class PromptTemplate:
             pending = self.text.after_image
         last = self.tokenizer.encode(pending) if pending else []
         return _joined([*parts, last + self.tokenizer.encode_template(self.text.after_prompt)])
-
-    def prompt(self, content: Sequence[str | ImagePlace]) -> list[PromptPart]:
-        """A conversation of one user's turn: system text, turn, start of the answer."""
-        return _joined([self.system(), *self.user_turn(content)])
 
 
 def _joined(parts: Sequence[PromptPart]) -> list[PromptPart]:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
 
 for graph in sorted(Path(sys.argv[1]).glob("*.onnx")):
     inputs = graph.with_suffix(".inputs.npz")
     if inputs.exists():
-        session = GraphSession(graph, Choice(CPU))
+        has_int8_products = graph.name.endswith(".int8.onnx")
+        session = GraphSession(graph, ProviderChoice(CPU), has_int8_products=has_int8_products)
         names = [output.name for output in session.get_outputs()]
         outputs = session.run(names, dict(np.load(inputs)))
         np.savez(graph.with_suffix(".outputs.npz"), **dict(zip(names, outputs, strict=True)))

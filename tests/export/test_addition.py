@@ -1,4 +1,4 @@
-"""`export --add`: a package and what it lacks, and never anything between the two."""
+"""`export --add`: variants and image sizes come into a package whole or not at all."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,11 @@ from random_checkpoint import LanguageSize, write_random_checkpoint
 
 import fastvlm_onnx
 from fastvlm_onnx.errors import FastVLMError, InputError, PackageError
-from fastvlm_onnx.export.pipeline import export_package, record
+from fastvlm_onnx.export.pipeline import export_package, finish_package
 from fastvlm_onnx.export.verification.verify import verify_package
 from fastvlm_onnx.names import CARD_FILE
-from fastvlm_onnx.package import check_files, read_manifest
+from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.package_files import check_files
 
 PROMPT = "Describe the image."
 
@@ -32,6 +33,7 @@ def test_an_added_variant_stands_beside_the_old_one(copied_package: Path, pictur
     manifest = read_manifest(copied_package)
     check_files(copied_package, list(manifest.files), manifest)
     assert list(manifest.variants) == ["fp32", "int8"]
+    assert "| image sizes in pixels | 256 |" in (copied_package / CARD_FILE).read_text()
     after = contents(copied_package)
     weights = [name for name in before if name.endswith((".data", ".npy", "tokenizer.json"))]
     assert {name: after[name] for name in weights} == {name: before[name] for name in weights}
@@ -70,9 +72,9 @@ def test_variants_that_share_weights_with_the_added_one_still_load(
         assert fastvlm_onnx.load(folder, precision=precision).generate(picture, PROMPT).text
 
 
-def test_what_was_measured_stays_and_is_on_the_card(copied_package: Path) -> None:
+def test_add_keeps_the_measurements_and_shows_them_on_the_card(copied_package: Path) -> None:
     measured = verify_package(copied_package, "demo", prompts=[PROMPT], steps=2)
-    record(measured.variants, read_manifest(copied_package), copied_package)
+    finish_package(read_manifest(copied_package), measured.variants, copied_package)
     export_package("demo", copied_package, precisions=["int8"], add=True)
     manifest = read_manifest(copied_package)
     assert manifest.measured == measured.variants
@@ -94,7 +96,7 @@ def test_what_was_measured_stays_and_is_on_the_card(copied_package: Path) -> Non
         ),
     ],
 )
-def test_what_cannot_be_added_changes_nothing(
+def test_a_refused_addition_changes_nothing(
     copied_package: Path, options: dict[str, object], error: type[FastVLMError], words: str
 ) -> None:
     before, neighbours = contents(copied_package), beside(copied_package)

@@ -94,8 +94,8 @@ def test_every_node_is_taken_as_onnx_runtime_rewrites_it(tmp_path: Path) -> None
     vision, projector = (weights / name.rstrip(".") for name in (VISION_PREFIX, PROJECTOR_PREFIX))
     written = tmp_path / "written.onnx"
     for model in (
-        build_vision_encoder(vision, config.vision, 256, "0"),
-        build_projector(projector, config, "0"),
+        build_vision_encoder(vision, config.vision, 256),
+        build_projector(projector, config),
     ):
         ir.save(fix_axes(model, {BATCH_SIZE: 1, NUM_IMAGE_TOKENS: 16}), written)
         options = onnxruntime.SessionOptions()

@@ -11,7 +11,8 @@ import pytest
 import fastvlm_onnx
 from fastvlm_onnx import InputError, PackageError, UnsupportedError
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.package import check_files, read_manifest
+from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.package_files import check_files
 
 EXPECTED_FILES = {
     "LICENSE_MODEL",
@@ -80,7 +81,7 @@ def test_progress_counts_every_byte_of_the_weights(tmp_path: Path) -> None:
 # --- destinations --------------------------------------------------------------------------------
 
 
-def test_a_package_that_is_there_is_kept(copied_package: Path) -> None:
+def test_an_existing_package_is_kept_without_overwrite(copied_package: Path) -> None:
     before = (copied_package / "fastvlm.json").read_bytes()
     with pytest.raises(PackageError, match="already holds a package; give --overwrite"):
         export_package("demo", copied_package)
@@ -148,7 +149,7 @@ def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -64, 100, 8192])
-def test_an_image_size_that_cannot_be_is_refused(tmp_path: Path, size: int) -> None:
+def test_an_image_size_that_is_not_built_is_refused(tmp_path: Path, size: int) -> None:
     with pytest.raises(UnsupportedError, match=f"image size {size} is not built"):
         export_package("demo", tmp_path / "onnx", image_sizes=[size])
     assert not names_in(tmp_path)
@@ -205,7 +206,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> int:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 @pytest.mark.parametrize("strike", STRIKES)
 @pytest.mark.parametrize("place", ["first tensor", "half way", "last tensor", "checksums"])
-def test_a_struck_export_leaves_no_package(
+def test_an_export_that_is_killed_or_interrupted_leaves_no_package(
     tmp_path: Path, reports: int, strike: str, place: str
 ) -> None:
     strike_at = {
@@ -376,5 +377,5 @@ def test_an_interrupted_command_exits_with_130(tmp_path: Path) -> None:
 
 def test_the_manifest_is_json_that_people_can_read(package: Path) -> None:
     text = (package / "fastvlm.json").read_text("utf-8")
-    assert json.loads(text)["format_version"] == 1
+    assert json.loads(text)["format_version"] == 2
     assert len(text.splitlines()) > 50

@@ -20,7 +20,7 @@ from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
 
@@ -48,12 +48,12 @@ class Pair:
             "vision_encoder": variant.vision_encoder[str(self.image_size)],
             "projector": variant.projector,
         }
-        return GraphSession(self.package / files[name], Choice(CPU))
+        return GraphSession(self.package / files[name], ProviderChoice(CPU))
 
     def language_model(self) -> LanguageModel:
         manifest = read_manifest(self.package)
         path = self.package / manifest.variants["fp32"].decoder
-        decoder = Decoder(GraphSession(path, Choice(CPU)), manifest.decoder)
+        decoder = Decoder(GraphSession(path, ProviderChoice(CPU)), manifest.decoder)
         return LanguageModel(decoder, self.embed_tokens(), manifest.decoder)
 
     def embed_tokens(self) -> TokenEmbedding:

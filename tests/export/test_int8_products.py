@@ -29,8 +29,8 @@ from fastvlm_onnx.export.graphs.layers_int8 import (
 from fastvlm_onnx.export.graphs.linear import BlockProjection, Int8Projection
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
-from fastvlm_onnx.export.variants import RECIPES, STANDARD_PRECISIONS
 from fastvlm_onnx.export.verification.metrics import relative_error
+from fastvlm_onnx.variants import OPERATOR_SETS, VARIANTS
 
 RUN_GRAPHS = Path(__file__).parent / "run_graphs.py"
 # The input that each product reads its weight from.
@@ -44,10 +44,8 @@ ROWS, INNER, OUTER = 16, 64, 48
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
     """Every graph that the exporter can write, by file name, at a size that is cut into tiles."""
     found = {}
-    for operators, precisions in (
-        ("microsoft", tuple(RECIPES)),
-        ("standard", STANDARD_PRECISIONS),
-    ):
+    for operators in OPERATOR_SETS:
+        precisions = [s.name for s in VARIANTS.values() if operators in s.operator_sets]
         folder = tmp_path_factory.mktemp("every-variant") / "demo-onnx"
         export_package(
             "demo", folder, precisions=precisions, operators=operators, image_sizes=[1024]
@@ -254,7 +252,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(block, nn.Module):
             block._set_name("block")
         graph.output("y", block(graph.op, x), [ROWS, OUTER])
-        ir.save(graph.finish("test"), folder / f"{number}.int8.onnx")
+        ir.save(graph.finish(), folder / f"{number}.int8.onnx")
         np.savez(folder / f"{number}.int8.inputs.npz", x=activations.astype(np.float32))
     return folder
 

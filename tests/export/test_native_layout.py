@@ -13,6 +13,7 @@ from fastvlm_onnx import CheckpointError, UnsupportedError
 from fastvlm_onnx.export.checkpoint.layouts import PROMPT
 from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.package import PromptFormat
 
 Edit = Callable[[Path, Callable[[dict], object]], None]
 
@@ -65,6 +66,42 @@ def test_the_chat_template_is_the_checkpoint_s_own(native: Path) -> None:
         PROMPT.before_prompt,
         PROMPT.after_prompt,
     )
+
+
+def test_the_manifest_states_the_checkpoint_s_own_model_type(native: Path, tmp_path: Path) -> None:
+    assert export_package(native, tmp_path / "native-onnx").source.model_type == "fast_vlm"
+    assert export_package("demo", tmp_path / "apple-onnx").source.model_type == "llava_qwen2"
+
+
+VICUNA = (
+    "{% for m in messages %}{{ 'USER: ' if m.role == 'user' else 'ASSISTANT: ' }}"
+    "{% for part in m.content %}{{ '<image>\n' if part.type == 'image' else part.text }}"
+    "{% endfor %}{{ ' ' if m.role == 'user' else '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+GEMMA = (
+    "<bos>{% for m in messages %}<turn>{{ 'user' if m.role == 'user' else 'model' }}\n"
+    "{% for part in m.content %}{{ '<image>' if part.type == 'image' else part.text }}"
+    "{% endfor %}</turn>\n{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
+)
+ALONE = "{% set m = messages[0] %}Q: <image>{{ m.content[1].text }}\nA:"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (GEMMA, PromptFormat("<bos>", "<turn>user\n", "", "</turn>\n", "<turn>model\n")),
+        # An answer ends otherwise than a prompt, so that no one text ends every turn.
+        (VICUNA, PromptFormat("", "USER: ", "\n", "", " ASSISTANT:")),
+        (ALONE, PromptFormat("", "Q: ", "", "", "\nA:")),
+    ],
+    ids=["turns", "two ends of turns", "no turns"],
+)
+def test_the_turns_of_a_chat_template_are_found(
+    native: Path, template: str, expected: PromptFormat
+) -> None:
+    (native / "chat_template.jinja").write_text(template)
+    assert open_checkpoint(native).prompt == expected
 
 
 def test_a_template_that_places_the_image_last_is_refused(native: Path) -> None:

@@ -66,7 +66,7 @@ def test_onnx_runtime_multiplies_with_the_dequantised_weights(bits: int, in_size
     product = BlockProduct(lazy, 64, bits)
     product._set_name("product")
     graph.output("y", product(graph.op, x), [3, 48])
-    model = ir.to_proto(graph.finish("test"))
+    model = ir.to_proto(graph.finish())
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rows = np.random.default_rng(8).standard_normal((3, in_size)).astype(np.float32)
     expected = rows @ dequantize_blocks(quantize_blocks(weight, 64, bits), in_size).T

@@ -109,7 +109,7 @@ def test_the_planted_activations_are_beyond_float16(export: Callable[[str], Path
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int4_cuda"])
-def test_nothing_beyond_float16_becomes_float16(
+def test_activations_beyond_float16_stay_float32(
     export: Callable[[str], Path], precision: str
 ) -> None:
     folder = export(precision)
@@ -125,7 +125,7 @@ def test_nothing_beyond_float16_becomes_float16(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int4_cuda"])
-def test_what_runs_in_float16_is_near_float32(
+def test_float16_variants_are_near_float32(
     export: Callable[[str], Path], exact: np.ndarray, precision: str
 ) -> None:
     found = logits_of(fastvlm_onnx.load(export(precision), precision=precision))
@@ -138,7 +138,7 @@ def test_what_runs_in_float16_is_near_float32(
     assert relative_error(found, reference) < most
 
 
-def test_all_in_float16_would_overflow(
+def test_a_decoder_all_in_float16_would_overflow(
     export: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NarrowProjection(HalfProjection):
@@ -176,7 +176,7 @@ class RoundedProjection(nn.Module):
         return split(op, product if self.bias is None else op.Add(product, self.bias), self.sizes)
 
 
-def test_bfloat16_loses_digits_and_nothing_else(
+def test_bfloat16_only_loses_digits(
     export: Callable[..., Path], exact: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = DecoderForm(RoundedProjection, lambda weight: LMHead(weight, FLOAT))
@@ -186,7 +186,9 @@ def test_bfloat16_loses_digits_and_nothing_else(
     assert relative_error(found, exact) < 0.05
 
 
-def test_the_graph_for_cuda_computes_where_its_twin_rounds(export: Callable[[str], Path]) -> None:
+def test_the_bfloat16_graph_rounds_where_its_float32_twin_does(
+    export: Callable[[str], Path],
+) -> None:
     folder = export("bf16")
     path = folder / "decoder.bf16.onnx"
     onnx.checker.check_model(str(path))

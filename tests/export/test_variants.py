@@ -17,8 +17,9 @@ from fastvlm_onnx.export.graphs import decoder_precisions
 from fastvlm_onnx.export.graphs.layers import parameter
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.names import PRECISIONS
 from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
+from fastvlm_onnx.variants import CPU_VARIANTS
 
 # Least cosine with fp32 of each stage on the built-in model; fp16 is float32 rounded once.
 COSINES = {"fp16": 0.99999, "int8": 0.999, "int4": 0.98, "fast": 0.98}
@@ -28,13 +29,13 @@ OUTLIERS = (90, 91)
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("variants") / "demo-onnx"
-    export_package("demo", folder, precisions=PRECISIONS)
+    export_package("demo", folder, precisions=CPU_VARIANTS)
     return folder
 
 
 @pytest.fixture(scope="module")
 def models(variants: Path) -> dict[str, FastVLM]:
-    return {p: fastvlm_onnx.load(variants, precision=p) for p in PRECISIONS}
+    return {p: fastvlm_onnx.load(variants, precision=p) for p in CPU_VARIANTS}
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -50,7 +51,7 @@ def logits_of(model: FastVLM, token_ids: list[int], answer: list[int]) -> np.nda
     return np.array([row.copy() for row in steps])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS[1:])
+@pytest.mark.parametrize("precision", CPU_VARIANTS[1:])
 def test_each_stage_is_near_fp32(
     models: dict[str, FastVLM], precision: str, rng_pixels: np.ndarray
 ) -> None:
@@ -69,7 +70,7 @@ def rng_pixels() -> np.ndarray:
     return np.random.default_rng(2).random((1, 3, 256, 256), np.float32)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_VARIANTS)
 def test_every_variant_answers_about_the_sample_pictures(
     models: dict[str, FastVLM], precision: str, questions: dict, picture: Path
 ) -> None:
@@ -78,7 +79,7 @@ def test_every_variant_answers_about_the_sample_pictures(
             assert models[precision].generate(picture.with_name(name), prompt).text == answer
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_VARIANTS)
 def test_decode_continues_what_prefill_began(models: dict[str, FastVLM], precision: str) -> None:
     model, prompt = models[precision].language_model, [5, 17, 80, 200, 31, 9, 254, 100]
     whole = model.prefill(model.embed([prompt]), model.new_cache(20)).copy()
@@ -90,18 +91,19 @@ def test_decode_continues_what_prefill_began(models: dict[str, FastVLM], precisi
     assert cosine(last, whole) > (1 - 1e-6 if precision == "fp32" else COSINES[precision])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_batch_of_two_images_gives_the_features_of_each_in_order(
-    models: dict[str, FastVLM], precision: str
+@pytest.mark.parametrize("precision", CPU_VARIANTS)
+def test_a_batch_of_images_has_the_features_of_each_image(
+    models: dict[str, FastVLM], precision: str, picture: Path
 ) -> None:
-    smooth_pixels = np.random.default_rng(4).random((2, 1, 3, 8, 8), np.float32)
-    encode = models[precision].image_encoder.encode_pixel_values
-    # Smooth, as images are: noise alone averages out in the stem.
-    first, second = (np.kron(p, np.ones((32, 32), np.float32)) for p in smooth_pixels)
-    both = encode(np.concatenate([first, second]))
-    assert cosine(both[0], both[1]) < 0.99
-    assert cosine(both[0], encode(first)[0]) > 0.999
-    assert cosine(both[1], encode(second)[0]) > 0.999
+    model = models[precision].image_encoder
+    first, second = (
+        preprocess(read_picture(picture.with_name(name)), model.image_size)
+        for name in ("shapes.png", "word.png")
+    )
+    both = model.encode_pixel_values(np.concatenate([first, second]))
+    assert cosine(both[0], both[1]) < 0.99  # rows that changed places would show
+    assert cosine(both[0], model.encode_pixel_values(first)[0]) > 0.999
+    assert cosine(both[1], model.encode_pixel_values(second)[0]) > 0.999
 
 
 # --- outlier tokens ------------------------------------------------------------------------------
@@ -188,7 +190,9 @@ def external(folder: Path, graph: str) -> dict[str, str]:
     }
 
 
-def test_a_tied_head_lies_in_the_embeddings_file(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_tied_lm_head_is_stored_in_the_file_of_the_token_embeddings(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "tied-onnx"
     manifest = export_package(checkpoint, folder, precisions=["fp32", "int8", "int4"])
     for graph in ("decoder.int8.onnx", "decoder.int4.onnx"):
@@ -203,12 +207,12 @@ def test_a_tied_head_lies_in_the_embeddings_file(checkpoint: Path, tmp_path: Pat
         assert fastvlm_onnx.load(folder, precision=precision).manifest == manifest
 
 
-def test_a_head_of_its_own_is_stored_by_itself(variants: Path) -> None:
+def test_an_untied_lm_head_is_stored_in_the_decoders_weights(variants: Path) -> None:
     files = external(variants, "decoder.int8.onnx")  # the built-in model's is untied
     assert files["lm_head.weight"] == "decoder.int8.onnx.data"
 
 
-def test_variants_share_what_is_equal(variants: Path) -> None:
+def test_variants_share_equal_graphs_and_weights(variants: Path) -> None:
     manifest = read_manifest(variants).variants
     assert manifest["int4"].vision_encoder == manifest["int8"].vision_encoder
     assert manifest["fast"].decoder == manifest["int4"].decoder
@@ -225,7 +229,7 @@ def test_the_prefill_graph_has_no_logits(variants: Path) -> None:
 def test_embeddings_of_every_variant_are_near_each_other(models: dict[str, FastVLM]) -> None:
     ids = list(range(400))
     exact = models["fp32"].language_model.embed_tokens(ids)
-    for precision in PRECISIONS:
+    for precision in CPU_VARIANTS:
         found = models[precision].language_model.embed_tokens(ids)
         assert found.dtype == np.float32
         assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)

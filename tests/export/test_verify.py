@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -30,12 +31,14 @@ from fastvlm_onnx.cli import cli
 from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.verification import metrics, reference_run, verify
-from fastvlm_onnx.export.verification.tolerances import TOLERANCES, compare_answers
+from fastvlm_onnx.export.verification.comparison import compare_answers
 from fastvlm_onnx.export.verification.verify import verify_package
-from fastvlm_onnx.names import PRECISIONS
-from fastvlm_onnx.package import check_files, read_manifest
+from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.package_files import check_files
+from fastvlm_onnx.runtime.ort.hardware import processor, processor_features
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder
+from fastvlm_onnx.variants import VARIANTS
 
 STAGES = ["pixel_values", "image_hidden_states", "image_features", "logits"]
 TowerTensors = dict[str, torch.Tensor]
@@ -200,8 +203,21 @@ def test_a_changed_tensor_fails_its_own_stage_and_every_later_stage(
     assert [name for name in named if name in STAGES] == STAGES[STAGES.index(stage) :]
 
 
+@pytest.fixture
+def set_tolerance(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tolerance], None]:
+    """Give fp32 another tolerance."""
+
+    def set_tolerance(tolerance: Tolerance) -> None:
+        monkeypatch.setitem(VARIANTS, "fp32", replace(VARIANTS["fp32"], tolerance=tolerance))
+
+    return set_tolerance
+
+
 def test_one_wrong_pixel_fails_the_pixel_values_stage(
-    package: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+    package: Path,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    set_tolerance: Callable[[Tolerance], None],
 ) -> None:
     def spoil(*arguments: object) -> np.ndarray:
         pixel_values = preprocess(*arguments)
@@ -209,7 +225,7 @@ def test_one_wrong_pixel_fails_the_pixel_values_stage(
         return pixel_values
 
     monkeypatch.setattr(verify, "preprocess", spoil)
-    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(1.0, 0.0, 100.0, 0.0))
+    set_tolerance(Tolerance(1.0, 0.0, 100.0, 0.0))
     (found,) = verify_package(package, "demo", pictures=[picture], steps=1).outside
     assert found.startswith("fp32: pixel_values: relative error ")
 
@@ -246,10 +262,6 @@ def test_a_flip_between_clear_logits_is_no_tie() -> None:
     row = compare_answers("a.png", "Which?", expected[[0, 0]], expected)
     assert (row.agreeing_steps, row.tied_steps, row.first_difference) == (1, 0, 2)
     assert row.reference_gap == 1.0
-
-
-def test_every_precision_has_its_tolerance() -> None:
-    assert set(PRECISIONS) <= set(TOLERANCES)
 
 
 # --- distances -----------------------------------------------------------------------------------
@@ -290,7 +302,17 @@ def test_export_writes_what_was_measured_into_manifest_and_card(tmp_path: Path) 
     assert read_manifest(folder) == manifest
     check_files(folder, list(manifest.files), manifest)
     assert list(manifest.measured) == ["fp32"]
-    assert agreement_table(manifest.measured) in (folder / "README.md").read_text("utf-8")
+    card = (folder / "README.md").read_text("utf-8")
+    assert agreement_table(manifest.measured) in card
+    measured = manifest.measured["fp32"]
+    assert (measured.processor, measured.processor_features) == (processor(), processor_features())
+    assert measured.onnxruntime == onnxruntime.__version__
+    line = f"ONNX Runtime {measured.onnxruntime}: fp32."
+    assert f"Measured on {measured.processor}" in card
+    assert line in card
+    shown = run("inspect", folder).stdout
+    assert f"Measured on {measured.processor}" in shown
+    assert line in shown
 
 
 def test_the_card_says_when_agreement_was_not_measured(package: Path) -> None:
@@ -300,9 +322,9 @@ def test_the_card_says_when_agreement_was_not_measured(package: Path) -> None:
 
 
 def test_export_verify_keeps_a_package_outside_tolerance_and_exits_with_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_folder: Path
+    tmp_path: Path, set_tolerance: Callable[[Tolerance], None], user_folder: Path
 ) -> None:
-    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(1e-9, 1.0, 0.0, 1.0))
+    set_tolerance(Tolerance(1e-9, 1.0, 0.0, 1.0))
     folder = tmp_path / "onnx"
     done = CliRunner().invoke(cli, ["export", "demo", "-o", str(folder), "--verify"])
     assert (done.exit_code, done.stdout) == (1, "")
@@ -435,6 +457,17 @@ def test_unusable_arguments_are_refused_before_the_reference_runs(
 ) -> None:
     with pytest.raises(error, match=message):
         verify_package(package, "demo", **options)
+
+
+@pytest.mark.parametrize("others", [[], ["fp32"]])
+def test_a_variant_that_the_cpu_cannot_run_is_refused_before_the_reference_runs(
+    no_reference: None, tmp_path: Path, others: list[str]
+) -> None:
+    folder = tmp_path / "demo-onnx"
+    export_package("demo", folder, precisions=[*others, "bf16"])
+    expected = r"\(fp32\)" if others else r"\(the package has no others\)"
+    with pytest.raises(InputError, match=rf"the CPU cannot run bf16, .* {expected}"):
+        verify_package(folder, "demo", precisions=["bf16"])
 
 
 def test_a_damaged_package_is_refused(no_reference: None, copied_package: Path) -> None:

@@ -13,7 +13,7 @@ from fastvlm_onnx.runtime.answering.batch import RunningBatch
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.kv_cache import BatchCache
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
 from fastvlm_onnx.runtime.text.prompt import question
@@ -230,12 +230,12 @@ def bfloat16_decoder(onnx: Any, path: Path) -> GraphSession:
     )
     opsets = [helper.make_opsetid("", 21)]
     onnx.save(helper.make_model(graph, ir_version=10, opset_imports=opsets), path)
-    return GraphSession(path, Choice(CPU))
+    return GraphSession(path, ProviderChoice(CPU))
 
 
 def test_rows_of_a_bfloat16_cache_join_move_and_grow(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx makes the stand-in for a bfloat16 decoder")
-    sizes = DecoderFormat(2, 1, 1, 2, 1, 64, [])
+    sizes = DecoderFormat(2, 1, 1, 2, 1, 64, [], "microsoft")
     decoder = Decoder(bfloat16_decoder(onnx, tmp_path / "decoder.onnx"), sizes)
     batch = decoder.new_batch()
     sums: list[float] = []

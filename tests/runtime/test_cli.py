@@ -254,7 +254,7 @@ def test_inspect_shows_the_contents_of_a_package(package: Path) -> None:
     assert first.startswith("demo: ")
     assert "tokens, a context of" in second
     assert variant.startswith("fp32: ")
-    assert variant.endswith("256 pixels; decoder.fp32.onnx")
+    assert variant.endswith("256 pixels; decoder.fp32.onnx; ONNX Runtime 1.20 or later")
     manifest = json.loads(run("inspect", package, "--json").stdout)
     assert list(manifest["variants"]) == ["fp32"]
 

@@ -10,7 +10,7 @@ import fastvlm_onnx
 from fastvlm_onnx import ProviderError
 from fastvlm_onnx.names import VISION_ENCODER
 from fastvlm_onnx.runtime.ort import coreml, provider_selection, providers, session
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import COREML, CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
 from fastvlm_onnx.user_data import HOME_VARIABLE
@@ -26,20 +26,20 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def on_coreml(user_folder: Path) -> Choice:
-    return coreml.with_model_cache(Choice(COREML), SHA)
+def on_coreml(user_folder: Path) -> ProviderChoice:
+    return coreml.with_model_cache(ProviderChoice(COREML), SHA)
 
 
 def test_compiled_models_are_kept_by_graph_and_version(
-    on_coreml: Choice, user_folder: Path
+    on_coreml: ProviderChoice, user_folder: Path
 ) -> None:
     folder = Path(on_coreml.options["ModelCacheDirectory"])
     version = providers.import_onnxruntime().__version__
     assert folder == user_folder / "coreml" / SHA[:40] / version
     assert folder.is_dir()
-    named = Choice(COREML, {"ModelCacheDirectory": "/mine"})
+    named = ProviderChoice(COREML, {"ModelCacheDirectory": "/mine"})
     assert coreml.with_model_cache(named, SHA) == named
-    assert coreml.with_model_cache(Choice(CPU), SHA) == Choice(CPU)
+    assert coreml.with_model_cache(ProviderChoice(CPU), SHA) == ProviderChoice(CPU)
 
 
 def test_a_cache_folder_that_cannot_be_made_is_not_an_error(
@@ -47,7 +47,7 @@ def test_a_cache_folder_that_cannot_be_made_is_not_an_error(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "file"))
-    assert coreml.with_model_cache(Choice(COREML), SHA) == Choice(COREML)
+    assert coreml.with_model_cache(ProviderChoice(COREML), SHA) == ProviderChoice(COREML)
     features = np.ones((1, 4, 2), np.float32)
     assert coreml.check_features(SHA, PIXELS, lambda _: features, lambda _: features) == 0
 
@@ -63,7 +63,7 @@ def test_an_incomplete_file_of_features_is_made_again(user_folder: Path, left: b
 
 
 def test_a_compiled_model_that_cannot_be_loaded_is_compiled_again(
-    on_coreml: Choice, monkeypatch: pytest.MonkeyPatch
+    on_coreml: ProviderChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(on_coreml.options["ModelCacheDirectory"])
     (folder / "model.mlmodelc").write_text("by another version")
@@ -82,7 +82,7 @@ def test_a_compiled_model_that_cannot_be_loaded_is_compiled_again(
 
 
 def test_a_graph_that_cannot_be_loaded_without_a_cache_is_an_error(
-    on_coreml: Choice, monkeypatch: pytest.MonkeyPatch
+    on_coreml: ProviderChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: GraphSession, options: object) -> None:
         raise RuntimeError("no such option\nand more")
@@ -115,7 +115,7 @@ def test_a_model_on_coreml_is_checked_as_it_loads(
     real_open = GraphSession._open
 
     def open_on_cpu(self: GraphSession, options: object) -> Any:
-        self._is_on_cpu, self.choice, asked = True, Choice(CPU), self.choice
+        self._is_on_cpu, self.choice, asked = True, ProviderChoice(CPU), self.choice
         opened = real_open(self, options)
         self.choice = asked
         return opened

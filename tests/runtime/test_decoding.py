@@ -19,7 +19,7 @@ from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
 from fastvlm_onnx.runtime.engine.sampling import Sampler
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
 from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
@@ -43,7 +43,7 @@ def embed_tokens(package: Path, manifest: Manifest) -> TokenEmbedding:
 def language_model(
     package: Path, manifest: Manifest, embed_tokens: TokenEmbedding
 ) -> LanguageModel:
-    session = GraphSession(package / manifest.variants["fp32"].decoder, Choice(CPU))
+    session = GraphSession(package / manifest.variants["fp32"].decoder, ProviderChoice(CPU))
     return LanguageModel(Decoder(session, manifest.decoder), embed_tokens, manifest.decoder)
 
 

@@ -21,7 +21,7 @@ from fastvlm_onnx import FastVLM, InputError
 from fastvlm_onnx.names import VISION_ENCODER
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.ort import session
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.text.prompt import question
 from fastvlm_onnx.runtime.vision.feature_cache import FeatureCache
@@ -271,7 +271,7 @@ def test_a_lazy_vision_encoder_tells_its_placement_when_asked(package: Path) -> 
         vision_encoder = lazy.sessions[VISION_ENCODER]
         assert not isinstance(vision_encoder, session.GraphSession)
         # ONNX Runtime tells no placement before 1.23.
-        opened = session.GraphSession(vision_encoder.path, Choice(CPU), records_placement=True)
+        opened = session.GraphSession(vision_encoder.path, ProviderChoice(CPU), records_placement=True)
         assert vision_encoder.placement == opened.placement
 
 

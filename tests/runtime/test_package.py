@@ -1,13 +1,17 @@
-"""Reading a package is strict: whatever is wrong with it is named before anything is computed."""
+"""Reading a package: every fault is named before a graph runs, and both formats open."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import run
 
 import fastvlm_onnx
 from fastvlm_onnx import PackageError
+from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR
 from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.package_files import describe_file
 
 Edit = Callable[[Path, Callable[[dict], object]], None]
 
@@ -35,7 +39,7 @@ def test_a_manifest_that_is_no_object(tmp_path: Path, text: str) -> None:
 
 
 CHANGES = {
-    "format_version is 2": lambda m: m.update(format_version=2),
+    "format_version is 3": lambda m: m.update(format_version=3),
     "format_version is None": lambda m: m.pop("format_version"),
     "decoder.head_dim is missing": lambda m: m["decoder"].pop("head_dim"),
     'decoder.head_dim is "32", expected a number': lambda m: m["decoder"].update(head_dim="32"),
@@ -43,10 +47,31 @@ CHANGES = {
     "decoder.head_dim is -1, expected a number >= 0": lambda m: m["decoder"].update(head_dim=-1),
     "decoder.eos_token_ids is 3, expected a list": lambda m: m["decoder"].update(eos_token_ids=3),
     "decoder.eos_token_ids.0 is": lambda m: m["decoder"].update(eos_token_ids=["x"]),
-    "decoder.rope is not part of format": lambda m: m["decoder"].update(rope=1),
     "image is [], expected an object": lambda m: m.update(image=[]),
-    "prompt.before_image is null, expected a text": lambda m: m["prompt"].update(before_image=None),
+    "prompt.system is null, expected a text": lambda m: m["prompt"].update(system=None),
     "variants is empty": lambda m: m.update(variants={}),
+    "graphs is missing": lambda m: m.pop("graphs"),
+    "graphs.decoder.fp32.onnx.weights is missing": lambda m: m["graphs"]["decoder.fp32.onnx"].pop(
+        "weights"
+    ),
+    "graphs.decoder.fp32.onnx.int8_products is 1, expected true or false": lambda m: m["graphs"][
+        "decoder.fp32.onnx"
+    ].update(int8_products=1),
+    "graphs.decoder.fp32.onnx.onnxruntime is 'new', expected a version": lambda m: m["graphs"][
+        "decoder.fp32.onnx"
+    ].update(onnxruntime="new"),
+    "graphs.decoder.fp32.onnx.weights names 'x.data', which is not": lambda m: m["graphs"][
+        "decoder.fp32.onnx"
+    ].update(weights=["x.data"]),
+    "variants.fp32.prefill names 'decoder.fp32.onnx', which is not among its graphs": lambda m: m[
+        "graphs"
+    ].pop("decoder.fp32.onnx"),
+    "variants.fp32.per_provider.cuda.decoder names 'x.onnx'": lambda m: m["variants"][
+        "fp32"
+    ].update(per_provider={"cuda": {"decoder": "x.onnx"}}),
+    "variants.fp32.per_provider.cuda is 3, expected an object": lambda m: m["variants"][
+        "fp32"
+    ].update(per_provider={"cuda": 3}),
     "variants.fp32.vision_encoder is empty": lambda m: m["variants"]["fp32"].update(
         vision_encoder={}
     ),
@@ -112,9 +137,7 @@ def test_an_altered_file(copied_package: Path, name: str) -> None:
 
 
 def test_an_unreadable_graph_is_named(copied_package: Path, edit_json: Edit) -> None:
-    # Its hash is right, so only ONNX Runtime can tell.
-    from fastvlm_onnx.package import describe_file
-
+    # The hash is right, so only ONNX Runtime can tell.
     path = copied_package / "decoder.fp32.onnx"
     path.write_bytes(b"not a graph")
     entry = describe_file(path)
@@ -123,6 +146,136 @@ def test_an_unreadable_graph_is_named(copied_package: Path, edit_json: Edit) -> 
         lambda m: m["files"].update({path.name: {"bytes": entry.bytes, "sha256": entry.sha256}}),
     )
     assert "decoder.fp32.onnx: ONNX Runtime" in refusal(copied_package)
+
+
+# --- format 2 ------------------------------------------------------------------------------------
+
+
+def test_unknown_keys_of_every_object_are_ignored(copied_package: Path, edit_json: Edit) -> None:
+    expected = read_manifest(copied_package)
+
+    def change(manifest: dict) -> None:
+        graph, variant = manifest["graphs"]["decoder.fp32.onnx"], manifest["variants"]["fp32"]
+        entry = manifest["files"]["decoder.fp32.onnx"]
+        parts = [manifest[name] for name in ("source", "image", "prompt", "decoder")]
+        for part in (manifest, *parts, graph, variant, entry):
+            part["of_a_later_version"] = {"any": ["thing"]}
+
+    edit_json(copied_package / "fastvlm.json", change)
+    assert read_manifest(copied_package) == expected
+    fastvlm_onnx.load(copied_package).close()
+
+
+def test_optional_keys_may_be_missing(copied_package: Path, edit_json: Edit) -> None:
+    expected = read_manifest(copied_package)
+
+    def change(manifest: dict) -> None:
+        del manifest["measured"], manifest["variants"]["fp32"]["per_provider"]
+        del manifest["graphs"]["projector.fp32.onnx"]["cache_dtype"]
+
+    edit_json(copied_package / "fastvlm.json", change)
+    assert read_manifest(copied_package) == expected
+
+
+@pytest.mark.parametrize(("provider", "is_used"), [("cpu", True), ("cuda", False)])
+def test_a_graph_of_a_variant_may_be_another_for_one_provider(
+    copied_package: Path, edit_json: Edit, provider: str, is_used: bool
+) -> None:
+    for kind in ("projector", "decoder"):
+        path = copied_package / f"{kind}.fp32.onnx"
+        path.with_name(f"own.{kind}").write_bytes(path.read_bytes())
+
+    def change(manifest: dict) -> None:
+        for table in ("graphs", "files"):
+            for kind in ("projector", "decoder"):
+                manifest[table][f"own.{kind}"] = manifest[table][f"{kind}.fp32.onnx"]
+        own = {"projector": "own.projector", "decoder": "own.decoder"}
+        manifest["variants"]["fp32"]["per_provider"] = {provider: own}
+
+    edit_json(copied_package / "fastvlm.json", change)
+    with fastvlm_onnx.load(copied_package) as model:
+        names = {graph: session.path.name for graph, session in model.sessions.items()}
+    assert (names[PROJECTOR] == "own.projector") == is_used
+    assert (names[DECODER] == "own.decoder") == is_used
+    assert PREFILL not in names  # the provider's own decoder runs the whole prompt too
+    needed = read_manifest(copied_package).files_of("fp32", 256, {PROJECTOR: provider})
+    assert "own.projector" in needed
+    assert "projector.fp32.onnx" not in needed
+    (copied_package / "own.projector").unlink()
+    if is_used:
+        assert "own.projector: missing" in refusal(copied_package)
+    else:
+        fastvlm_onnx.load(copied_package).close()
+
+
+# --- format 1 ------------------------------------------------------------------------------------
+
+
+def test_format_1_is_read_as_format_2(old_package: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(old_package)
+    assert manifest.format_version == 1
+    assert manifest.prompt.system.endswith("You are a helpful assistant.<|im_end|>\n")
+    assert manifest.prompt.user == "<|im_start|>user\n"
+    assert manifest.prompt.after_image == "\n"
+    assert manifest.prompt.end_of_turn == "<|im_end|>\n"
+    assert manifest.prompt.assistant == "<|im_start|>assistant\n"
+    assert manifest.decoder.operators == "microsoft"
+    facts = {
+        name: (graph.weights, graph.int8_products, graph.cache_dtype, graph.onnxruntime)
+        for name, graph in manifest.graphs.items()
+    }
+    assert facts == {
+        "vision_encoder.256.int8.onnx": (["vision_encoder.int8.onnx.data"], True, None, "1.22"),
+        "projector.int8.onnx": (["projector.int8.onnx.data"], True, None, "1.22"),
+        "prefill.int8.onnx": (["decoder.int8.onnx.data"], True, "float32", "1.22"),
+        "decoder.int4.onnx": (["decoder.int4.onnx.data"], False, "float32", "1.22"),
+    }
+    manifest.write(tmp_path)
+    assert json.loads((tmp_path / "fastvlm.json").read_text())["format_version"] == 2
+
+
+def test_inspect_says_which_format_a_package_has(old_package: Path, package: Path) -> None:
+    assert ", manifest format 1\n" in run("inspect", old_package).stdout
+    assert ", manifest format 2\n" in run("inspect", package).stdout
+    assert json.loads(run("inspect", old_package, "--json").stdout)["format_version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "change"),
+    [
+        ("surprise is not part of this format", lambda m: m.update(surprise=1)),
+        ("decoder.rope is not part of this format", lambda m: m["decoder"].update(rope=1)),
+        ("graphs is not part of this format", lambda m: m.update(graphs={})),
+        ("measured is missing", lambda m: m.pop("measured")),
+        ("prompt.before_image is null", lambda m: m["prompt"].update(before_image=None)),
+        ("decoder is 3, expected an object", lambda m: m.update(decoder=3)),
+        ("decoder.head_dim is missing", lambda m: m["decoder"].pop("head_dim")),
+        ("decoder names 'x', which", lambda m: m["variants"]["fast"].update(decoder="x")),
+        ("variants is empty", lambda m: m.update(variants={})),
+    ],
+)
+def test_format_1_is_read_strictly(
+    old_package: Path, tmp_path: Path, edit_json: Edit, found: str, change: Callable
+) -> None:
+    (tmp_path / "fastvlm.json").write_bytes((old_package / "fastvlm.json").read_bytes())
+    edit_json(tmp_path / "fastvlm.json", change)
+    assert found in refusal(tmp_path)
+
+
+def test_a_prompt_of_format_1_without_turns_has_none(
+    old_package: Path, tmp_path: Path, edit_json: Edit
+) -> None:
+    (tmp_path / "fastvlm.json").write_bytes((old_package / "fastvlm.json").read_bytes())
+    edit_json(
+        tmp_path / "fastvlm.json",
+        lambda m: m.update(
+            prompt={"before_image": "Q: ", "before_prompt": " ", "after_prompt": "\nA:"}
+        ),
+    )
+    prompt = read_manifest(tmp_path).prompt
+    assert (prompt.system, prompt.user, prompt.after_image) == ("", "Q: ", " ")
+    assert (prompt.end_of_turn, prompt.assistant) == ("", "\nA:")
+    assert (prompt.before_image, prompt.before_prompt, prompt.after_prompt) == ("Q: ", " ", "\nA:")
 
 
 def test_a_manifest_survives_reading_and_writing(package: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which provider runs which graph. Where there is no such hardware, ONNX Runtime is pretended."""
+"""Which provider runs which graph. Hardware that this machine lacks is faked."""
 
 import logging
 import os
@@ -18,9 +18,14 @@ import fastvlm_onnx
 from fastvlm_onnx import InputError, ProviderError
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.loading import choose_precision
+from fastvlm_onnx.runtime.loading import choose_variant
 from fastvlm_onnx.runtime.ort import hardware, provider_selection, providers, session
-from fastvlm_onnx.runtime.ort.provider_selection import GRAPHS, Choice, parse, plan
+from fastvlm_onnx.runtime.ort.provider_selection import (
+    GRAPHS,
+    ProviderChoice,
+    assign_providers,
+    parse_providers,
+)
 from fastvlm_onnx.runtime.ort.providers import COREML, CPU, CUDA
 from fastvlm_onnx.runtime.ort.session import GraphSession
 
@@ -42,12 +47,12 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return pretend
 
 
-# --- what is asked for ---------------------------------------------------------------------------
+# --- named providers -----------------------------------------------------------------------------
 
 
-def test_one_name_is_for_all_graphs(pretend_installed: Callable[..., None]) -> None:
+def test_one_provider_name_is_for_all_graphs(pretend_installed: Callable[..., None]) -> None:
     pretend_installed(CUDA)
-    asked = parse("cuda")
+    asked = parse_providers("cuda")
     assert list(asked) == list(GRAPHS)
     assert {choice.ep for choice in asked.values()} == {CUDA}
     assert asked[DECODER].options["arena_extend_strategy"] == "kSameAsRequested"
@@ -57,37 +62,41 @@ def test_one_name_is_for_all_graphs(pretend_installed: Callable[..., None]) -> N
 @pytest.mark.parametrize(
     "given", ["vision=coreml,decoder=cpu", {"vision": "coreml", "decoder": "cpu"}]
 )
-def test_graphs_may_have_each_their_own(
+def test_each_graph_may_have_its_own_provider(
     pretend_installed: Callable[..., None], given: str | dict[str, str]
 ) -> None:
     pretend_installed(COREML)
-    eps = {graph: choice.ep for graph, choice in parse(given).items()}
+    eps = {graph: choice.ep for graph, choice in parse_providers(given).items()}
     assert eps == {VISION_ENCODER: COREML, PROJECTOR: COREML, PREFILL: CPU, DECODER: CPU}
 
 
-def test_what_is_named_exactly_goes_before_its_group(
+def test_a_graph_named_alone_replaces_the_provider_of_its_group(
     pretend_installed: Callable[..., None],
 ) -> None:
     pretend_installed(COREML)
-    asked = parse("projector=cpu,vision=coreml")
+    asked = parse_providers("projector=cpu,vision=coreml")
     assert (asked[VISION_ENCODER].ep, asked[PROJECTOR].ep) == (COREML, CPU)
     assert DECODER not in asked
-    assert PROJECTOR not in parse("vision=coreml,projector=auto")
+    assert PROJECTOR not in parse_providers("vision=coreml,projector=auto")
 
 
-def test_onnx_runtimes_own_list(pretend_installed: Callable[..., None]) -> None:
+def test_a_provider_list_in_the_form_of_onnx_runtime(
+    pretend_installed: Callable[..., None],
+) -> None:
     pretend_installed(CUDA, OPENVINO)
     given = [(CUDA, {"device_id": 1, "use_tf32": "0"}), "OpenVINOExecutionProvider", CPU]
-    choice = parse(given)[DECODER]
+    choice = parse_providers(given)[DECODER]
     assert choice.ep == CUDA
     assert choice.options["device_id"] == "1"
     assert choice.options["cudnn_conv_algo_search"] == "HEURISTIC"
     assert choice.others == ((OPENVINO, {"device_type": "CPU"}),)
 
 
-def test_the_callers_options_go_over_ours(pretend_installed: Callable[..., None]) -> None:
+def test_the_callers_provider_options_replace_the_defaults(
+    pretend_installed: Callable[..., None],
+) -> None:
     pretend_installed(COREML)
-    asked = parse("vision=coreml,decoder=cpu", {"MLComputeUnits": "ALL"})
+    asked = parse_providers("vision=coreml,decoder=cpu", {"MLComputeUnits": "ALL"})
     assert asked[VISION_ENCODER].options["MLComputeUnits"] == "ALL"
     assert asked[VISION_ENCODER].options["ModelFormat"] == "MLProgram"
     assert not asked[DECODER].options
@@ -108,12 +117,12 @@ def test_the_callers_options_go_over_ours(pretend_installed: Callable[..., None]
         ([], None, "no provider is named"),
     ],
 )
-def test_what_cannot_be_is_refused(given: Any, options: Any, words: str) -> None:
+def test_a_provider_that_cannot_be_had_is_refused(given: Any, options: Any, words: str) -> None:
     with pytest.raises((InputError, ProviderError), match=words):
-        parse(given, options)
+        parse_providers(given, options)
 
 
-# --- what is chosen ------------------------------------------------------------------------------
+# --- auto ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,15 +143,17 @@ def test_what_cannot_be_is_refused(given: Any, options: Any, words: str) -> None
         ([COREML, CPU], "fp32", [CPU] * 4),
     ],
 )
-def test_auto_is_a_table(installed: list[str], precision: str, expected: list[str]) -> None:
-    choices = plan({}, precision, installed)
+def test_auto_assigns_a_provider_to_every_graph_of_a_variant(
+    installed: list[str], precision: str, expected: list[str]
+) -> None:
+    choices = assign_providers({}, precision, installed)
     assert [choices[graph].ep for graph in GRAPHS] == expected
     assert all(choice.reason for choice in choices.values())
 
 
-def test_what_was_asked_for_stays(pretend_installed: Callable[..., None]) -> None:
+def test_auto_leaves_a_named_provider(pretend_installed: Callable[..., None]) -> None:
     pretend_installed(CUDA)
-    choices = plan(parse("vision=cpu"), "fp16", [CUDA, CPU])
+    choices = assign_providers(parse_providers("vision=cpu"), "fp16", [CUDA, CPU])
     assert [choices[graph].ep for graph in GRAPHS] == [CPU, CPU, CUDA, CUDA]
 
 
@@ -159,7 +170,7 @@ def test_what_was_asked_for_stays(pretend_installed: Callable[..., None]) -> Non
         ([OPENVINO], "openvino", ["int8", "fp32"], "fp32"),
     ],
 )
-def test_the_variant_follows_the_provider(
+def test_the_best_variant_for_the_provider_is_chosen(
     pretend_installed: Callable[..., None],
     package: Path,
     installed: list[str],
@@ -171,7 +182,7 @@ def test_the_variant_follows_the_provider(
     manifest = read_manifest(package)
     only = manifest.variants["fp32"]
     object.__setattr__(manifest, "variants", dict.fromkeys(variants, only))
-    assert choose_precision(manifest, None, package, parse(asked)) == expected
+    assert choose_variant(manifest, None, package, parse_providers(asked)) == expected
 
 
 @pytest.mark.parametrize(
@@ -183,7 +194,7 @@ def test_the_variant_follows_the_provider(
         (None, ["int8", "fp16", "bf16"], "int8"),
     ],
 )
-def test_the_variant_follows_the_card(
+def test_the_best_variant_for_the_nvidia_card_is_chosen(
     pretend_installed: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     package: Path,
@@ -197,9 +208,9 @@ def test_the_variant_follows_the_card(
     monkeypatch.setattr(provider_selection, "compute_capability", lambda: capability)
     manifest = read_manifest(package)
     object.__setattr__(manifest, "variants", dict.fromkeys(variants, manifest.variants["fp32"]))
-    assert choose_precision(manifest, None, package, {}) == expected
+    assert choose_variant(manifest, None, package, {}) == expected
     on_card = capability is not None
-    assert plan({}, expected)[DECODER].ep == (CUDA if on_card else CPU)
+    assert assign_providers({}, expected)[DECODER].ep == (CUDA if on_card else CPU)
 
 
 def test_a_package_without_a_variant_for_it_names_the_command(
@@ -210,7 +221,7 @@ def test_a_package_without_a_variant_for_it_names_the_command(
         fastvlm_onnx.load(package, providers="cuda")
 
 
-# --- what is taken -------------------------------------------------------------------------------
+# --- placement -----------------------------------------------------------------------------------
 
 
 def test_placement_is_read_from_the_session(package: Path) -> None:
@@ -249,7 +260,7 @@ def open_fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GraphSession]:
         monkeypatch.setattr(GraphSession, "_open", lambda self, options: fake)
         monkeypatch.setattr(session, "placement_of", lambda opened: opened.placement)
         monkeypatch.setattr(session, "preload_cuda", lambda: None)
-        return GraphSession(Path("decoder.bf16.onnx"), Choice(CUDA))
+        return GraphSession(Path("decoder.bf16.onnx"), ProviderChoice(CUDA))
 
     return open_fake
 
@@ -329,6 +340,29 @@ def test_a_cache_that_does_not_fit_is_an_error(package: Path) -> None:
         model.language_model.new_cache(10**12)
 
 
+# --- the processor's features --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        (
+            "model name\t: X\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_int8 vmx\n",
+            ["avx2", "avx512f", "avx512_vnni", "amx_int8"],
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimd i8mm\nCPU part\t: 0xd40\n", ["asimd", "i8mm"]),
+        ("model name\t: X\n", []),
+    ],
+    ids=["x86", "arm", "none listed"],
+)
+def test_the_processors_features_are_read_from_linux(
+    tmp_path: Path, text: str, features: list[str]
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert hardware.processor_features(tmp_path / "cpuinfo") == features
+    assert hardware.processor_features(tmp_path / "absent") == []
+
+
 # --- threads -------------------------------------------------------------------------------------
 
 
@@ -358,7 +392,9 @@ def test_cores_are_those_this_process_may_use() -> None:
         ({}, None),
     ],
 )
-def test_a_cgroups_limit_counts(tmp_path: Path, files: dict[str, str], cores: int | None) -> None:
+def test_the_limit_of_a_cgroup_counts(
+    tmp_path: Path, files: dict[str, str], cores: int | None
+) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -10,8 +10,9 @@ from command_line import refusal, run
 
 import fastvlm_onnx
 from fastvlm_onnx import InputError
+from fastvlm_onnx.package import parse_version
 from fastvlm_onnx.runtime.ort import saturation
-from fastvlm_onnx.runtime.ort.provider_selection import Choice
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU, import_onnxruntime
 from fastvlm_onnx.runtime.ort.saturation import (
     EXACT_PRODUCTS,
@@ -20,10 +21,13 @@ from fastvlm_onnx.runtime.ort.saturation import (
     int8_products_saturate,
 )
 from fastvlm_onnx.runtime.ort.session import GraphSession
+from fastvlm_onnx.variants import VARIANTS
 
-VERSION = tuple(map(int, import_onnxruntime().__version__.split(".")[:2]))
-opens_the_fast_variant = pytest.mark.skipif(
-    VERSION < (1, 22), reason="ONNX Runtime has MatMulNBits with 8 bits since 1.22"
+# The package of 0.1.0 holds `fast` alone.
+needs_fast = pytest.mark.skipif(
+    parse_version(import_onnxruntime().__version__)
+    < parse_version(VARIANTS["fast"].least_onnxruntime),
+    reason="this ONNX Runtime is too old for the package of 0.1.0",
 )
 
 
@@ -48,7 +52,7 @@ def test_the_verdict_decides_how_int8_weights_are_read(
     int8_graph: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, weights: str
 ) -> None:
     monkeypatch.setenv(VERDICT_VARIABLE, verdict)
-    session = GraphSession(int8_graph, Choice(CPU))
+    session = GraphSession(int8_graph, ProviderChoice(CPU), has_int8_products=True)
     assert (session.int8_weights, is_set(session)) == (weights, verdict == "1")
 
 
@@ -57,7 +61,7 @@ def test_products_are_exact_with_the_probes_own_verdict(
 ) -> None:
     """On a processor that saturates this fails without the rewriting."""
     monkeypatch.delenv(VERDICT_VARIABLE, raising=False)
-    session = GraphSession(int8_graph, Choice(CPU))
+    session = GraphSession(int8_graph, ProviderChoice(CPU), has_int8_products=True)
     (products,) = session.run(["y"], {"a": np.full((4, 64), 255, np.uint8)})
     assert (products == 64 * 255 * 127).all()
 
@@ -84,6 +88,7 @@ def test_a_graph_without_int8_products_probes_nothing(
         assert {session.int8_weights for session in model.sessions.values()} == {None}
 
 
+@needs_fast
 def test_a_verdict_other_than_0_or_1_is_refused(
     old_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +101,7 @@ def test_a_verdict_other_than_0_or_1_is_refused(
 # --- reports ---------------------------------------------------------------------------------
 
 
-@opens_the_fast_variant
+@needs_fast
 @pytest.mark.parametrize(
     ("verdict", "words"), [("0", "are exact"), ("1", "rewritten as uint8")], ids=["exact", "not"]
 )
@@ -114,7 +119,7 @@ def test_bench_and_doctor_report_how_int8_weights_are_read(
 # --- packages exported before 0.2 ----------------------------------------------------------------
 
 
-@opens_the_fast_variant
+@needs_fast
 def test_a_package_of_0_1_opens_and_answers(
     old_package: Path, questions: dict[str, dict[str, str]], picture: Path
 ) -> None:
@@ -129,7 +134,7 @@ def test_a_package_of_0_1_opens_and_answers(
                 assert answer.text == expected or int8_products_saturate()
 
 
-@opens_the_fast_variant
+@needs_fast
 def test_a_package_of_0_1_gives_one_warning_where_products_saturate(
     old_package: Path,
     picture: Path,
@@ -147,8 +152,8 @@ def test_a_package_of_0_1_gives_one_warning_where_products_saturate(
     assert done.stderr.count("warning: ") == 1
 
 
-@opens_the_fast_variant
-def test_a_package_of_0_1_gives_no_warning_where_products_are_exact(
+@needs_fast
+def test_a_package_of_0_1_does_not_warn_where_products_are_exact(
     old_package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(VERDICT_VARIABLE, "0")

@@ -1,0 +1,57 @@
+"""Read a graph's record for the manifest off the written graph, so that it cannot disagree."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import onnx_ir as ir
+
+from fastvlm_onnx.names import is_past
+from fastvlm_onnx.package import Graph
+from fastvlm_onnx.variants import LEAST_ONNXRUNTIME_STANDARD
+
+# The operators that multiply uint8 activations by int8 weights, as the exporter writes them.
+INT8_PRODUCTS: Final = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+# Measured: older versions refuse a graph with opset 24, or MatMulNBits with 8 bits.
+STANDARD_OPSET: Final = 24
+LEAST_ONNXRUNTIME_8_BITS: Final = "1.22"
+LEAST_ONNXRUNTIME: Final = "1.20"
+DTYPES: Final = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+}
+
+
+def describe_graph(model: ir.Model) -> Graph:
+    """Return a graph's record.
+
+    Args:
+        model: the graph; its weights are references to the files that hold them.
+    """
+    nodes = list(model.graph.all_nodes())
+    tensors = (value.const_value for _, value in initializers(model))
+    files = {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)}
+    opsets = {domain or "ai.onnx": version for domain, version in model.opset_imports.items()}
+    caches = [value.dtype for value in model.graph.inputs if is_past(str(value.name))]
+    return Graph(
+        weights=sorted(files),
+        opsets=opsets,
+        onnxruntime=_least_onnxruntime(nodes, opsets["ai.onnx"]),
+        int8_products=any(node.op_type in INT8_PRODUCTS for node in nodes),
+        cache_dtype=DTYPES[caches[0]] if caches and caches[0] else None,
+    )
+
+
+def _least_onnxruntime(nodes: list[ir.Node], opset: int) -> str:
+    if opset >= STANDARD_OPSET:
+        return LEAST_ONNXRUNTIME_STANDARD
+    has_8_bits = any(
+        node.op_type == "MatMulNBits" and node.attributes["bits"].as_int() == 8 for node in nodes
+    )
+    return LEAST_ONNXRUNTIME_8_BITS if has_8_bits else LEAST_ONNXRUNTIME
+
+
+def initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
+    """Yield a model's initializers by name, those of subgraphs included."""
+    for graph in model.graphs():
+        yield from graph.initializers.items()

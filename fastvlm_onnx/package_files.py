@@ -1,0 +1,72 @@
+"""Compare the files of a package with its manifest. Standard library only."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from fastvlm_onnx.errors import PackageError
+from fastvlm_onnx.package import FileEntry, Manifest
+
+
+def check_files(folder: Path, names: list[str], manifest: Manifest) -> None:
+    """Compare the size and the SHA-256 of files with the manifest.
+
+    Raises:
+        PackageError: a file is missing, cut or altered.
+    """
+    check_sizes(folder, names, manifest)
+    check_hashes(folder, names, manifest)
+
+
+def check_sizes(folder: Path, names: list[str], manifest: Manifest) -> None:
+    """Compare the size of files with the manifest.
+
+    Raises:
+        PackageError: a file is missing or cut.
+    """
+    for name in names:
+        entry = manifest.files[name]
+        path = folder / name
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise PackageError(
+                f"{path}: missing, expected {entry.bytes:,} bytes; "
+                "copy or export the package again."
+            ) from None
+        if size != entry.bytes:
+            raise PackageError(
+                f"{path}: found {size:,} bytes, expected {entry.bytes:,}; "
+                "the file was cut or replaced: copy or export the package again."
+            )
+
+
+def check_hashes(folder: Path, names: list[str], manifest: Manifest) -> None:
+    """Compare the SHA-256 of files with the manifest.
+
+    Raises:
+        PackageError: a file is altered or cannot be read.
+    """
+    for name in names:
+        try:
+            found = sha256_of(folder / name)
+        except OSError as error:
+            raise PackageError(
+                f"{folder / name}: cannot be read ({error.strerror}); check its permissions."
+            ) from None
+        if found != manifest.files[name].sha256:
+            raise PackageError(
+                f"{folder / name}: sha256 is {found[:12]}…, expected "
+                f"{manifest.files[name].sha256[:12]}…; the file was altered: "
+                "copy or export the package again."
+            )
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Return the manifest's entry for a finished file."""
+    return FileEntry(os.stat(path).st_size, sha256_of(path))

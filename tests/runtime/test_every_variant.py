@@ -1,0 +1,40 @@
+"""Every variant opens with the installed ONNX Runtime, or says which version it needs."""
+
+from pathlib import Path
+
+import pytest
+
+import fastvlm_onnx
+from fastvlm_onnx import ProviderError
+from fastvlm_onnx.package import parse_version, read_manifest
+from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
+from fastvlm_onnx.variants import CPU_VARIANTS, VARIANTS, variants_for_provider
+
+
+def runs(variant: str) -> bool:
+    installed = parse_version(import_onnxruntime().__version__)
+    return installed >= parse_version(VARIANTS[variant].least_onnxruntime)
+
+
+@pytest.mark.parametrize("variant", CPU_VARIANTS)
+def test_a_variant_answers_or_names_the_onnxruntime_that_it_needs(
+    variants_package: Path,
+    questions: dict[str, dict[str, str]],
+    picture: Path,
+    variant: str,
+) -> None:
+    if not runs(variant):
+        least = VARIANTS[variant].least_onnxruntime
+        with pytest.raises(ProviderError, match=f"and {variant} needs at least {least}; run `pip"):
+            fastvlm_onnx.load(variants_package, precision=variant)
+        return
+    with fastvlm_onnx.load(variants_package, precision=variant) as model:
+        for prompt, answer in questions[picture.name].items():
+            assert model.generate(picture, prompt).text == answer
+
+
+def test_the_best_variant_that_runs_is_chosen(variants_package: Path) -> None:
+    there = read_manifest(variants_package).variants
+    expected = [name for name in variants_for_provider("cpu") if name in there and runs(name)]
+    with fastvlm_onnx.load(variants_package, providers="cpu") as model:
+        assert model.precision == expected[0]

@@ -44,7 +44,7 @@ from quantisation_error import CHECKPOINT, NAMES, PICTURES, answer, make_package
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.export.architecture.config import DecoderConfig
-from fastvlm_onnx.export.checkpoint.config_reader import LM_HEAD
+from fastvlm_onnx.export.architecture.tensor_names import LM_HEAD
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastvlm_onnx.export.graphs.decoder import build_decoder
 from fastvlm_onnx.export.graphs.decoder_precisions import FORMS, DecoderForm

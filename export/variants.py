@@ -9,7 +9,7 @@ import onnx_ir as ir
 import fastvlm_onnx
 from fastvlm_onnx.errors import InputError, UnsupportedError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
-from fastvlm_onnx.export.checkpoint.layouts import PROJECTOR_PREFIX, VISION_PREFIX
+from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.decoder import Operators, build_decoder, embedding_rows
 from fastvlm_onnx.export.graphs.decoder_standard_operators import STANDARD_OPERATORS

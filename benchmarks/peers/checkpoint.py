@@ -4,7 +4,7 @@ from peers.job import Job, unfinished
 from peers.language_folder import write_language_folder
 from random_checkpoint import PUBLISHED, LanguageSize, write_random_checkpoint
 
-from fastvlm_onnx.export.checkpoint.layouts import VISION_PREFIX
+from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 
 # For a functional test: the built-in model's vision encoder, and three layers.

@@ -11,11 +11,9 @@ from fastvlm_onnx.export.architecture.config import (
     FastVLMConfig,
     VisionConfig,
 )
-from fastvlm_onnx.export.checkpoint.layouts import VISION_PREFIX, check_built
+from fastvlm_onnx.export.architecture.tensor_names import EMBED_TOKENS, LM_HEAD, VISION_PREFIX
+from fastvlm_onnx.export.checkpoint.layouts import check_built
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, are_equal
-
-EMBED_TOKENS: Final = "model.embed_tokens.weight"
-LM_HEAD: Final = "lm_head.weight"
 
 # config.json fields that would change the computation, and the only values that are built.
 BUILT_VALUES: Mapping[str, tuple[Any, ...]] = {

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fastvlm_onnx.errors import CheckpointError, UnsupportedError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.chat_template import read_chat_template
 from fastvlm_onnx.export.checkpoint.tokenizer_files import TokenizerFile
 from fastvlm_onnx.export.disk.json_files import read_json
@@ -23,8 +24,6 @@ from fastvlm_onnx.package import PromptFormat
 
 APPLE: Final = "llava_qwen2"
 NATIVE: Final = "fast_vlm"
-VISION_PREFIX: Final = "model.vision_tower.vision_tower.model."
-PROJECTOR_PREFIX: Final = "model.mm_projector."
 
 # The qwen_2 conversation of predict.py, cut where the image and the user's words go.
 PROMPT: Final = PromptFormat(

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
-from fastvlm_onnx.export.checkpoint.config_reader import EMBED_TOKENS, LM_HEAD
+from fastvlm_onnx.export.architecture.tensor_names import EMBED_TOKENS, LM_HEAD
 from fastvlm_onnx.export.graphs.decoder_precisions import FORMS, Projections
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, OPSET, Graph, Op, parameter
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, Weights, stacked

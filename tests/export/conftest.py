@@ -9,7 +9,7 @@ from apple_archive import apple_archive
 from random_checkpoint import DEMO_CHECKPOINT, LanguageSize, write_random_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from fastvlm_onnx.export.checkpoint.layouts import VISION_PREFIX
+from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 
 Tensors = dict[str, np.ndarray]

@@ -17,7 +17,7 @@ from random_checkpoint import LanguageSize, write_random_checkpoint
 import fastvlm_onnx
 from fastvlm_onnx import UnsupportedError
 from fastvlm_onnx.cli import main
-from fastvlm_onnx.export.checkpoint.layouts import PROJECTOR_PREFIX, VISION_PREFIX
+from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder

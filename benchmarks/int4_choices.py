@@ -45,7 +45,7 @@ import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.architecture.tensor_names import LM_HEAD
-from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.decoder import build_decoder
 from fastvlm_onnx.export.graphs.decoder_precisions import FORMS, DecoderForm
 from fastvlm_onnx.export.graphs.linear import (
@@ -54,6 +54,7 @@ from fastvlm_onnx.export.graphs.linear import (
     FloatProjection,
 )
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.tensors.external_data import write_tensors
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights
 from fastvlm_onnx.export.verification.metrics import kl_divergences, relative_error

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastvlm_onnx.export.architecture.config import VisionConfig
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import fewest_parts
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification import reference_model
 from fastvlm_onnx.export.verification.metrics import relative_error
 from fastvlm_onnx.names import IMAGE_HIDDEN_STATES, PIXEL_VALUES

@@ -12,7 +12,7 @@ from fastvlm_onnx.export.architecture.tensor_names import (
     PROJECTOR_PREFIX,
     VISION_PREFIX,
 )
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 EMBEDDINGS = ("model.embed_tokens.weight", LM_HEAD)
 

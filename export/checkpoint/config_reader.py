@@ -30,18 +30,25 @@ _FULL_ATTENTION: Final = "full_attention"
 
 
 def read_config(
-    fields: Mapping[str, Any], tensors: Mapping[str, LazyArray], vocab_size: int, path: Path
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, LazyArray],
+    vocab_size: int,
+    path: Path,
+    *,
+    is_tied: bool,
 ) -> FastVLMConfig:
-    """Sizes of the whole model.
+    """Read the sizes of the whole model; no tensor is read, only its shape.
 
     Args:
-        fields: config.json under Apple's names.
-        vocab_size: length of the tokenizer; predict.py cuts the embeddings to it.
-        path: config.json, for messages.
+        fields: the fields of config.json under Apple's names.
+        tensors: the checkpoint's tensors under Apple's names.
+        vocab_size: the length of the tokenizer, to which predict.py cuts the embeddings.
+        path: the path of config.json, for error messages.
+        is_tied: whether lm_head is the embedding matrix, as the function `is_tied` finds.
 
     Raises:
-        CheckpointError: a field is missing or senseless, or contradicts the tensors.
-        UnsupportedError: a field asks for something that is not built.
+        CheckpointError: a field is missing, has no sensible value, or contradicts the tensors.
+        UnsupportedError: a field asks for a computation that is not built.
     """
     check_built(fields, BUILT_VALUES, path)
     layer_types = set(fields.get("layer_types") or ())
@@ -85,16 +92,16 @@ def read_config(
             rope_theta=_rope_theta(fields, path),
             rms_norm_eps=float(number("rms_norm_eps")),
             eos_token_ids=eos_token_ids,
-            is_tied=is_tied(tensors),
+            is_tied=is_tied,
         ),
     )
 
 
 def is_tied(tensors: Mapping[str, LazyArray]) -> bool:
-    """Whether lm_head is the embedding matrix: the tensors say so, whatever the config says.
+    """Whether lm_head is the embedding matrix.
 
-    Published configs have `tie_word_embeddings` wrong in both directions, and published files hold
-    one matrix twice.
+    The tensors decide: `tie_word_embeddings` of published configurations is wrong in both
+    directions. Some published files hold the same matrix twice; then both are read and compared.
     """
     if LM_HEAD not in tensors:
         return True

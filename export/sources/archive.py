@@ -2,7 +2,6 @@
 
 import lzma
 import posixpath
-import shutil
 import stat
 import struct
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from fastvlm_onnx.errors import CheckpointError, PackageError
+from fastvlm_onnx.export.disk.disk_space import check_disk_space
 from fastvlm_onnx.progress import Progress, no_progress
 
 # Weights hardly compress: a checkpoint unpacks to less than twice its archive.
@@ -56,7 +56,7 @@ def unpack_checkpoint(archive: Path, folder: Path, progress: Progress = no_progr
                 f"{archive}: would unpack to {total_bytes / 1e6:,.0f} MB, more than "
                 f"{LARGEST_EXPANSION} times its size; unpack it yourself if you trust it."
             )
-        check_room(folder.parent, total_bytes)
+        check_disk_space(folder.parent, total_bytes, "checkpoint")
         done_bytes = 0
         progress("unpack", done_bytes, total_bytes)
         try:
@@ -73,17 +73,6 @@ def unpack_checkpoint(archive: Path, folder: Path, progress: Progress = no_progr
                 f"{folder}: could not be written ({error.strerror or error}); "
                 f"{archive.name} needs {total_bytes / 1e6:,.0f} MB there."
             ) from None
-
-
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Raise PackageError if so much does not fit on the disk of `folder`."""
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes:
-        raise PackageError(
-            f"{existing}: {free_bytes / 1e6:,.0f} MB are free, and the checkpoint needs "
-            f"{needed_bytes / 1e6:,.0f} MB there; make room, or use another disk."
-        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from random_checkpoint import DEMO_CHECKPOINT, LanguageSize, write_random_checkp
 from safetensors.numpy import load_file, save_file
 
 from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 Tensors = dict[str, np.ndarray]
 

@@ -10,9 +10,9 @@ import pytest
 from apple_archive import NAME, files_of, left_in, zip_of
 
 from fastvlm_onnx import CheckpointError, PackageError
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.archive import unpack_checkpoint
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 
 def test_what_a_zip_was_unpacked_to_goes_with_the_checkpoint(

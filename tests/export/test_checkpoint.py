@@ -9,8 +9,8 @@ import pytest
 from random_checkpoint import LanguageSize, write_random_checkpoint
 
 from fastvlm_onnx import CheckpointError, UnsupportedError
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights
 
 Edit = Callable[[Path, Callable[[dict], object]], None]

@@ -10,20 +10,23 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from apple_archive import NAME, files_of, left_in, zip_of
 from archive_server import ArchiveServer, serve
 
 from fastvlm_onnx import CheckpointError, InputError, PackageError
+from fastvlm_onnx.cli import main
+from fastvlm_onnx.commands.download import LICENSE_NOTICE
 from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.checkpoint.reader import is_whole_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources import apple_zoo, http_resume
 from fastvlm_onnx.export.sources.apple_zoo import (
-    LICENSE_NOTICE,
     download_checkpoint,
-    downloaded_checkpoint,
+    find_or_download_checkpoint,
 )
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 PART = f"{NAME}.zip.part"
 Download = Callable[..., Path]
@@ -78,7 +81,7 @@ def test_a_download_is_the_checkpoint_and_nothing_else(
         assert done[0][0] == 0
         assert done[-1][0] == done[-1][1]
     out, err = capfd.readouterr()
-    assert (out, err) == ("", f"{LICENSE_NOTICE}\n")
+    assert (out, err) == ("", "")
 
 
 def test_what_is_there_already_is_not_downloaded_again(
@@ -121,9 +124,46 @@ def test_a_size_means_the_folder_here_or_the_one_in_the_user_s_data(
     assert left_in(user_folder) == {NAME}
     assert len(server.ranges) == 1
     shutil.copytree(demo_checkpoint, NAME)
-    assert downloaded_checkpoint("0.5b") == tmp_path / NAME
+    assert find_or_download_checkpoint("0.5b") == tmp_path / NAME
     (tmp_path / NAME / "model.safetensors").write_bytes(b"cut")
-    assert downloaded_checkpoint("0.5b") == user_folder / NAME
+    assert find_or_download_checkpoint("0.5b") == user_folder / NAME
+
+
+def test_the_export_command_names_the_licence_as_a_download_begins(
+    server: ArchiveServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(apple_zoo, "APPLE_BASE_URL", f"{server.address}/datasets")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        main(["export", "0.5b", "-o", "onnx", "--overwrite"])
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines() == [*LICENSE_NOTICE.splitlines(), "wrote onnx", "wrote onnx"]
+
+
+def test_a_checkpoint_is_found_whole_without_reading_its_tensors(
+    checkpoint: Path, edit_tensors: Callable
+) -> None:
+    # Whoever compares the two matrices reads a NaN, which is refused.
+    def store_nan_twice(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.embed_tokens.weight"][0, 0] = np.nan
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    edit_tensors(store_nan_twice)
+    with pytest.raises(CheckpointError, match="NaN"):
+        open_checkpoint(checkpoint)
+    assert is_whole_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "merges.txt", "model.safetensors"])
+def test_a_checkpoint_with_a_cut_file_is_not_whole(checkpoint: Path, name: str) -> None:
+    assert is_whole_checkpoint(checkpoint)
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[: len(content) // 2])
+    assert not is_whole_checkpoint(checkpoint)
 
 
 # --- networks and servers that fail --------------------------------------------------------------

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import fastvlm_onnx
 from fastvlm_onnx import CheckpointError, UnsupportedError
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification.reference_model import build_decoder
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

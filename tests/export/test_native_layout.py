@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 import fastvlm_onnx
 from fastvlm_onnx import CheckpointError, UnsupportedError
 from fastvlm_onnx.export.checkpoint.layouts import PROMPT
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 Edit = Callable[[Path, Callable[[dict], object]], None]
 
@@ -52,6 +52,14 @@ def test_the_package_is_the_same_but_for_its_name_and_context(
     model = fastvlm_onnx.load(tmp_path / "native-onnx")
     for prompt, answer in questions[picture.name].items():
         assert model.generate(picture, prompt).text == answer
+
+
+def test_the_manifest_names_the_model_type_of_the_checkpoint(
+    native: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    for source, model_type in ((native, "fast_vlm"), (checkpoint, "llava_qwen2")):
+        manifest = export_package(source, tmp_path / f"{model_type}-onnx")
+        assert manifest.source.model_type == model_type
 
 
 def test_the_chat_template_is_the_checkpoint_s_own(native: Path) -> None:

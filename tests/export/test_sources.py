@@ -15,8 +15,9 @@ from hub import serve_hub
 from safetensors.numpy import load_file
 
 from fastvlm_onnx import CheckpointError
-from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 Refusal = Callable[[Path], str]
 

@@ -13,12 +13,12 @@ from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISI
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.decoder import Operators, build_decoder, embedding_rows
 from fastvlm_onnx.export.graphs.decoder_standard_operators import STANDARD_OPERATORS
+from fastvlm_onnx.export.graphs.fixed_shapes import fix_axes
 from fastvlm_onnx.export.graphs.float16 import to_half
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
 from fastvlm_onnx.export.tensors.lazy_array import Weights
-from fastvlm_onnx.export.verification.coreml_check import fix_axes
 from fastvlm_onnx.export.writing.token_embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
 from fastvlm_onnx.names import (
     BATCH_SIZE,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import onnx
-import onnx_ir as ir
 from onnx import defs, helper, shape_inference
 
 from fastvlm_onnx.export.verification.coreml_operators import Node, Tensor, refusal
@@ -64,20 +63,6 @@ def check_graph(path: Path) -> Share:
         if reason := refusal(node):
             refused[f"{node.op_type}: {reason}"] += 1
     return Share(path.name, len(model.graph.node), dict(refused.most_common()))
-
-
-def fix_axes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
-    """Replace symbolic axes by numbers, in place."""
-    graph = model.graph
-    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
-    for value in values:
-        if value.shape is not None:
-            value.shape = ir.Shape([sizes.get(_name(axis), axis) for axis in value.shape])
-    return model
-
-
-def _name(axis: int | ir.SymbolicDim) -> str:
-    return str(axis.value) if isinstance(axis, ir.SymbolicDim) else ""
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -49,14 +49,14 @@ from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.decoder import build_decoder
 from fastvlm_onnx.export.graphs.decoder_precisions import FORMS, DecoderForm
 from fastvlm_onnx.export.graphs.linear import (
-    INT4_BLOCK,
-    INT8_BLOCK,
     FloatProjection,
 )
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.tensors.external_data import write_tensors
-from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.verification.metrics import kl_divergences, relative_error
 from fastvlm_onnx.export.writing.package_writer import INLINE_BYTES
 from fastvlm_onnx.package import DecoderFormat

@@ -15,13 +15,16 @@ from fastvlm_onnx.export.graphs.decoder_precisions import LMHead, Projections
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, parameter
 from fastvlm_onnx.export.graphs.linear import (
     ACCURACY_INT8,
-    INT4_BLOCK,
-    INT8_BLOCK,
     BlockProduct,
     BlockProjection,
 )
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked
-from fastvlm_onnx.export.tensors.quantization import dequantize_blocks, quantize_blocks
+from fastvlm_onnx.export.tensors.quantization import (
+    INT4_BLOCK,
+    INT8_BLOCK,
+    dequantize_blocks,
+    quantize_blocks,
+)
 
 FloatArray = NDArray[np.float32]
 

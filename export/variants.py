@@ -18,7 +18,7 @@ from fastvlm_onnx.export.graphs.float16 import to_half
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
-from fastvlm_onnx.export.tensors.lazy_array import Weights
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.writing.token_embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
 from fastvlm_onnx.names import (
     BATCH_SIZE,

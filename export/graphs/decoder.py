@@ -17,7 +17,8 @@ from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.architecture.tensor_names import EMBED_TOKENS, LM_HEAD
 from fastvlm_onnx.export.graphs.decoder_precisions import FORMS, Projections
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, OPSET, Graph, Op, parameter
-from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, Weights, stacked
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, stacked
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import (
     ATTENTION_MASK,
     BATCH_SIZE,

@@ -10,8 +10,6 @@ from onnxscript import nn
 
 from fastvlm_onnx.export.graphs.layers import Op, parameter
 from fastvlm_onnx.export.graphs.linear import (
-    INT4_BLOCK,
-    INT8_BLOCK,
     BlockProduct,
     BlockProjection,
     FloatProjection,
@@ -20,6 +18,7 @@ from fastvlm_onnx.export.graphs.linear import (
     Projection,
 )
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK
 
 Projections = Callable[..., Projection]
 

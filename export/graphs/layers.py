@@ -13,7 +13,8 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
 from fastvlm_onnx.export.tensors.external_data import StoredTensor
-from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, Weights
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray
+from fastvlm_onnx.export.tensors.weights import Weights
 
 OPSET = 21
 MICROSOFT = "com.microsoft"

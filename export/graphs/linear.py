@@ -14,10 +14,6 @@ from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear, quantize_activati
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked, transposed
 from fastvlm_onnx.export.tensors.quantized_weight import bit_blocks
 
-# Values of the input that share a scale of the weights. Smaller blocks are closer to the weights,
-# larger ones faster to read; docs/quantisation.md has the figures.
-INT4_BLOCK: Final = 128
-INT8_BLOCK: Final = 128
 # MatMulNBits: quantise activations to int8, each row's blocks by themselves.
 ACCURACY_INT8: Final = 4
 # A row of zeros has no largest value to divide by.

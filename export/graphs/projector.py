@@ -6,7 +6,8 @@ from fastvlm_onnx.export.architecture.config import FastVLMConfig
 from fastvlm_onnx.export.graphs.float16 import to_half
 from fastvlm_onnx.export.graphs.layers import Graph, MatMul
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
-from fastvlm_onnx.export.tensors.lazy_array import Weights, transposed
+from fastvlm_onnx.export.tensors.lazy_array import transposed
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import (
     BATCH_SIZE,
     IMAGE_FEATURES,

@@ -20,7 +20,8 @@ from fastvlm_onnx.export.graphs.layers import (
     parameter,
     read_conv,
 )
-from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights, scaled_rows, transposed
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray, scaled_rows, transposed
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import BATCH_SIZE, IMAGE_HIDDEN_STATES, PIXEL_VALUES, VISION_ENCODER
 
 

@@ -34,7 +34,8 @@ from fastvlm_onnx.export.graphs.layers_int8 import (
     scan,
 )
 from fastvlm_onnx.export.graphs.vision_encoder import LayerNorm, SqueezeExcite, read_depthwise
-from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, Weights, scaled_rows
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, scaled_rows
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import BATCH_SIZE, IMAGE_HIDDEN_STATES, PIXEL_VALUES, VISION_ENCODER
 
 # A ConvFFN's wide activations are computed in tiles of tokens of about this size, so that they stay

@@ -18,6 +18,10 @@ from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 # float32 values that one thread works on at a time: few enough to stay in a cache, enough to hide
 # what a call costs.
 PIECE_VALUES: Final = 262_144
+# The number of consecutive values of a row that share a scale. Smaller blocks are closer to the
+# float32 weights, larger blocks take fewer bytes; docs/quantisation.md has the figures.
+INT4_BLOCK: Final = 128
+INT8_BLOCK: Final = 128
 # What share of a block's range the sixteen int4 values are spread over. Clipping its ends a little,
 # or leaving room, can serve the other values better; least squares then refines the best scale.
 INT4_SHARES: Final = (1.0, 0.96, 0.92, 0.88, 0.84, 1.04)

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fastvlm_onnx.export.graphs.linear import INT8_BLOCK
 from fastvlm_onnx.export.tensors.external_data import ALIGNMENT_BYTES, Count
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.quantization import INT8_BLOCK
 from fastvlm_onnx.export.tensors.quantized_weight import bit_blocks
 from fastvlm_onnx.names import EMBED_TOKENS_FILE, EMBED_TOKENS_INT8_FILE, scale_file
 

@@ -11,7 +11,8 @@ from random_checkpoint import LanguageSize, write_random_checkpoint
 from fastvlm_onnx import CheckpointError, UnsupportedError
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
-from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.weights import Weights
 
 Edit = Callable[[Path, Callable[[dict], object]], None]
 EditTensors = Callable[[Callable[[dict[str, np.ndarray]], object]], None]

@@ -23,7 +23,7 @@ from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
-from fastvlm_onnx.export.tensors.lazy_array import Weights
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.verification.coreml_check import check_graph, check_package
 from fastvlm_onnx.names import BATCH_SIZE, NUM_IMAGE_TOKENS
 from fastvlm_onnx.package import read_manifest

@@ -26,8 +26,8 @@ import onnx_ir as ir
 import onnxruntime
 from int4_layers import (
     Mixture,
+    TrialLinear,
     TrialProduct,
-    TrialProjection,
     WeightError,
     exported_product,
     float_head,
@@ -47,9 +47,9 @@ from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.architecture.tensor_names import LM_HEAD
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.decoder import build_decoder
-from fastvlm_onnx.export.graphs.decoder_precisions import FORMS, DecoderForm
+from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS, DecoderPrecision
 from fastvlm_onnx.export.graphs.linear import (
-    FloatProjection,
+    FloatLinear,
 )
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
@@ -184,10 +184,10 @@ def subject(
 
 
 def open_decoder(
-    subject: Subject, draw: Draw, form: DecoderForm, threads: int
+    subject: Subject, draw: Draw, form: DecoderPrecision, threads: int
 ) -> tuple[DecoderSession, int]:
     """The decoder in this form, and the bytes of its weights."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(FORMS, trial=form):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(DECODER_PRECISIONS, trial=form):
         graph = build_decoder(Weights(draw.tensors), subject.config, "", "trial")
         initializers = graph.graph.initializers
         tensors = {
@@ -213,7 +213,7 @@ FIGURES = (
 )
 
 
-def figures(subject: Subject, make_form: Callable[[], DecoderForm], threads: int) -> list[str]:
+def figures(subject: Subject, make_form: Callable[[], DecoderPrecision], threads: int) -> list[str]:
     """Cells under FIGURES, of a form that is made anew for each draw."""
     errors, divergences, agreeing = [], [], []
     expected = np.concatenate([asked.logits for asked in subject.asked])
@@ -251,7 +251,7 @@ def logits_of(subject: Subject, draw: Draw, decoder: DecoderSession, asked: Aske
 
 def scales_table(subject: Subject, threads: int) -> str:
     """Ways to find scales, by block size; lm_head in int8 as export has it."""
-    head, rows = FORMS["int4"].lm_head, []
+    head, rows = DECODER_PRECISIONS["int4"].lm_head, []
     ways: dict[tuple[str, int], Callable[..., nn.Module]] = {
         (name, block_size): partial(
             TrialProduct, quantise=quantise, block_size=block_size, has_zeros=has_zeros
@@ -262,32 +262,32 @@ def scales_table(subject: Subject, threads: int) -> str:
     ways["as exported", INT4_BLOCK] = exported_product
     for (name, block_size), product in ways.items():
         error = WeightError()
-        projection = partial(TrialProjection, product=partial(product, error=error))
-        cells = figures(subject, lambda p=projection: DecoderForm(p, head), threads)
+        projection = partial(TrialLinear, product=partial(product, error=error))
+        cells = figures(subject, lambda p=projection: DecoderPrecision(p, head), threads)
         rows.append([name, str(block_size), f"{error.relative:.4f}", *cells])
         print(rows[-1], flush=True)
-    cells = figures(subject, lambda: DecoderForm(int8, head), threads)
+    cells = figures(subject, lambda: DecoderPrecision(int8, head), threads)
     rows.append(["int8", str(INT8_BLOCK), "", *cells])
     return table(["scales", "block", "weights: relative error", *FIGURES], rows)
 
 
 def parts_table(subject: Subject, threads: int) -> str:
     """Each part alone in int8 among int4, and alone in int4 among float32; lm_head in int8."""
-    head = FORMS["int4"].lm_head
-    trials: dict[str, Callable[[], DecoderForm]] = {
-        "as exported": lambda: FORMS["int4"],
-        "all in int4": lambda: DecoderForm(int4, head),
+    head = DECODER_PRECISIONS["int4"].lm_head
+    trials: dict[str, Callable[[], DecoderPrecision]] = {
+        "as exported": lambda: DECODER_PRECISIONS["int4"],
+        "all in int4": lambda: DecoderPrecision(int4, head),
     }
     for name, is_in in parts(subject.config.num_hidden_layers).items():
-        trials[f"{name} in int8"] = lambda is_in=is_in: DecoderForm(
+        trials[f"{name} in int8"] = lambda is_in=is_in: DecoderPrecision(
             Mixture(is_in, int8, int4), head
         )
-    trials["lm_head in int4 too"] = lambda: DecoderForm(int4, int4_head)
+    trials["lm_head in int4 too"] = lambda: DecoderPrecision(int4, int4_head)
     for name, is_in in parts(subject.config.num_hidden_layers).items():
-        trials[f"float32, {name} in int4"] = lambda is_in=is_in: DecoderForm(
-            Mixture(is_in, int4, FloatProjection), float_head
+        trials[f"float32, {name} in int4"] = lambda is_in=is_in: DecoderPrecision(
+            Mixture(is_in, int4, FloatLinear), float_head
         )
-    trials["float32, lm_head in int4"] = lambda: DecoderForm(FloatProjection, int4_head)
+    trials["float32, lm_head in int4"] = lambda: DecoderPrecision(FloatLinear, int4_head)
     rows = []
     for name, make_form in trials.items():
         rows.append([name, *figures(subject, make_form, threads)])

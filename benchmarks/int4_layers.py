@@ -11,12 +11,12 @@ from int4_scales import Quantise
 from numpy.typing import NDArray
 from onnxscript import nn
 
-from fastvlm_onnx.export.graphs.decoder_precisions import LMHead, Projections
+from fastvlm_onnx.export.graphs.decoder_precisions import LinearFactory, LMHead
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, parameter
 from fastvlm_onnx.export.graphs.linear import (
     ACCURACY_INT8,
-    BlockProduct,
-    BlockProjection,
+    BlockLinear,
+    MatMulNBits,
 )
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked
 from fastvlm_onnx.export.tensors.quantization import (
@@ -108,7 +108,7 @@ def stored(array: NDArray) -> LazyArray:
     return LazyArray(array.shape, lambda: array)
 
 
-class TrialProjection(BlockProjection):
+class TrialLinear(BlockLinear):
     """Export's layers with another product inside."""
 
     def __init__(
@@ -122,17 +122,17 @@ class TrialProjection(BlockProjection):
         self.product = product(stacked(weights))
 
 
-def exported_product(weight: LazyArray, error: WeightError) -> BlockProduct:
+def exported_product(weight: LazyArray, error: WeightError) -> MatMulNBits:
     """What export makes."""
     values = weight.read()
     found = dequantize_blocks(quantize_blocks(values, INT4_BLOCK), values.shape[1])
     error.add(values, found)
-    return BlockProduct(weight, INT4_BLOCK, 4)
+    return MatMulNBits(weight, INT4_BLOCK, 4)
 
 
-int4 = partial(BlockProjection, block_size=INT4_BLOCK, bits=4)
-int8 = partial(BlockProjection, block_size=INT8_BLOCK, bits=8)
-int4_head = partial(BlockProduct, block_size=INT4_BLOCK, bits=4)
+int4 = partial(BlockLinear, block_size=INT4_BLOCK, bits=4)
+int8 = partial(BlockLinear, block_size=INT8_BLOCK, bits=8)
+int4_head = partial(MatMulNBits, block_size=INT4_BLOCK, bits=4)
 float_head = partial(LMHead, dtype=ir.DataType.FLOAT)
 
 ATTENTION = ("qkv_proj", "o_proj")
@@ -145,7 +145,7 @@ Chosen = Callable[[str, int], bool]
 class Mixture:
     """One form for some layers, another for the rest; the decoder asks for them in order."""
 
-    def __init__(self, chosen: Chosen, inside: Projections, outside: Projections) -> None:
+    def __init__(self, chosen: Chosen, inside: LinearFactory, outside: LinearFactory) -> None:
         self._chosen, self._inside, self._outside = chosen, inside, outside
         self._made = 0
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastvlm_onnx.export.architecture.config import VisionConfig
-from fastvlm_onnx.export.graphs.vision_encoder_int8 import fewest_parts
+from fastvlm_onnx.export.graphs.layers_int8 import fewest_parts
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification import reference_model
 from fastvlm_onnx.export.verification.metrics import relative_error

@@ -11,10 +11,10 @@ from fastvlm_onnx.errors import InputError, UnsupportedError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
-from fastvlm_onnx.export.graphs.decoder import Operators, build_decoder, embedding_rows
+from fastvlm_onnx.export.graphs.decoder import DecoderOperators, build_decoder, embedding_rows
 from fastvlm_onnx.export.graphs.decoder_standard_operators import STANDARD_OPERATORS
 from fastvlm_onnx.export.graphs.fixed_shapes import fix_axes
-from fastvlm_onnx.export.graphs.float16 import to_half
+from fastvlm_onnx.export.graphs.float16 import convert_to_float16
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
@@ -66,8 +66,8 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-DECODER_OPERATORS: Mapping[str, Operators] = {
-    "microsoft": Operators(),
+DECODER_OPERATORS: Mapping[str, DecoderOperators] = {
+    "microsoft": DecoderOperators(),
     "standard": STANDARD_OPERATORS,
 }
 # GroupQueryAttention's rotary embedding on the CPU takes multiples of this.
@@ -77,7 +77,7 @@ STANDARD_PRECISIONS: Final = ("fp32", "fp16")
 
 
 def build_vision_encoder_fp16(*args: Any) -> ir.Model:
-    return to_half(build_vision_encoder(*args))
+    return convert_to_float16(build_vision_encoder(*args))
 
 
 def build_vision_encoder_coreml(*args: Any) -> ir.Model:

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from fastvlm_onnx.export.architecture.config import FastVLMConfig
-from fastvlm_onnx.export.graphs.float16 import to_half
+from fastvlm_onnx.export.graphs.float16 import convert_to_float16
 from fastvlm_onnx.export.graphs.layers import Graph, MatMul
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
 from fastvlm_onnx.export.tensors.lazy_array import transposed
@@ -20,10 +20,16 @@ from fastvlm_onnx.names import (
 def build_projector(
     weights: Weights, config: FastVLMConfig, producer_version: str, precision: str = "fp32"
 ) -> ir.Model:
-    """Linear, exact GELU, Linear: float32 [B, N, vision hidden] -> [B, N, decoder hidden].
+    """Build the projector: Linear, exact GELU, Linear.
 
     Args:
-        precision: fp32, fp16, int8, or coreml, which is in float16 too.
+        weights: the checkpoint under PROJECTOR_PREFIX.
+        config: the sizes of the whole model.
+        producer_version: written into the graph.
+        precision: fp32, fp16, int8, or coreml, which is stored in float16.
+
+    Returns:
+        A graph from float32 [B, N, vision hidden_size] to float32 [B, N, decoder hidden_size].
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -44,4 +50,4 @@ def build_projector(
     features = linear("2", out_size)(graph.op, hidden)
     graph.output(IMAGE_FEATURES, features, [BATCH_SIZE, NUM_IMAGE_TOKENS, out_size])
     model = graph.finish(producer_version)
-    return to_half(model) if precision in ("fp16", "coreml") else model
+    return convert_to_float16(model) if precision in ("fp16", "coreml") else model

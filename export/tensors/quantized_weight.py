@@ -67,7 +67,7 @@ class QuantizedWeight:
         return array
 
 
-def int8_columns(weight: LazyArray) -> QuantizedWeight:
+def quantize_channels_lazily(weight: LazyArray) -> QuantizedWeight:
     """int8 [in, out], the transpose that integer products want; scales [out]."""
     out_size, in_size = weight.shape
 
@@ -78,7 +78,7 @@ def int8_columns(weight: LazyArray) -> QuantizedWeight:
     return QuantizedWeight(weight, quantize, (in_size, out_size), (out_size,), by_rows=False)
 
 
-def bit_blocks(weight: LazyArray, block_size: int, bits: int) -> QuantizedWeight:
+def quantize_blocks_lazily(weight: LazyArray, block_size: int, bits: int) -> QuantizedWeight:
     """The tensors that MatMulNBits reads, as `quantize.Blocks` holds them."""
     out_size, in_size = weight.shape
     blocks = -(-in_size // block_size)

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from onnxscript import nn
 from saturation_probe import PROBE, build_probe
 
-from fastvlm_onnx.export.graphs.layers import Graph, Op
+from fastvlm_onnx.export.graphs.layers import Graph, Op, register_parameters
 from fastvlm_onnx.export.graphs.layers_int8 import (
     Int8Linear,
     QuantizedActivation,
     quantize_activation,
     scan,
 )
-from fastvlm_onnx.export.graphs.linear import BlockProjection, Int8Projection
+from fastvlm_onnx.export.graphs.linear import BlockLinear, PerTokenInt8Linear
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.variants import RECIPES, STANDARD_PRECISIONS
@@ -150,7 +150,7 @@ class InScan(nn.Module):
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         activation = quantize_activation(op, x)
-        self.linear.register(op)
+        register_parameters(op, self.linear)
         shape = [ROWS // 4, INNER]
         tiles = scan(
             op,
@@ -173,7 +173,7 @@ class DynamicInScan(nn.Module):
         self.linear = Int8Linear(weight)
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        self.linear.register(op)
+        register_parameters(op, self.linear)
         shape = [ROWS // 4, INNER]
         tiles = scan(
             op,
@@ -191,12 +191,12 @@ def quantized_first(weight: LazyArray) -> Callable[[Op, ir.Value], ir.Value]:
 
 
 def per_token(weight: LazyArray) -> Callable[[Op, ir.Value], ir.Value]:
-    return lambda op, x: Int8Projection([weight])(op, x)[0]
+    return lambda op, x: PerTokenInt8Linear([weight])(op, x)[0]
 
 
 def in_blocks(bits: int, block_size: int) -> Block:
     def build(weight: LazyArray) -> Callable[[Op, ir.Value], ir.Value]:
-        projection = BlockProjection([weight], block_size=block_size, bits=bits)
+        projection = BlockLinear([weight], block_size=block_size, bits=bits)
         return lambda op, x: projection(op, x)[0]
 
     return build

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fastvlm_onnx.export.graphs.layers import Graph
-from fastvlm_onnx.export.graphs.linear import BlockProduct
+from fastvlm_onnx.export.graphs.linear import MatMulNBits
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.tensors.quantization import (
     dequantize_blocks,
@@ -63,7 +63,7 @@ def test_onnx_runtime_multiplies_with_the_dequantised_weights(bits: int, in_size
     lazy = LazyArray(weight.shape, lambda: weight, lambda start, stop: weight[start:stop])
     graph = Graph("product")
     x = graph.input("x", ir.DataType.FLOAT, [3, in_size])
-    product = BlockProduct(lazy, 64, bits)
+    product = MatMulNBits(lazy, 64, bits)
     product._set_name("product")
     graph.output("y", product(graph.op, x), [3, 48])
     model = ir.to_proto(graph.finish("test"))

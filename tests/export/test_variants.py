@@ -103,7 +103,7 @@ def test_two_pictures_at_once_are_two_pictures(
 # --- outlier tokens ------------------------------------------------------------------------------
 
 
-class PerTensorProjection(nn.Module):
+class PerTensorInt8Linear(nn.Module):
     """What must not be: one activation scale for all tokens."""
 
     def __init__(self, weights: list, bias: object = None) -> None:
@@ -163,8 +163,8 @@ def test_outlier_tokens_cost_the_others_nothing(outlier_checkpoint: Path, exact:
 def test_one_scale_for_all_tokens_would_fail(
     outlier_checkpoint: Path, exact: FastVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = replace(decoder_precisions.FORMS["int8"], projection=PerTensorProjection)
-    monkeypatch.setitem(decoder_precisions.FORMS, "int8", form)
+    form = replace(decoder_precisions.DECODER_PRECISIONS["int8"], linear=PerTensorInt8Linear)
+    monkeypatch.setitem(decoder_precisions.DECODER_PRECISIONS, "int8", form)
     folder = outlier_checkpoint.with_name("per-tensor-onnx")
     export_package(outlier_checkpoint, folder, precisions=["int8"])
     assert worst_cosine(fastvlm_onnx.load(folder), exact) < 0.995

@@ -1,5 +1,7 @@
 """Weights in 8 and 4 bits: as close as they can be, and as MatMulNBits reads them."""
 
+import itertools
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -8,12 +10,14 @@ from numpy.typing import NDArray
 
 from fastvlm_onnx.export.graphs.layers import Graph
 from fastvlm_onnx.export.graphs.linear import MatMulNBits
+from fastvlm_onnx.export.tensors import lazy_array
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.tensors.quantization import (
     dequantize_blocks,
     quantize_blocks,
     quantize_rows,
 )
+from fastvlm_onnx.export.tensors.quantized_weight import quantize_blocks_lazily
 
 FloatArray = NDArray[np.float32]
 
@@ -94,3 +98,43 @@ def test_very_small_and_very_large_weights_stay_finite(value: float) -> None:
         assert np.isfinite(found).all()
         if value > 1e-35:  # closer to zero, numbers have few digits left
             assert relative_error(found / value, weight / value) < 0.1
+
+
+# --- quantised when written ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted_weight() -> tuple[LazyArray, list[int]]:
+    """A weight, and the rows of each reading of it."""
+    weight, reads = draws("normal", 96, 128), []
+
+    def read(start: int, stop: int) -> FloatArray:
+        reads.append(stop - start)
+        return weight[start:stop]
+
+    return LazyArray(weight.shape, lambda: read(0, len(weight)), read), reads
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_quantised_weight_s_tensors_are_the_same_in_any_order(
+    counted_weight: tuple[LazyArray, list[int]], order: tuple[int, ...]
+) -> None:
+    lazy, _ = counted_weight
+    found = quantize_blocks_lazily(lazy, 64, 4)
+    expected = quantize_blocks(lazy.read(), 64, 4)
+    tensors = (found.values, found.scales, found.zero_points)
+    arrays = (expected.packed, expected.scales, expected.zero_points)
+    for i in order:
+        np.testing.assert_array_equal(tensors[i].read(), arrays[i])
+
+
+def test_values_then_scales_read_a_weight_once(
+    counted_weight: tuple[LazyArray, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazy, reads = counted_weight
+    monkeypatch.setattr(lazy_array, "CHUNK_BYTES", 10_000)
+    weight = quantize_blocks_lazily(lazy, 64, 4)
+    for tensor in (weight.values, weight.scales, weight.zero_points):
+        list(tensor.chunks())
+    assert sum(reads) == lazy.shape[0]
+    assert len(reads) > 2

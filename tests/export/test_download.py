@@ -57,7 +57,8 @@ def refusal(fetched: Download, tmp_path: Path) -> Callable[..., str]:
     def run(kind: type[FastVLMError] = CheckpointError, **options: object) -> str:
         with pytest.raises(kind) as caught:
             fetched(**options)
-        assert left_in(tmp_path) <= {PART, f"{PART}.json"}
+        # The lock is there while another process downloads.
+        assert left_in(tmp_path) <= {PART, f"{PART}.json", f"{PART}.lock"}
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -505,7 +506,8 @@ def test_a_killed_or_interrupted_download_goes_on_where_it_was(
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert err.splitlines()[-1] == "interrupted"
-    assert left_in(tmp_path) == {PART, f"{PART}.json"}
+    # Only a process that ends by itself removes its lock's file.
+    assert left_in(tmp_path) - {f"{PART}.lock"} == {PART, f"{PART}.json"}
     fetched_bytes = (tmp_path / PART).stat().st_size
     server.seconds = 0
     again = start(server, tmp_path)

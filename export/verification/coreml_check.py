@@ -1,7 +1,8 @@
-"""Graphs for CoreML, and a check of every node against what its provider takes.
+"""Check every node of a graph against the conditions of ONNX Runtime's CoreML provider.
 
-The provider wants fixed shapes and plain operators; what it does not take, it leaves to the CPU
-without a word. Whether Core ML then computes what it took rightly, only a Mac can tell.
+The provider needs fixed shapes and standard operators. A node that it refuses runs on the CPU, and
+ONNX Runtime does not report that. Whether Core ML computes the accepted nodes correctly can be
+tested on a Mac only.
 """
 
 from collections import Counter
@@ -16,19 +17,19 @@ from onnx import defs, helper, shape_inference
 from fastvlm_onnx.export.verification.coreml_operators import Node, Tensor, refusal
 from fastvlm_onnx.package import read_manifest
 
-# Larger initializers are weights: only their types and shapes count.
+# Larger initializers are weights. Shape inference does not read their values, so these are dropped.
 SMALL_BYTES: Final = 1024
 
 
 @dataclass(frozen=True)
-class Share:
-    """How much of one graph CoreML would take.
+class Coverage:
+    """The number of a graph's nodes that CoreML would run.
 
     Attributes:
-        file: its name in the package.
-        nodes: how many it has.
-        refused: a reason, with the operator it is about, and how many nodes it holds for. Without
-            any, the whole graph is one part.
+        file: the graph's file name in the package.
+        nodes: the number of nodes in the graph.
+        refused: the number of refused nodes for each operator and reason. When it is empty, CoreML
+            runs the whole graph as one part.
     """
 
     file: str
@@ -37,11 +38,15 @@ class Share:
 
     @property
     def taken(self) -> int:
+        """The number of nodes that CoreML would run."""
         return self.nodes - sum(self.refused.values())
 
 
-def check_package(folder: Path) -> list[Share]:
-    """Hold the vision encoders and projectors of all variants against CoreML's operators.
+def check_package(folder: Path) -> list[Coverage]:
+    """Check the vision encoders and projectors of all variants.
+
+    Args:
+        folder: an exported package.
 
     Raises:
         PackageError: the folder is no package.
@@ -51,8 +56,8 @@ def check_package(folder: Path) -> list[Share]:
     return [check_graph(folder / file) for file in dict.fromkeys(files)]
 
 
-def check_graph(path: Path) -> Share:
-    """Hold every node of one graph against CoreML's operators."""
+def check_graph(path: Path) -> Coverage:
+    """Check every node of one graph file."""
     model = onnx.load(path, load_external_data=False)
     for initializer in model.graph.initializer:
         if len(initializer.raw_data) > SMALL_BYTES:
@@ -62,7 +67,7 @@ def check_graph(path: Path) -> Share:
     for node in _nodes(model):
         if reason := refusal(node):
             refused[f"{node.op_type}: {reason}"] += 1
-    return Share(path.name, len(model.graph.node), dict(refused.most_common()))
+    return Coverage(path.name, len(model.graph.node), dict(refused.most_common()))
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -71,37 +76,40 @@ def check_graph(path: Path) -> Share:
 def _nodes(model: onnx.ModelProto) -> Iterator[Node]:
     graph = model.graph
     opsets = {opset.domain: opset.version for opset in model.opset_import}
-    fed = {value.name for value in graph.input}
+    graph_inputs = {value.name for value in graph.input}
     tensors = {
-        value.name: _described(value) for value in (*graph.input, *graph.value_info, *graph.output)
+        value.name: _read_tensor(value)
+        for value in (*graph.input, *graph.value_info, *graph.output)
     } | {
         tensor.name: Tensor(
             onnx.TensorProto.DataType.Name(tensor.data_type),
             tuple(tensor.dims),
-            tensor.name not in fed,
+            tensor.name not in graph_inputs,
         )
         for tensor in graph.initializer
     }
     unknown = Tensor(None, None)
 
-    def named(name: str) -> Tensor | None:
+    def tensor_of(name: str) -> Tensor | None:
         return tensors.get(name, unknown) if name else None
 
     for node in graph.node:
-        # Operators that onnx does not know are com.microsoft's, which have one version.
+        # onnx has no schemas of com.microsoft's operators, whose version is always 1.
         known = defs.has(node.op_type, node.domain)
         yield Node(
-            node.op_type,
-            defs.get_schema(node.op_type, opsets[node.domain], node.domain).since_version
+            op_type=node.op_type,
+            since_version=defs.get_schema(
+                node.op_type, opsets[node.domain], node.domain
+            ).since_version
             if known
             else 1,
-            {a.name: _value(a) for a in node.attribute},
-            [named(name) for name in node.input],
-            [named(name) for name in node.output],
+            attributes={a.name: _value(a) for a in node.attribute},
+            inputs=[tensor_of(name) for name in node.input],
+            outputs=[tensor_of(name) for name in node.output],
         )
 
 
-def _described(value: onnx.ValueInfoProto) -> Tensor:
+def _read_tensor(value: onnx.ValueInfoProto) -> Tensor:
     kind = value.type.tensor_type
     shape = (
         tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim)

@@ -48,10 +48,10 @@ def folder(
 
 
 def test_every_node_is_taken(folder: Path) -> None:
-    shares = [share for share in check_package(folder) if ".coreml." in share.file]
-    assert len(shares) == 2
-    for share in shares:
-        assert share.taken == share.nodes > 0, share.refused
+    coverages = [c for c in check_package(folder) if ".coreml." in c.file]
+    assert len(coverages) == 2
+    for coverage in coverages:
+        assert coverage.taken == coverage.nodes > 0, coverage.refused
 
 
 def test_features_are_those_of_fp32(folder: Path, picture: Path) -> None:
@@ -104,8 +104,8 @@ def test_every_node_is_taken_as_onnx_runtime_rewrites_it(tmp_path: Path) -> None
         options.optimized_model_filepath = str(tmp_path / "seen.onnx")
         onnxruntime.InferenceSession(written, options)
         for path in (written, tmp_path / "seen.onnx"):
-            share = check_graph(path)
-            assert share.taken == share.nodes, share.refused
+            coverage = check_graph(path)
+            assert coverage.taken == coverage.nodes, coverage.refused
 
 
 def test_the_target_names_the_variant(tmp_path: Path) -> None:

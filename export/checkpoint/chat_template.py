@@ -1,4 +1,4 @@
-"""A checkpoint's own chat template -> the text before the image, before and after the prompt."""
+"""Render a checkpoint's chat template once, and cut it where the image and the prompt belong."""
 
 from datetime import datetime
 from pathlib import Path
@@ -12,19 +12,26 @@ from fastvlm_onnx.export.disk.json_files import read_json
 from fastvlm_onnx.names import IMAGE_TOKEN
 from fastvlm_onnx.package import PromptFormat
 
-# Words that no template holds: where they come out is where the user's words go.
+# No template contains this text, so its place in the output is the place of the user's prompt.
 _QUESTION = "⟪the question⟫"
 
 
 def read_chat_template(folder: Path) -> PromptFormat | None:
-    """One turn with one image, as the template renders it; None where there is no template.
+    """Render one turn with one image.
 
-    Looked for where transformers looks: chat_template.jinja, chat_template.json,
+    The files are searched in transformers' order: chat_template.jinja, chat_template.json,
     tokenizer_config.json.
+
+    Args:
+        folder: a checkpoint.
+
+    Returns:
+        The text before the image, before the prompt and after the prompt; None if no file holds a
+        template.
 
     Raises:
         CheckpointError: the template cannot be rendered.
-        UnsupportedError: it does not place one image before the user's words.
+        UnsupportedError: the template does not place exactly one image before the prompt.
     """
     path = folder / "chat_template.jinja"
     template: Any = None
@@ -48,14 +55,15 @@ def read_chat_template(folder: Path) -> PromptFormat | None:
 
 def _render(template: Any, path: Path) -> str:
     content = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
-    # The settings and names that transformers gives a template; sandboxed, being others' code.
+    # transformers gives a template these settings and this function. The sandbox is needed because
+    # a template is code of the checkpoint's author.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(template).render(
             messages=[{"role": "user", "content": content}], add_generation_prompt=True
         )
-    # A template may also trip over Python's own errors, being handed texts and lists.
+    # A template works on Python objects, so it can also raise Python's own errors.
     except (TemplateError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: the chat template cannot be rendered ({error}); expected a Jinja template."

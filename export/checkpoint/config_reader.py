@@ -1,4 +1,4 @@
-"""config.json's fields and the tensors' shapes -> FastVLMConfig; what is not built is refused."""
+"""Read FastVLMConfig from config.json and the shapes of tensors; refuse unbuilt configurations."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastvlm_onnx.export.architecture.tensor_names import EMBED_TOKENS, LM_HEAD,
 from fastvlm_onnx.export.checkpoint.layouts import check_built
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, are_equal
 
-# config.json fields that would change the computation, and the only values that are built.
+# Fields of config.json that change the computation, with the values that are built.
 BUILT_VALUES: Mapping[str, tuple[Any, ...]] = {
     "mm_projector_type": ("mlp2x_gelu",),
     "image_aspect_ratio": ("pad",),
@@ -121,7 +121,7 @@ def _check_rows(tensors: Mapping[str, LazyArray], vocab_size: int, path: Path) -
 
 
 def _rope_theta(fields: Mapping[str, Any], path: Path) -> float:
-    """`rope_theta`, or where transformers 5 writes it, `rope_parameters.rope_theta`."""
+    """Read `rope_theta`, or `rope_parameters.rope_theta`, which transformers 5 writes."""
     parameters = fields.get("rope_parameters") or {}
     if parameters.get("rope_type", "default") != "default":
         raise UnsupportedError(
@@ -137,7 +137,7 @@ def _rope_theta(fields: Mapping[str, Any], path: Path) -> float:
 def _read_vision_config(
     fields: Mapping[str, Any], tensors: Mapping[str, LazyArray], path: Path
 ) -> VisionConfig:
-    """Widths and depths from the tensors; the image size from the tower's name."""
+    """Read widths and depths from the tensors, and the image size from the tower's name."""
     tower = str(fields.get("mm_vision_tower"))
     size = tower.rsplit("_", 1)[-1]
     if not tower.startswith("mobileclip_l_") or not size.isdigit():
@@ -154,7 +154,7 @@ def _read_vision_config(
             )
         return tensors[VISION_PREFIX + name].shape
 
-    stages = (0, 2, 4, 7, 10)  # the others are downsamples and position encodings
+    stages = (0, 2, 4, 7, 10)  # other places hold downsamples and position encodings
     depths = []
     for stage in stages:
         prefix = f"{VISION_PREFIX}network.{stage}."
@@ -172,7 +172,7 @@ def _read_vision_config(
 
 
 def check_image_size(size: int) -> None:
-    """Raise UnsupportedError unless `size` can be the side of the vision encoder's input."""
+    """Raise UnsupportedError unless an image of `size` x `size` pixels can be encoded."""
     if size <= 0 or size % VISION_PATCH_SIZE or size > 4096:
         raise UnsupportedError(
             f"image size {size} is not built; expected a multiple of {VISION_PATCH_SIZE} "

@@ -26,8 +26,8 @@ from fastvlm_onnx.names import BATCH_SIZE
 #
 #     image row     -3  -2  -1   0   1   2   3   4   5   6   7
 #     mask channel   1   1   1   0   0   0   0   0   0   0   0
-#     conv 1 row     |___-1___|___ 0___|___ 1___|___ 2___|___ 3___|
-#     conv 2 row         |_______ 0________|_______ 1________|
+#     conv 1 row     |__-1___|___0___|___1___|___2___|___3___|
+#     conv 2 row         |_______0_______|_______1_______|
 #
 # A strip reads HALO_ROWS above its own rows and none below. In the first strip the halo is outside
 # the image. There, convolution 2 must read zeros, and convolution 1 alone would give its bias. The
@@ -42,14 +42,14 @@ MASK_WEIGHT: Final = -1e6
 class Stem(nn.Module):
     """Three convolutions that quarter the sides of the image, with a GELU after each.
 
-    A full, a depthwise and a pointwise convolution. The output of the first is by far the largest
-    tensor of the network, so all three are computed in strips of image rows.
+    They are a full, a depthwise and a pointwise convolution. The output of the first is by far the
+    largest tensor of the network, so all three are computed in strips of image rows.
     """
 
     def __init__(self, weights: Weights, width: int, image_size: int) -> None:
         super().__init__()
         self.width, self.image_size = width, image_size
-        # Two rows of the first convolution's output, for each row of the last one's.
+        # One row of the last output needs two rows of the first convolution's output.
         row_bytes = width * 4 * image_size
         self.strips = fewest_parts(image_size // 4, row_bytes)
         full, depthwise = weights / "0.reparam_conv", weights / "1.reparam_conv"

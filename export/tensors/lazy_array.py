@@ -1,6 +1,6 @@
-"""A checkpoint's tensors, handed out by name, none of them read before it is used.
+"""Arrays that are read when they are used, and the changes that are made to them on the way.
 
-Nothing here knows of files, graphs or torch.
+Files, graphs and torch are not known here.
 """
 
 import math
@@ -14,19 +14,19 @@ from fastvlm_onnx.errors import CheckpointError
 
 FloatArray = NDArray[np.float32]
 
-# What is read of a large matrix at a time, where its rows can be read one by one.
+# The size of the pieces in which a large matrix is read, if its rows can be read separately.
 CHUNK_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
 class LazyArray:
-    """A float32 array that is computed each time it is read, and kept by nobody.
+    """An array that is computed each time it is read, and never stored here.
 
     Attributes:
-        shape: of the whole array.
+        shape: the shape of the whole array.
         read: computes the whole array.
-        read_rows: computes rows start to stop (of the first axis) without the others; None where
-            they cannot be had alone.
+        read_rows: computes rows start to stop (of the first axis) only; None if rows cannot be
+            computed separately.
     """
 
     shape: tuple[int, ...]
@@ -34,11 +34,11 @@ class LazyArray:
     read_rows: Callable[[int, int], FloatArray] | None = None
 
     def then(self, change: Callable[[FloatArray], FloatArray], *shape: int) -> "LazyArray":
-        """The same array after `change`, which gives an array of `shape`."""
+        """Return the array after `change`, whose result has the shape `shape`."""
         return LazyArray(shape, lambda: change(self.read()))
 
     def each_row(self, change: Callable[[FloatArray, slice], FloatArray]) -> "LazyArray":
-        """The same array after `change(rows, which)`, which treats each row by itself."""
+        """Return the array after `change(rows, which)`, which must change every row separately."""
         read, read_rows = self.read, self.read_rows
         return LazyArray(
             self.shape,
@@ -47,7 +47,7 @@ class LazyArray:
         )
 
     def first_rows(self, count: int) -> "LazyArray":
-        """The array cut to its first `count` rows."""
+        """Return the first `count` rows of the array."""
         read, read_rows = self.read, self.read_rows
         return LazyArray(
             (count, *self.shape[1:]),
@@ -56,7 +56,10 @@ class LazyArray:
         )
 
     def chunks(self) -> Iterator[FloatArray]:
-        """The array in pieces of whole rows, about CHUNK_BYTES each; in one where it must be."""
+        """Yield the array in pieces of rows, of about CHUNK_BYTES each.
+
+        Without `read_rows` the whole array is one piece.
+        """
         if self.read_rows is None or not self.shape:
             yield self.read()
             return
@@ -66,16 +69,17 @@ class LazyArray:
 
     @property
     def size_bytes(self) -> int:
+        """The size of the array in float32."""
         return 4 * math.prod(self.shape)
 
 
 def are_equal(a: LazyArray, b: LazyArray) -> bool:
-    """Whether two arrays of one shape hold the same values; stops at the first difference."""
+    """Return whether two arrays of the same shape are equal; stop at the first difference."""
     return all(np.array_equal(x, y) for x, y in zip(a.chunks(), b.chunks(), strict=True))
 
 
 def stacked(arrays: Sequence[LazyArray]) -> LazyArray:
-    """Arrays of equal width one below the other: projections of one input as one product."""
+    """Concatenate arrays along their first axis: weights that read one input become one product."""
     rows = sum(array.shape[0] for array in arrays)
     return LazyArray(
         (rows, *arrays[0].shape[1:]), lambda: np.concatenate([array.read() for array in arrays])
@@ -83,21 +87,21 @@ def stacked(arrays: Sequence[LazyArray]) -> LazyArray:
 
 
 def transposed(array: LazyArray) -> LazyArray:
-    """torch's Linear weight [out, in] as MatMul's [in, out]."""
+    """Transpose torch's Linear weight [out, in] to MatMul's [in, out]."""
     return array.then(lambda a: a.T, *reversed(array.shape))
 
 
 def scaled_rows(array: LazyArray, scale: LazyArray) -> LazyArray:
-    """`array` with its first axis multiplied by a layer_scale of shape (C, 1, 1)."""
+    """Multiply the first axis of `array` by a layer_scale of shape [C, 1, 1]."""
     ones = (1,) * (len(array.shape) - 1)
     return array.each_row(lambda a, which: a * scale.read()[which].reshape(-1, *ones))
 
 
 def check_finite(name: str, array: LazyArray) -> LazyArray:
-    """The array, which raises CheckpointError when it is read and holds NaN or infinity."""
+    """Return the array; reading it raises CheckpointError if it holds NaN or infinity."""
 
     def check(values: FloatArray, _: slice) -> FloatArray:
-        # The sum is finite unless a value is not, or the sum itself overflows: cheap to ask first.
+        # Fast path: a finite sum proves that all values are finite.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(values.sum())
         if suspicious and (bad := int(values.size - np.isfinite(values).sum())):

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors by name, with the record of which were used."""
+"""A checkpoint's tensors by name, with a record of the tensors that were used."""
 
 from collections.abc import Mapping
 
@@ -7,9 +7,9 @@ from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 
 
 class Weights:
-    """A checkpoint's tensors, handed out by name; remembers which were asked for.
+    """A checkpoint's tensors, taken by name and shape.
 
-    `weights / "network.0"` is the same checkpoint seen from that prefix.
+    `weights / "network.0"` gives the same checkpoint, where names are relative to that prefix.
     """
 
     def __init__(
@@ -22,10 +22,10 @@ class Weights:
         return Weights(self._tensors, f"{self._prefix}{name}.", self._taken)
 
     def take(self, name: str, *shape: int) -> LazyArray:
-        """The tensor `name`, which must have this shape.
+        """Return the tensor `name`, which must have this shape, and record that it was used.
 
         Raises:
-            CheckpointError: there is no such tensor, or it has another shape.
+            CheckpointError: the tensor is missing or has another shape.
         """
         full_name = self._prefix + name
         if full_name not in self._tensors:
@@ -43,17 +43,17 @@ class Weights:
         return tensor
 
     def rows_of(self, name: str) -> int:
-        """Length of a tensor's first axis; 0 when there is no such tensor."""
+        """Return the length of a tensor's first axis, or 0 if the tensor is missing."""
         tensor = self._tensors.get(self._prefix + name)
         return tensor.shape[0] if tensor else 0
 
     def check_all_taken(self) -> None:
-        """Raise CheckpointError, naming them, if tensors were left over that mean something."""
+        """Raise CheckpointError if a tensor that affects the answer was not used; name it."""
         surplus = sorted(
             name
             for name in self._tensors.keys() - self._taken
-            # predict.py computes the classification head and throws its result away; the
-            # counters matter to training only.
+            # predict.py computes the classification head and discards its result. The counters
+            # affect training only.
             if not name.endswith((".head.proj", ".num_batches_tracked"))
         )
         if surplus:

@@ -32,7 +32,7 @@ def small_language() -> LanguageSize:
 
 @pytest.fixture(scope="session")
 def demo_vision() -> dict[str, tuple[int, ...]]:
-    """Shapes of the miniature vision encoder: the whole architecture at little cost."""
+    """Shapes of the miniature vision encoder, which has the whole architecture."""
     tensors = open_checkpoint("demo").tensors
     return {
         name.removeprefix(VISION_PREFIX): tensor.shape

@@ -1,4 +1,4 @@
-"""What export reads: every misfit is named, nothing is guessed, nothing is read before its use."""
+"""Reading of checkpoints: errors name every mismatch, and tensors are read when they are used."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ VISION = "model.vision_tower.vision_tower.model."
 
 
 def refusal(checkpoint: Path, error: type[CheckpointError] = CheckpointError) -> str:
-    """The one line of a failed export, which must leave nothing behind."""
+    """Return the one line of a refused export, which must leave no file behind."""
     destination = checkpoint.parent / "refused-onnx"
     before = set(checkpoint.parent.iterdir())
     with pytest.raises(error) as caught:
@@ -35,7 +35,7 @@ def refusal(checkpoint: Path, error: type[CheckpointError] = CheckpointError) ->
 # --- sizes ---------------------------------------------------------------------------------------
 
 
-def test_sizes_are_read_off_the_tensors_and_the_config(checkpoint: Path) -> None:
+def test_sizes_are_read_from_the_tensors_and_the_config(checkpoint: Path) -> None:
     config = open_checkpoint(checkpoint).config
     assert config.vision.widths == (16, 32, 64, 128, 256)
     assert config.vision.depths == (1, 2, 4, 3, 2)
@@ -50,7 +50,7 @@ def test_the_context_ends_where_predict_py_cuts_a_prompt(checkpoint: Path) -> No
     assert open_checkpoint(checkpoint).config.decoder.max_position_embeddings == 8192
 
 
-def test_a_head_of_its_own_is_used_whatever_the_config_says(
+def test_an_untied_lm_head_is_used_whatever_the_config_says(
     checkpoint: Path, edit_json: Edit, edit_tensors: EditTensors
 ) -> None:
     edit_json(checkpoint / "config.json", lambda c: c.update(tie_word_embeddings=True))
@@ -77,7 +77,7 @@ def test_tensors_are_read_when_they_are_needed_and_not_kept() -> None:
 # --- tensors -------------------------------------------------------------------------------------
 
 
-def test_the_unused_head_and_the_counters_are_left_out(checkpoint: Path) -> None:
+def test_the_classification_head_and_the_counters_are_not_exported(checkpoint: Path) -> None:
     names = open_checkpoint(checkpoint).tensors
     assert f"{VISION}head.proj" in names
     assert any(name.endswith("num_batches_tracked") for name in names)
@@ -202,13 +202,13 @@ def test_a_checkpoint_without_any_tokenizer_is_refused(checkpoint: Path) -> None
     assert "vocab.json" in refusal(checkpoint)
 
 
-def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     assert "found no config.json" in refusal(folder)
 
 
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
     assert "absent: no such folder" in refusal(tmp_path / "absent")
 
 
@@ -253,7 +253,7 @@ def test_a_configuration_that_is_not_built_is_named_with_its_value(
         ("eos_token_id", 429),
     ],
 )
-def test_a_field_that_makes_no_sense_is_named_with_its_value(
+def test_an_invalid_field_is_named_with_its_value(
     checkpoint: Path, edit_json: Edit, field: str, value: object
 ) -> None:
     edit_json(checkpoint / "config.json", lambda c: c.update({field: value}))
@@ -261,7 +261,7 @@ def test_a_field_that_makes_no_sense_is_named_with_its_value(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null"])
-def test_a_config_that_is_no_object(checkpoint: Path, text: str) -> None:
+def test_a_config_that_is_no_json_object_is_refused(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text)
     assert "config.json" in refusal(checkpoint)
 

@@ -1,4 +1,4 @@
-"""Apple's archives over a network that fails: nothing half-fetched is ever taken for whole."""
+"""Downloads of Apple's archives over a failing network: a part is never taken for a checkpoint."""
 
 import shutil
 import signal
@@ -52,7 +52,7 @@ def fetched(tmp_path: Path, server: ArchiveServer) -> Download:
 
 @pytest.fixture
 def refusal(fetched: Download, tmp_path: Path) -> Callable[..., str]:
-    """The one line that a download ends with; no checkpoint is there then."""
+    """Return the one line of a refused download, which leaves no checkpoint behind."""
 
     def run(kind: type[FastVLMError] = CheckpointError, **options: object) -> str:
         with pytest.raises(kind) as caught:
@@ -65,7 +65,7 @@ def refusal(fetched: Download, tmp_path: Path) -> Callable[..., str]:
     return run
 
 
-# --- the way it should go ------------------------------------------------------------------------
+# --- downloads that succeed ----------------------------------------------------------------------
 
 
 def test_a_download_is_the_checkpoint_and_nothing_else(
@@ -85,7 +85,7 @@ def test_a_download_is_the_checkpoint_and_nothing_else(
     assert (out, err) == ("", "")
 
 
-def test_what_is_there_already_is_not_downloaded_again(
+def test_a_whole_checkpoint_is_not_downloaded_again(
     fetched: Download, server: ArchiveServer
 ) -> None:
     fetched()
@@ -110,7 +110,7 @@ def test_the_download_and_its_zip_export_to_the_same_bytes_as_the_folder(
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b") == files_of(tmp_path / "c")
 
 
-def test_a_size_means_the_folder_here_or_the_one_in_the_user_s_data(
+def test_a_size_is_looked_for_here_then_in_the_user_s_data(
     server: ArchiveServer,
     user_folder: Path,
     tmp_path: Path,
@@ -148,7 +148,7 @@ def test_the_export_command_names_the_licence_as_a_download_begins(
 def test_a_checkpoint_is_found_whole_without_reading_its_tensors(
     checkpoint: Path, edit_tensors: Callable
 ) -> None:
-    # Whoever compares the two matrices reads a NaN, which is refused.
+    # A comparison of the two matrices would read a NaN, which is refused.
     def store_nan_twice(tensors: dict[str, np.ndarray]) -> None:
         tensors["model.embed_tokens.weight"][0, 0] = np.nan
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
@@ -167,23 +167,23 @@ def test_a_checkpoint_with_a_cut_file_is_not_whole(checkpoint: Path, name: str) 
     assert not is_whole_checkpoint(checkpoint)
 
 
-# --- networks and servers that fail --------------------------------------------------------------
+# --- failing networks and servers ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_etag", [True, False], ids=["ETag", "Last-Modified"])
-def test_a_cut_download_goes_on_where_it_was_cut(
+def test_a_cut_download_is_continued(
     fetched: Download, server: ArchiveServer, archive: bytes, with_etag: bool
 ) -> None:
     if not with_etag:
         server.etag, server.modified = 'W/"weak"', "Mon, 05 May 2025 10:00:00 GMT"
-    # More cuts than tries: each brings the file further.
+    # There are more cuts than pauses, but the file grows with every try.
     server.cuts = [1_000_000] * 4
     assert open_checkpoint(fetched())
     assert server.ranges == [None, *(f"bytes={n}000000-" for n in range(1, 5))]
     assert server.sent_bytes == len(archive)
 
 
-def test_a_later_run_goes_on_from_an_earlier_one(
+def test_a_later_run_continues_an_earlier_download(
     fetched: Download, refusal: Callable, server: ArchiveServer, tmp_path: Path, archive: bytes
 ) -> None:
     server.cuts = [1_000_000]
@@ -201,7 +201,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(
     assert open_checkpoint(fetched())
 
 
-def test_a_server_that_always_cuts_and_ignores_ranges_comes_to_an_end(
+def test_tries_end_with_a_server_that_always_cuts_and_ignores_ranges(
     refusal: Callable, server: ArchiveServer
 ) -> None:
     server.cuts, server.ignores_ranges, server.for_good = [1_000_000], True, True
@@ -209,14 +209,16 @@ def test_a_server_that_always_cuts_and_ignores_ranges_comes_to_an_end(
     assert len(server.ranges) == 3
 
 
-def test_without_etag_and_date_nothing_is_resumed(fetched: Download, server: ArchiveServer) -> None:
+def test_a_download_without_etag_and_date_starts_again(
+    fetched: Download, server: ArchiveServer
+) -> None:
     server.etag, server.cuts = None, [1_000_000]
     assert open_checkpoint(fetched())
     assert server.ranges == [None, None]
 
 
 @pytest.mark.parametrize("ignores_if_range", [False, True])
-def test_a_file_that_changed_between_two_tries_is_not_spliced(
+def test_a_file_that_changed_between_two_tries_is_downloaded_anew(
     fetched: Download,
     refusal: Callable,
     server: ArchiveServer,
@@ -231,7 +233,7 @@ def test_a_file_that_changed_between_two_tries_is_not_spliced(
     assert files_of(fetched())["new.txt"] == b"new"
 
 
-def test_a_file_that_changed_at_the_same_length_is_not_spliced(
+def test_a_file_that_changed_at_the_same_length_is_downloaded_anew(
     fetched: Download, refusal: Callable, server: ArchiveServer, demo_checkpoint: Path
 ) -> None:
     files = {f"{NAME}/{p.name}": p.read_bytes() for p in demo_checkpoint.iterdir()}
@@ -243,7 +245,7 @@ def test_a_file_that_changed_at_the_same_length_is_not_spliced(
     assert files_of(fetched())["a.txt"] == b"new"
 
 
-def test_a_file_that_became_shorter_is_fetched_anew(
+def test_a_file_that_became_shorter_is_downloaded_anew(
     fetched: Download, refusal: Callable, server: ArchiveServer, archive: bytes
 ) -> None:
     server.content, server.cuts = archive + bytes(1000), [len(archive) + 500]
@@ -261,7 +263,7 @@ def test_a_part_of_another_total_is_not_appended(
     assert left_in(tmp_path) == set()
 
 
-def test_a_connection_that_falls_silent_is_given_up_and_resumed(
+def test_a_silent_connection_is_closed_and_the_download_continued(
     fetched: Download, server: ArchiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_resume, "TIMEOUT_SECONDS", 0.2)
@@ -271,14 +273,14 @@ def test_a_connection_that_falls_silent_is_given_up_and_resumed(
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_server_that_fails_once_is_asked_again(
+def test_a_request_is_repeated_after_a_server_error(
     fetched: Download, server: ArchiveServer, status: int
 ) -> None:
     server.statuses = [status]
     assert open_checkpoint(fetched())
 
 
-def test_a_server_that_fails_forever_is_said(
+def test_a_server_that_always_fails_is_reported(
     refusal: Callable, server: ArchiveServer, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     server.statuses, server.for_good = [500], True
@@ -291,7 +293,7 @@ def test_a_server_that_fails_forever_is_said(
 
 
 @pytest.mark.parametrize("status", [404, 403, 410])
-def test_an_archive_that_is_not_there_is_asked_for_once(
+def test_a_missing_archive_is_requested_once(
     refusal: Callable, server: ArchiveServer, tmp_path: Path, status: int
 ) -> None:
     server.statuses = [status]
@@ -300,16 +302,16 @@ def test_an_archive_that_is_not_there_is_asked_for_once(
     assert left_in(tmp_path) == set()
 
 
-def test_a_server_that_is_not_there_is_said(refusal: Callable) -> None:
+def test_an_unreachable_server_is_reported(refusal: Callable) -> None:
     assert "cannot be reached" in refusal(base_url="http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize("address", ["file:///etc", "http://", "http://[", "http://host:port", ""])
-def test_an_address_that_is_none_is_refused(refusal: Callable, address: str) -> None:
+def test_an_invalid_address_is_refused(refusal: Callable, address: str) -> None:
     assert "base URL" in refusal(InputError, base_url=address)
 
 
-def test_a_length_beyond_the_file_is_never_whole(
+def test_a_content_length_beyond_the_file_is_refused(
     refusal: Callable, server: ArchiveServer, archive: bytes
 ) -> None:
     server.length = len(archive) + 10
@@ -317,7 +319,7 @@ def test_a_length_beyond_the_file_is_never_whole(
     refusal()
 
 
-def test_a_length_short_of_the_file_is_never_whole(
+def test_a_content_length_short_of_the_file_is_refused(
     refusal: Callable, server: ArchiveServer, archive: bytes, tmp_path: Path
 ) -> None:
     server.length = len(archive) - 10
@@ -332,7 +334,7 @@ def test_a_server_that_states_no_length_is_refused(
     assert "expected a file of a stated length" in refusal()
 
 
-def test_a_log_in_page_costs_nothing_of_what_was_fetched(
+def test_a_log_in_page_does_not_replace_the_part(
     fetched: Download, refusal: Callable, server: ArchiveServer, archive: bytes, tmp_path: Path
 ) -> None:
     server.cuts = [1_000_000]
@@ -344,7 +346,7 @@ def test_a_log_in_page_costs_nothing_of_what_was_fetched(
     assert server.ranges[-1] == "bytes=1000000-"
 
 
-def test_two_processes_do_not_fill_one_part(
+def test_a_part_is_written_by_one_process_at_a_time(
     fetched: Download, refusal: Callable, server: ArchiveServer
 ) -> None:
     server.seconds = 0.02
@@ -357,11 +359,11 @@ def test_two_processes_do_not_fill_one_part(
     first.join()
 
 
-# --- archives that are damaged or hostile --------------------------------------------------------
+# --- damaged and hostile archives ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
-def test_a_damaged_archive_is_refused_and_fetched_anew(
+def test_a_damaged_archive_is_refused_and_downloaded_anew(
     fetched: Download,
     refusal: Callable,
     server: ArchiveServer,
@@ -397,7 +399,7 @@ def test_a_full_disk_is_noticed_before_the_download(
     assert len(server.ranges) == 1
 
 
-def test_a_disk_too_full_to_unpack_keeps_what_was_fetched(
+def test_a_disk_too_full_to_unpack_keeps_the_part(
     fetched: Download,
     refusal: Callable,
     server: ArchiveServer,
@@ -405,7 +407,7 @@ def test_a_disk_too_full_to_unpack_keeps_what_was_fetched(
     monkeypatch: pytest.MonkeyPatch,
     demo_checkpoint: Path,
 ) -> None:
-    # The archive and as much again fit, and what it unpacks to does not.
+    # The disk has room for twice the archive, and not for the unpacked files.
     files = {f"{NAME}/{p.name}": p.read_bytes() for p in demo_checkpoint.iterdir()}
     server.content = zip_of(files | {f"{NAME}/zeros": bytes(30_000_000)})
     free = 2 * len(server.content)
@@ -416,7 +418,7 @@ def test_a_disk_too_full_to_unpack_keeps_what_was_fetched(
     assert len(server.ranges) == 1
 
 
-def test_what_is_there_and_no_checkpoint_is_never_replaced(
+def test_a_destination_with_other_files_is_never_replaced(
     fetched: Download, server: ArchiveServer, tmp_path: Path
 ) -> None:
     destination = tmp_path / NAME
@@ -436,14 +438,16 @@ def test_what_is_there_and_no_checkpoint_is_never_replaced(
     assert server.ranges == []
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, server: ArchiveServer) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, server: ArchiveServer) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PackageError, match="could not be written"):
         download_checkpoint("0.5b", 3, tmp_path / "file" / NAME, base_url=server.address)
 
 
 @pytest.mark.parametrize(("size", "stage"), [("3b", 3), ("0.5b", 1), ("../x", 2)])
-def test_only_apple_s_six_are_known(tmp_path: Path, size: str, stage: int) -> None:
+def test_only_apple_s_six_checkpoints_can_be_downloaded(
+    tmp_path: Path, size: str, stage: int
+) -> None:
     with pytest.raises(InputError, match="expected"):
         download_checkpoint(size, stage, tmp_path / NAME)
 
@@ -459,7 +463,7 @@ def start(server: ArchiveServer, folder: Path, *options: str) -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests may have it ignored.
+        # The process that runs the tests may ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
@@ -470,7 +474,7 @@ def wait_for_bytes(server: ArchiveServer, process: subprocess.Popen[str], part: 
     assert process.poll() is None
 
 
-def test_the_command_says_what_to_type_next(server: ArchiveServer, tmp_path: Path) -> None:
+def test_the_download_command_names_the_next_command(server: ArchiveServer, tmp_path: Path) -> None:
     first = start(server, tmp_path)
     out, err = first.communicate()
     assert (first.returncode, out) == (0, "")
@@ -482,7 +486,7 @@ def test_the_command_says_what_to_type_next(server: ArchiveServer, tmp_path: Pat
     assert err.splitlines() == [f"{NAME} is there already and whole", next_line]
 
 
-def test_the_command_says_what_is_missing_in_one_line(
+def test_the_download_command_reports_a_missing_archive_in_one_line(
     server: ArchiveServer, tmp_path: Path
 ) -> None:
     process = start(server, tmp_path, "--stage", "2", "-o", "mine")
@@ -495,7 +499,7 @@ def test_the_command_says_what_is_missing_in_one_line(
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_or_interrupted_download_goes_on_where_it_was(
+def test_a_killed_or_interrupted_download_is_continued(
     server: ArchiveServer, tmp_path: Path, how: signal.Signals, demo_checkpoint: Path
 ) -> None:
     server.seconds = 0.03
@@ -506,7 +510,7 @@ def test_a_killed_or_interrupted_download_goes_on_where_it_was(
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert err.splitlines()[-1] == "interrupted"
-    # Only a process that ends by itself removes its lock's file.
+    # A killed process leaves the file of its lock behind.
     assert left_in(tmp_path) - {f"{PART}.lock"} == {PART, f"{PART}.json"}
     fetched_bytes = (tmp_path / PART).stat().st_size
     server.seconds = 0

@@ -283,7 +283,7 @@ def test_ids_are_qwen2_s_where_special_tokens_are_text(
         assert tokenizer.encode(text) == ids == slow.encode(text, as_text=special), ascii(text)
 
 
-def test_marks_are_composed_before_special_tokens_are_found(
+def test_combining_marks_are_composed_before_special_tokens_are_found(
     tokenizer: TextTokenizer, slow: SlowQwen2
 ) -> None:
     # As in predict.py: the mark makes another character of the last one, and no token is left.

@@ -1,4 +1,4 @@
-"""int8 products give numpy's integers on every processor, and the graphs let them.
+"""int8 products give numpy's integers on every processor, in every graph.
 
 A processor with AVX2 and without VNNI saturates where products read int8 weights (`runtime/
 saturation.py`). Where this machine is no such processor, QEMU stands for it.
@@ -298,7 +298,7 @@ def test_every_quantised_block_gives_numpys_integers_on_avx2(blocks: Path) -> No
 
 
 @needs_qemu
-def test_the_emulated_processor_saturates(
+def test_int8_products_saturate_on_the_emulated_processor(
     blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the probe's verdict the same blocks are wrong there: the test above can fail."""

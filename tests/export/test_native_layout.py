@@ -1,4 +1,4 @@
-"""transformers' own layout (`fast_vlm`): other names, other fields, the same model."""
+"""transformers' own layout (`fast_vlm`): other names and fields give the same model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def native(checkpoint: Path) -> Path:
     return folder
 
 
-def test_the_same_model_comes_out(native: Path, checkpoint: Path) -> None:
+def test_both_layouts_give_the_same_model(native: Path, checkpoint: Path) -> None:
     found, expected = open_checkpoint(native), open_checkpoint(checkpoint)
     assert found.config.vision == expected.config.vision
     assert found.config.decoder.vocab_size == 429  # neither <image> nor the rows behind it
@@ -40,7 +40,7 @@ def test_the_same_model_comes_out(native: Path, checkpoint: Path) -> None:
         np.testing.assert_array_equal(values, other, err_msg=name)
 
 
-def test_the_package_is_the_same_but_for_its_name_and_context(
+def test_both_layouts_give_the_same_weights_and_answers(
     tmp_path: Path, demo_checkpoint: Path, questions: dict, picture: Path
 ) -> None:
     write_native_checkpoint(demo_checkpoint, tmp_path / "native")
@@ -92,9 +92,7 @@ def test_a_template_that_cannot_be_rendered_is_refused(native: Path, template: s
         open_checkpoint(native)
 
 
-def test_apple_s_own_checkpoint_is_asked_as_predict_py_asks(
-    checkpoint: Path, edit_json: Edit
-) -> None:
+def test_apple_s_layout_ignores_a_chat_template(checkpoint: Path, edit_json: Edit) -> None:
     (checkpoint / "chat_template.jinja").write_text("something else")
     assert open_checkpoint(checkpoint).prompt == PROMPT
 
@@ -124,7 +122,7 @@ def test_a_configuration_that_is_not_built_is_named(
     assert not native.with_name("onnx").exists()
 
 
-def test_other_rotations_are_refused(native: Path, edit_json: Edit) -> None:
+def test_another_rope_type_is_refused(native: Path, edit_json: Edit) -> None:
     edit_json(
         native / "config.json",
         lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn"),

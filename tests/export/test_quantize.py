@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: as close as they can be, and as MatMulNBits reads them."""
+"""Weights in 8 and 4 bits: their error is small, and MatMulNBits reads them."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def relative_error(found: FloatArray, expected: FloatArray) -> float:
 
 
 def rounded_to_nearest(weight: FloatArray, block_size: int) -> FloatArray:
-    """int4 with the largest value of a block at -8, and nothing searched."""
+    """int4 where the largest value of a block becomes -8, without a search for scales."""
     blocks = weight.reshape(-1, block_size)
     peaks = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
     scales = peaks / np.float32(-8)
@@ -79,7 +79,7 @@ def test_onnx_runtime_multiplies_with_the_dequantised_weights(bits: int, in_size
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_zero_stays_zero(bits: int) -> None:
+def test_zero_weights_stay_zero(bits: int) -> None:
     weight = draws("one-sided")
     weight[3] = 0
     weight[:, ::5] = 0

@@ -1,14 +1,15 @@
-"""What int4's choices cost: how scales are found, block size, zero points, and each kind of layer.
+"""Measure the choices of int4: search for scales, block size, zero points, and kinds of layers.
 
     python benchmarks/int4_choices.py -o docs/benchmarks    # about 15 minutes, 12 GB of disk
 
-The decoder alone: each trial is fed what fp32 is fed, image and tokens, on two checkpoints:
+Only the decoder is measured. Each trial gets the same image features and tokens as fp32, on two
+checkpoints:
 
-- the built-in model, whose weights are trained: held-out pictures, every step of fp32's answers;
-  it is so small that chance decides, so its channels are put into --draws other orders, which
-  changes nothing but the blocks, and figures are means over these;
-- a random one of the 0.5B's true size with outlier tokens (quantisation_error.py): one picture,
-  --steps greedy tokens.
+- The built-in model, whose weights are trained, with held-out pictures and every step of fp32's
+  answers. The model is so small that figures vary by chance. Its channels are therefore put into
+  --draws other orders, which changes the blocks only, and figures are means over these orders.
+- A random model of the 0.5B's size with outlier tokens (quantisation_error.py), with one picture
+  and --steps greedy tokens.
 """
 
 import argparse
@@ -74,12 +75,12 @@ BLOCK_SIZES = (32, 64, 128)
 LANGUAGE = ("model.embed_tokens.", "model.layers.", "model.norm.")
 
 
-# --- what is asked -------------------------------------------------------------------------------
+# --- prompts and checkpoints ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt's inputs_embeds, fp32's tokens, and its logits before each."""
+    """The inputs_embeds of a prompt, and the tokens and logits of the answer of fp32."""
 
     inputs_embeds: FloatArray
     tokens: list[int]
@@ -88,7 +89,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Draw:
-    """A decoder's tensors, with the channels of the residual stream in this order."""
+    """A decoder's tensors, and the order of the channels of the residual stream."""
 
     tensors: Mapping[str, LazyArray]
     order: NDArray[np.intp]
@@ -96,12 +97,15 @@ class Draw:
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint, and what its fp32 decoder answers.
+    """A checkpoint, and the answers of its fp32 decoder.
 
     Attributes:
-        name: for people.
-        embed_tokens: fp32's, for every trial.
-        draws: the same decoder, each time in other blocks.
+        name: the heading of the results.
+        config: the decoder's sizes for the exporter.
+        decoder: the decoder's sizes for the runtime.
+        embed_tokens: the token embeddings of fp32, which every trial uses.
+        asked: prompts with fp32's answers.
+        draws: the same decoder with channels in several orders.
     """
 
     name: str
@@ -113,7 +117,7 @@ class Subject:
 
 
 def reordered(checkpoint: Checkpoint, seed: int) -> Draw:
-    """The channels of the residual stream, and those inside the MLPs, in another order."""
+    """Put the channels of the residual stream, and those inside the MLPs, into a random order."""
     rng, decoder = np.random.default_rng(seed), checkpoint.config.decoder
     order, inner = map(rng.permutation, (decoder.hidden_size, decoder.intermediate_size))
 
@@ -184,10 +188,13 @@ def subject(
 
 
 def open_decoder(
-    subject: Subject, draw: Draw, form: DecoderPrecision, threads: int
+    subject: Subject, draw: Draw, precision: DecoderPrecision, threads: int
 ) -> tuple[DecoderSession, int]:
-    """The decoder in this form, and the bytes of its weights."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(DECODER_PRECISIONS, trial=form):
+    """Open the decoder in a precision, and return the size of its weights in bytes."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(DECODER_PRECISIONS, trial=precision),
+    ):
         graph = build_decoder(Weights(draw.tensors), subject.config, "", "trial")
         initializers = graph.graph.initializers
         tensors = {
@@ -213,12 +220,14 @@ FIGURES = (
 )
 
 
-def figures(subject: Subject, make_form: Callable[[], DecoderPrecision], threads: int) -> list[str]:
-    """Cells under FIGURES, of a form that is made anew for each draw."""
+def figures(
+    subject: Subject, make_precision: Callable[[], DecoderPrecision], threads: int
+) -> list[str]:
+    """Return the cells under FIGURES; a precision is made anew for each draw."""
     errors, divergences, agreeing = [], [], []
     expected = np.concatenate([asked.logits for asked in subject.asked])
     for draw in subject.draws:
-        decoder, size_bytes = open_decoder(subject, draw, make_form(), threads)
+        decoder, size_bytes = open_decoder(subject, draw, make_precision(), threads)
         found = np.concatenate(
             [logits_of(subject, draw, decoder, asked) for asked in subject.asked]
         )
@@ -250,7 +259,7 @@ def logits_of(subject: Subject, draw: Draw, decoder: DecoderSession, asked: Aske
 
 
 def scales_table(subject: Subject, threads: int) -> str:
-    """Ways to find scales, by block size; lm_head in int8 as export has it."""
+    """Compare ways to find scales, by block size; lm_head is in int8, as in an export."""
     head, rows = DECODER_PRECISIONS["int4"].lm_head, []
     ways: dict[tuple[str, int], Callable[..., nn.Module]] = {
         (name, block_size): partial(
@@ -272,7 +281,7 @@ def scales_table(subject: Subject, threads: int) -> str:
 
 
 def parts_table(subject: Subject, threads: int) -> str:
-    """Each part alone in int8 among int4, and alone in int4 among float32; lm_head in int8."""
+    """Compare each part alone in int8 among int4, and alone in int4 among float32."""
     head = DECODER_PRECISIONS["int4"].lm_head
     trials: dict[str, Callable[[], DecoderPrecision]] = {
         "as exported": lambda: DECODER_PRECISIONS["int4"],
@@ -289,8 +298,8 @@ def parts_table(subject: Subject, threads: int) -> str:
         )
     trials["float32, lm_head in int4"] = lambda: DecoderPrecision(FloatLinear, int4_head)
     rows = []
-    for name, make_form in trials.items():
-        rows.append([name, *figures(subject, make_form, threads)])
+    for name, make_precision in trials.items():
+        rows.append([name, *figures(subject, make_precision, threads)])
         print(rows[-1], flush=True)
     return table(["decoder", *FIGURES], rows)
 

@@ -1,4 +1,4 @@
-"""Linear layers as int4_choices.py tries them: other scales, and mixtures of precisions."""
+"""Linear layers for int4_choices.py: other scales, and mixtures of precisions."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +28,13 @@ from fastvlm_onnx.export.tensors.quantization import (
 
 FloatArray = NDArray[np.float32]
 
-# Rows of blocks that one thread works on at a time.
+# The number of blocks that one thread works on at a time.
 PIECE_BLOCKS = 8192
 
 
 @dataclass
 class WeightError:
-    """Sums of squares over all weights of a trial."""
+    """Sums of squared errors and squared weights over all weights of a trial."""
 
     error: float = 0.0
     weight: float = 0.0
@@ -49,7 +49,7 @@ class WeightError:
 
 
 class TrialProduct(nn.Module):
-    """MatMulNBits in 4 bits with scales, and perhaps zero points, found by `quantise`."""
+    """MatMulNBits in 4 bits; `quantise` finds the scales and, with `has_zeros`, the zero points."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class TrialProduct(nn.Module):
 
 
 def pack(integers: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Two to a byte along the last axis, the first in the lower half."""
+    """Pack two integers into a byte along the last axis, the first into the lower half."""
     return integers[..., 0::2] | integers[..., 1::2] << np.uint8(4)
 
 
@@ -109,7 +109,7 @@ def stored(array: NDArray) -> LazyArray:
 
 
 class TrialLinear(BlockLinear):
-    """Export's layers with another product inside."""
+    """The exporter's BlockLinear with another product."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class TrialLinear(BlockLinear):
 
 
 def exported_product(weight: LazyArray, error: WeightError) -> MatMulNBits:
-    """What export makes."""
+    """Make the product that an export has, and record its error."""
     values = weight.read()
     found = dequantize_blocks(quantize_blocks(values, INT4_BLOCK), values.shape[1])
     error.add(values, found)
@@ -139,11 +139,11 @@ ATTENTION = ("qkv_proj", "o_proj")
 KINDS = (*ATTENTION, "gate_up_proj", "down_proj")
 EARLY_COUNTS = (1, 2, 4, 8)
 Chosen = Callable[[str, int], bool]
-"""Whether a layer, by its kind and number, is among those that a trial is about."""
+"""Returns whether a layer, given its kind and number, belongs to the tested part."""
 
 
 class Mixture:
-    """One form for some layers, another for the rest; the decoder asks for them in order."""
+    """Makes some layers in one precision and the others in another; layers are made in order."""
 
     def __init__(self, chosen: Chosen, inside: LinearFactory, outside: LinearFactory) -> None:
         self._chosen, self._inside, self._outside = chosen, inside, outside
@@ -152,12 +152,12 @@ class Mixture:
     def __call__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None) -> nn.Module:
         layer, kind = divmod(self._made, len(KINDS))
         self._made += 1
-        form = self._inside if self._chosen(KINDS[kind], layer) else self._outside
-        return form(weights, bias)
+        linear = self._inside if self._chosen(KINDS[kind], layer) else self._outside
+        return linear(weights, bias)
 
 
 def parts(num_layers: int) -> dict[str, Chosen]:
-    """Parts of a decoder that may want more bits, besides lm_head."""
+    """Return the parts of a decoder, besides lm_head, that may need more bits."""
     return {
         **{name: lambda kind, _, name=name: kind == name for name in KINDS},
         "first layer": lambda _, layer: layer == 0,

@@ -20,7 +20,12 @@ from fastvlm_onnx.export.graphs.layers import (
     parameter,
     read_conv,
 )
-from fastvlm_onnx.export.tensors.lazy_array import LazyArray, scaled_rows, transposed
+from fastvlm_onnx.export.tensors.lazy_array import (
+    FloatArray,
+    LazyArray,
+    scaled_rows,
+    transposed,
+)
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import BATCH_SIZE, IMAGE_HIDDEN_STATES, PIXEL_VALUES, VISION_ENCODER
 
@@ -147,7 +152,7 @@ class MHSA(nn.Module):
             scaled_rows(proj.take("bias", width), layer_scale),
         )
 
-    def _scale_queries(self, qkv):  # type: ignore[no-untyped-def]
+    def _scale_queries(self, qkv: FloatArray) -> FloatArray:
         qkv = qkv.copy()
         qkv[: self.width] *= VISION_HEAD_DIM**-0.5
         return qkv

@@ -127,7 +127,7 @@ def _unpack(part: Path, destination: Path, progress: Progress) -> None:
         # The complete part is damaged, so a later try cannot continue it.
         remove_part(part)
         raise CheckpointError(
-            f"{destination.name}: what was downloaded is no whole checkpoint and was removed "
+            f"{destination.name}: the download is no whole checkpoint and was removed "
             f"({error}); download it again."
         ) from None
 

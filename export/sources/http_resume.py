@@ -84,8 +84,8 @@ def fetch_zip(
                 pause = next(pauses, None)
                 if pause is None:
                     raise CheckpointError(
-                        f"{url}: {error}, and did so {len(pauses_seconds) + 1} times; check "
-                        "the connection and run it again, it goes on where it stopped."
+                        f"{url}: {error} ({len(pauses_seconds) + 1} tries without progress); check "
+                        "the connection and run it again, which continues the download."
                     ) from None
                 time.sleep(pause)
 
@@ -153,7 +153,7 @@ def _open_url(
         elif error.code < 500 and error.code not in _BUSY:
             raise CheckpointError(
                 f"{url}: cannot be downloaded, the server answered with status {error.code}; "
-                "look whether the file has moved, or try again later."
+                "check whether the file has moved, or try again later."
             ) from None
         raise _CutError(f"the server answered with status {error.code}") from None
     except (OSError, http.client.HTTPException) as error:
@@ -169,7 +169,7 @@ def _check_zip_begins(first: bytes, response: http.client.HTTPResponse, url: str
     if not first.startswith(_ZIP_BEGINS):
         raise CheckpointError(
             f"{url}: found {response.headers.get_content_type()}, expected a zip archive; "
-            "open the address in a browser to see what is in the way."
+            "open the address in a browser to see the page that was sent."
         )
 
 

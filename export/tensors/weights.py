@@ -60,5 +60,5 @@ class Weights:
             more = f" and {len(surplus) - 3} more" if len(surplus) > 3 else ""
             raise CheckpointError(
                 f"found surplus tensors {', '.join(surplus[:3])}{more}, which no FastVLM has; "
-                "this model would not compute what its checkpoint was trained for."
+                "an export would ignore them and give other answers than the checkpoint."
             )

@@ -40,7 +40,7 @@ def download(size: str, stage: int, output: Path | None, base_url: str | None) -
     name = checkpoint_name(size, stage)
     folder = output or Path(name)
     if is_whole_checkpoint(folder):
-        click.echo(f"{folder} is there already and whole", err=True)
+        click.echo(f"{folder}: already holds the whole checkpoint", err=True)
     else:
         with progress_bar("download", megabytes()) as progress:
             download_checkpoint(

@@ -187,7 +187,7 @@ def test_a_later_run_continues_an_earlier_download(
     fetched: Download, refusal: Callable, server: ArchiveServer, tmp_path: Path, archive: bytes
 ) -> None:
     server.cuts = [1_000_000]
-    assert "goes on where it stopped" in refusal(pauses_seconds=())
+    assert "continues the download" in refusal(pauses_seconds=())
     assert (tmp_path / PART).read_bytes() == archive[:1_000_000]
     fetched()
     assert server.ranges == [None, "bytes=1000000-"]
@@ -286,7 +286,7 @@ def test_a_server_that_always_fails_is_reported(
     server.statuses, server.for_good = [500], True
     line = refusal()
     assert f"{server.address}/datasets/{NAME}.zip" in line
-    assert "status 500, and did so 3 times" in line
+    assert "status 500 (3 tries without progress)" in line
     assert len(server.ranges) == 3
     assert left_in(tmp_path) == set()
     assert capfd.readouterr().err == ""
@@ -483,7 +483,7 @@ def test_the_download_command_names_the_next_command(server: ArchiveServer, tmp_
     second = start(server, tmp_path)
     out, err = second.communicate()
     assert (second.returncode, out) == (0, "")
-    assert err.splitlines() == [f"{NAME} is there already and whole", next_line]
+    assert err.splitlines() == [f"{NAME}: already holds the whole checkpoint", next_line]
 
 
 def test_the_download_command_reports_a_missing_archive_in_one_line(

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 NAME = "llava-fastvithd_0.5b_stage3"
+PART = f"{NAME}.zip.part"
 
 
 def apple_archive(checkpoint: Path) -> bytes:

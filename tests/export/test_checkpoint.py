@@ -9,6 +9,7 @@ import pytest
 from random_checkpoint import LanguageSize, write_random_checkpoint
 
 from fastvlm_onnx import CheckpointError, UnsupportedError
+from fastvlm_onnx.export.checkpoint.reader import is_whole_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
@@ -280,3 +281,28 @@ def test_added_tokens_that_do_not_follow_the_vocabulary_are_refused(
 ) -> None:
     edit_json(checkpoint / "added_tokens.json", lambda a: a.update({"<|im_end|>": 480}))
     assert "<|im_end|> the id 480" in refusal(checkpoint)
+
+
+# --- completeness --------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_found_whole_without_reading_its_tensors(
+    checkpoint: Path, edit_tensors: Callable
+) -> None:
+    # A comparison of the two matrices would read a NaN, which is refused.
+    def store_nan_twice(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.embed_tokens.weight"][0, 0] = np.nan
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    edit_tensors(store_nan_twice)
+    with pytest.raises(CheckpointError, match="NaN"):
+        open_checkpoint(checkpoint)
+    assert is_whole_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "merges.txt", "model.safetensors"])
+def test_a_checkpoint_with_a_cut_file_is_not_whole(checkpoint: Path, name: str) -> None:
+    assert is_whole_checkpoint(checkpoint)
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[: len(content) // 2])
+    assert not is_whole_checkpoint(checkpoint)

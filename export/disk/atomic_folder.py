@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,8 @@ def _remove_abandoned(parent: Path, name: str) -> None:
 
 
 def _is_running(pid: int) -> bool:
+    if sys.platform == "win32":
+        return True  # there, os.kill(pid, 0) would interrupt the process instead of looking for it
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

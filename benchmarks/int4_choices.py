@@ -271,8 +271,8 @@ def scales_table(subject: Subject, threads: int) -> str:
     ways["as exported", INT4_BLOCK] = exported_product
     for (name, block_size), product in ways.items():
         error = WeightError()
-        projection = partial(TrialLinear, product=partial(product, error=error))
-        cells = figures(subject, lambda p=projection: DecoderPrecision(p, head), threads)
+        linear = partial(TrialLinear, product=partial(product, error=error))
+        cells = figures(subject, lambda make=linear: DecoderPrecision(make, head), threads)
         rows.append([name, str(block_size), f"{error.relative:.4f}", *cells])
         print(rows[-1], flush=True)
     cells = figures(subject, lambda: DecoderPrecision(int8, head), threads)

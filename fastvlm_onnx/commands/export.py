@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
+from fastvlm_onnx.commands.download import with_license_notice
 from fastvlm_onnx.commands.numbers import numbers
 from fastvlm_onnx.commands.progress import count, megabytes, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
@@ -106,7 +107,7 @@ def export_with_progress(
         manifest = export_package(
             checkpoint,
             folder,
-            progress=progress,
+            progress=with_license_notice(progress),
             verify=measure if verify else None,
             **options,
         )

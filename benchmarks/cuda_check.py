@@ -27,8 +27,8 @@ from random_checkpoint import DEMO_CHECKPOINT, PUBLISHED, write_random_checkpoin
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification.metrics import relative_error
 from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
 from fastvlm_onnx.variants import variants_for_target

@@ -1,14 +1,15 @@
-"""What int4's choices cost: how scales are found, block size, zero points, and each kind of layer.
+"""Measure the choices of int4: search for scales, block size, zero points, and kinds of layers.
 
     python benchmarks/int4_choices.py -o docs/benchmarks    # about 15 minutes, 12 GB of disk
 
-The decoder alone: each trial is fed what fp32 is fed, image and tokens, on two checkpoints:
+Only the decoder is measured. Each trial gets the same image features and tokens as fp32, on two
+checkpoints:
 
-- the built-in model, whose weights are trained: held-out pictures, every step of fp32's answers;
-  it is so small that chance decides, so its channels are put into --draws other orders, which
-  changes nothing but the blocks, and figures are means over these;
-- a random one of the 0.5B's true size with outlier tokens (quantisation_error.py): one picture,
-  --steps greedy tokens.
+- The built-in model, whose weights are trained, with held-out pictures and every step of fp32's
+  answers. The model is so small that figures vary by chance. Its channels are therefore put into
+  --draws other orders, which changes the blocks only, and figures are means over these orders.
+- A random model of the 0.5B's size with outlier tokens (quantisation_error.py), with one picture
+  and --steps greedy tokens.
 """
 
 import argparse
@@ -26,8 +27,8 @@ import onnx_ir as ir
 import onnxruntime
 from int4_layers import (
     Mixture,
+    TrialLinear,
     TrialProduct,
-    TrialProjection,
     WeightError,
     exported_product,
     float_head,
@@ -44,18 +45,19 @@ from quantisation_error import CHECKPOINT, NAMES, PICTURES, answer, make_package
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
 from fastvlm_onnx.export.architecture.config import DecoderConfig
-from fastvlm_onnx.export.checkpoint.config_reader import LM_HEAD
-from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.architecture.tensor_names import LM_HEAD
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.decoder import build_decoder
-from fastvlm_onnx.export.graphs.decoder_precisions import FORMS, DecoderForm
+from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS, DecoderPrecision
 from fastvlm_onnx.export.graphs.linear import (
-    INT4_BLOCK,
-    INT8_BLOCK,
-    FloatProjection,
+    FloatLinear,
 )
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.tensors.external_data import write_tensors
-from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.verification.metrics import kl_divergences, relative_error
 from fastvlm_onnx.export.writing.package_writer import INLINE_BYTES
 from fastvlm_onnx.package import DecoderFormat
@@ -75,12 +77,12 @@ BLOCK_SIZES = (32, 64, 128)
 LANGUAGE = ("model.embed_tokens.", "model.layers.", "model.norm.")
 
 
-# --- what is asked -------------------------------------------------------------------------------
+# --- prompts and checkpoints ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt's inputs_embeds, fp32's tokens, and its logits before each."""
+    """The inputs_embeds of a prompt, and the tokens and logits of the answer of fp32."""
 
     inputs_embeds: FloatArray
     tokens: list[int]
@@ -89,7 +91,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Draw:
-    """A decoder's tensors, with the channels of the residual stream in this order."""
+    """A decoder's tensors, and the order of the channels of the residual stream."""
 
     tensors: Mapping[str, LazyArray]
     order: NDArray[np.intp]
@@ -97,12 +99,15 @@ class Draw:
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint, and what its fp32 decoder answers.
+    """A checkpoint, and the answers of its fp32 decoder.
 
     Attributes:
-        name: for people.
-        embed_tokens: fp32's, for every trial.
-        draws: the same decoder, each time in other blocks.
+        name: the heading of the results.
+        config: the decoder's sizes for the exporter.
+        decoder: the decoder's sizes for the runtime.
+        embed_tokens: the token embeddings of fp32, which every trial uses.
+        asked: prompts with fp32's answers.
+        draws: the same decoder with channels in several orders.
     """
 
     name: str
@@ -114,7 +119,7 @@ class Subject:
 
 
 def reordered(checkpoint: Checkpoint, seed: int) -> Draw:
-    """The channels of the residual stream, and those inside the MLPs, in another order."""
+    """Put the channels of the residual stream, and those inside the MLPs, into a random order."""
     rng, decoder = np.random.default_rng(seed), checkpoint.config.decoder
     order, inner = map(rng.permutation, (decoder.hidden_size, decoder.intermediate_size))
 
@@ -186,10 +191,13 @@ def subject(
 
 
 def open_decoder(
-    subject: Subject, draw: Draw, form: DecoderForm, threads: int
+    subject: Subject, draw: Draw, precision: DecoderPrecision, threads: int
 ) -> tuple[Decoder, int]:
-    """The decoder in this form, and the bytes of its weights."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(FORMS, trial=form):
+    """Open the decoder in a precision, and return the size of its weights in bytes."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(DECODER_PRECISIONS, trial=precision),
+    ):
         graph = build_decoder(Weights(draw.tensors), subject.config, "trial")
         initializers = graph.graph.initializers
         tensors = {
@@ -215,12 +223,14 @@ FIGURES = (
 )
 
 
-def figures(subject: Subject, make_form: Callable[[], DecoderForm], threads: int) -> list[str]:
-    """Cells under FIGURES, of a form that is made anew for each draw."""
+def figures(
+    subject: Subject, make_precision: Callable[[], DecoderPrecision], threads: int
+) -> list[str]:
+    """Return the cells under FIGURES; a precision is made anew for each draw."""
     errors, divergences, agreeing = [], [], []
     expected = np.concatenate([asked.logits for asked in subject.asked])
     for draw in subject.draws:
-        decoder, size_bytes = open_decoder(subject, draw, make_form(), threads)
+        decoder, size_bytes = open_decoder(subject, draw, make_precision(), threads)
         found = np.concatenate(
             [logits_of(subject, draw, decoder, asked) for asked in subject.asked]
         )
@@ -252,8 +262,8 @@ def logits_of(subject: Subject, draw: Draw, decoder: Decoder, asked: Asked) -> F
 
 
 def scales_table(subject: Subject, threads: int) -> str:
-    """Ways to find scales, by block size; lm_head in int8 as export has it."""
-    head, rows = FORMS["int4"].lm_head, []
+    """Compare ways to find scales, by block size; lm_head is in int8, as in an export."""
+    head, rows = DECODER_PRECISIONS["int4"].lm_head, []
     ways: dict[tuple[str, int], Callable[..., nn.Module]] = {
         (name, block_size): partial(
             TrialProduct, quantise=quantise, block_size=block_size, has_zeros=has_zeros
@@ -264,35 +274,35 @@ def scales_table(subject: Subject, threads: int) -> str:
     ways["as exported", INT4_BLOCK] = exported_product
     for (name, block_size), product in ways.items():
         error = WeightError()
-        projection = partial(TrialProjection, product=partial(product, error=error))
-        cells = figures(subject, lambda p=projection: DecoderForm(p, head), threads)
+        linear = partial(TrialLinear, product=partial(product, error=error))
+        cells = figures(subject, lambda make=linear: DecoderPrecision(make, head), threads)
         rows.append([name, str(block_size), f"{error.relative:.4f}", *cells])
         print(rows[-1], flush=True)
-    cells = figures(subject, lambda: DecoderForm(int8, head), threads)
+    cells = figures(subject, lambda: DecoderPrecision(int8, head), threads)
     rows.append(["int8", str(INT8_BLOCK), "", *cells])
     return table(["scales", "block", "weights: relative error", *FIGURES], rows)
 
 
 def parts_table(subject: Subject, threads: int) -> str:
-    """Each part alone in int8 among int4, and alone in int4 among float32; lm_head in int8."""
-    head = FORMS["int4"].lm_head
-    trials: dict[str, Callable[[], DecoderForm]] = {
-        "as exported": lambda: FORMS["int4"],
-        "all in int4": lambda: DecoderForm(int4, head),
+    """Compare each part alone in int8 among int4, and alone in int4 among float32."""
+    head = DECODER_PRECISIONS["int4"].lm_head
+    trials: dict[str, Callable[[], DecoderPrecision]] = {
+        "as exported": lambda: DECODER_PRECISIONS["int4"],
+        "all in int4": lambda: DecoderPrecision(int4, head),
     }
     for name, is_in in parts(subject.config.num_hidden_layers).items():
-        trials[f"{name} in int8"] = lambda is_in=is_in: DecoderForm(
+        trials[f"{name} in int8"] = lambda is_in=is_in: DecoderPrecision(
             Mixture(is_in, int8, int4), head
         )
-    trials["lm_head in int4 too"] = lambda: DecoderForm(int4, int4_head)
+    trials["lm_head in int4 too"] = lambda: DecoderPrecision(int4, int4_head)
     for name, is_in in parts(subject.config.num_hidden_layers).items():
-        trials[f"float32, {name} in int4"] = lambda is_in=is_in: DecoderForm(
-            Mixture(is_in, int4, FloatProjection), float_head
+        trials[f"float32, {name} in int4"] = lambda is_in=is_in: DecoderPrecision(
+            Mixture(is_in, int4, FloatLinear), float_head
         )
-    trials["float32, lm_head in int4"] = lambda: DecoderForm(FloatProjection, int4_head)
+    trials["float32, lm_head in int4"] = lambda: DecoderPrecision(FloatLinear, int4_head)
     rows = []
-    for name, make_form in trials.items():
-        rows.append([name, *figures(subject, make_form, threads)])
+    for name, make_precision in trials.items():
+        rows.append([name, *figures(subject, make_precision, threads)])
         print(rows[-1], flush=True)
     return table(["decoder", *FIGURES], rows)
 

@@ -1,4 +1,4 @@
-"""Linear layers as int4_choices.py tries them: other scales, and mixtures of precisions."""
+"""Linear layers for int4_choices.py: other scales, and mixtures of precisions."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,27 +11,30 @@ from int4_scales import Quantise
 from numpy.typing import NDArray
 from onnxscript import nn
 
-from fastvlm_onnx.export.graphs.decoder_precisions import LMHead, Projections
+from fastvlm_onnx.export.graphs.decoder_precisions import LinearFactory, LMHead
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, parameter
 from fastvlm_onnx.export.graphs.linear import (
     ACCURACY_INT8,
-    INT4_BLOCK,
-    INT8_BLOCK,
-    BlockProduct,
-    BlockProjection,
+    BlockLinear,
+    MatMulNBits,
 )
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked
-from fastvlm_onnx.export.tensors.quantization import dequantize_blocks, quantize_blocks
+from fastvlm_onnx.export.tensors.quantization import (
+    INT4_BLOCK,
+    INT8_BLOCK,
+    dequantize_blocks,
+    quantize_blocks,
+)
 
 FloatArray = NDArray[np.float32]
 
-# Rows of blocks that one thread works on at a time.
+# The number of blocks that one thread works on at a time.
 PIECE_BLOCKS = 8192
 
 
 @dataclass
 class WeightError:
-    """Sums of squares over all weights of a trial."""
+    """Sums of squared errors and squared weights over all weights of a trial."""
 
     error: float = 0.0
     weight: float = 0.0
@@ -46,7 +49,7 @@ class WeightError:
 
 
 class TrialProduct(nn.Module):
-    """MatMulNBits in 4 bits with scales, and perhaps zero points, found by `quantise`."""
+    """MatMulNBits in 4 bits; `quantise` finds the scales and, with `has_zeros`, the zero points."""
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class TrialProduct(nn.Module):
 
 
 def pack(integers: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Two to a byte along the last axis, the first in the lower half."""
+    """Pack two integers into a byte along the last axis, the first into the lower half."""
     return integers[..., 0::2] | integers[..., 1::2] << np.uint8(4)
 
 
@@ -105,8 +108,8 @@ def stored(array: NDArray) -> LazyArray:
     return LazyArray(array.shape, lambda: array)
 
 
-class TrialProjection(BlockProjection):
-    """Export's layers with another product inside."""
+class TrialLinear(BlockLinear):
+    """The exporter's BlockLinear with another product."""
 
     def __init__(
         self,
@@ -119,42 +122,42 @@ class TrialProjection(BlockProjection):
         self.product = product(stacked(weights))
 
 
-def exported_product(weight: LazyArray, error: WeightError) -> BlockProduct:
-    """What export makes."""
+def exported_product(weight: LazyArray, error: WeightError) -> MatMulNBits:
+    """Make the product that an export has, and record its error."""
     values = weight.read()
     found = dequantize_blocks(quantize_blocks(values, INT4_BLOCK), values.shape[1])
     error.add(values, found)
-    return BlockProduct(weight, INT4_BLOCK, 4)
+    return MatMulNBits(weight, INT4_BLOCK, 4)
 
 
-int4 = partial(BlockProjection, block_size=INT4_BLOCK, bits=4)
-int8 = partial(BlockProjection, block_size=INT8_BLOCK, bits=8)
-int4_head = partial(BlockProduct, block_size=INT4_BLOCK, bits=4)
+int4 = partial(BlockLinear, block_size=INT4_BLOCK, bits=4)
+int8 = partial(BlockLinear, block_size=INT8_BLOCK, bits=8)
+int4_head = partial(MatMulNBits, block_size=INT4_BLOCK, bits=4)
 float_head = partial(LMHead, dtype=ir.DataType.FLOAT)
 
 ATTENTION = ("qkv_proj", "o_proj")
 KINDS = (*ATTENTION, "gate_up_proj", "down_proj")
 EARLY_COUNTS = (1, 2, 4, 8)
 Chosen = Callable[[str, int], bool]
-"""Whether a layer, by its kind and number, is among those that a trial is about."""
+"""Returns whether a layer, given its kind and number, belongs to the tested part."""
 
 
 class Mixture:
-    """One form for some layers, another for the rest; the decoder asks for them in order."""
+    """Makes some layers in one precision and the others in another; layers are made in order."""
 
-    def __init__(self, chosen: Chosen, inside: Projections, outside: Projections) -> None:
+    def __init__(self, chosen: Chosen, inside: LinearFactory, outside: LinearFactory) -> None:
         self._chosen, self._inside, self._outside = chosen, inside, outside
         self._made = 0
 
     def __call__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None) -> nn.Module:
         layer, kind = divmod(self._made, len(KINDS))
         self._made += 1
-        form = self._inside if self._chosen(KINDS[kind], layer) else self._outside
-        return form(weights, bias)
+        linear = self._inside if self._chosen(KINDS[kind], layer) else self._outside
+        return linear(weights, bias)
 
 
 def parts(num_layers: int) -> dict[str, Chosen]:
-    """Parts of a decoder that may want more bits, besides lm_head."""
+    """Return the parts of a decoder, besides lm_head, that may need more bits."""
     return {
         **{name: lambda kind, _, name=name: kind == name for name in KINDS},
         "first layer": lambda _, layer: layer == 0,

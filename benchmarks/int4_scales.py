@@ -1,4 +1,4 @@
-"""Ways to find int4's scales and zero points, to be held against each other. Numpy only."""
+"""Ways to find the scales and zero points of int4, for a comparison. Numpy only."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 
-# What a search tries: where the largest value lands, and what share of the range is spanned.
+# The values that a search tries: the integer of the largest value, and the share of the range.
 LANDINGS = (-8.0, -7.6, -7.2, -8.4, -8.8, -6.8, -9.4, -6.4)
 SHARES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 1.04)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Blocks [n, block_size] as integers in 0 .. 15, with scales and zero points [n, 1]."""
+    """Integers [n, block_size] in 0 .. 15, with scales and zero points [n, 1]."""
 
     integers: FloatArray
     scales: FloatArray
@@ -30,7 +30,7 @@ Quantise = Callable[[FloatArray], Quantized]
 
 
 def around_8(blocks: FloatArray, landing: float = -8.0) -> Quantized:
-    """The value of largest magnitude becomes 8 + landing, all others the nearest."""
+    """Map the value of largest magnitude to 8 + landing, and round all others to nearest."""
     high, low = ends(blocks)
     peaks = np.where(high > -low, high, low)
     scales = np.where(peaks == 0, np.float32(1), peaks / np.float32(landing))
@@ -38,7 +38,7 @@ def around_8(blocks: FloatArray, landing: float = -8.0) -> Quantized:
 
 
 def with_zeros(blocks: FloatArray, share: float = 1.0) -> Quantized:
-    """Sixteen values over a share of the range between the ends; 0 is one of them."""
+    """Spread sixteen values, one of which is 0, over a share of the range of a block."""
     high, low = ends(blocks)
     scales = np.where(high > low, (high - low) * np.float32(share / 15), np.float32(1))
     zeros = np.rint(np.float32(7.5) - (high + low) / (2 * scales))
@@ -63,14 +63,14 @@ def best_with_zeros(blocks: FloatArray) -> Quantized:
 
 
 def best_of(blocks: FloatArray, trials: Iterable[Quantized]) -> Quantized:
-    """The trial with the least squared error in each block, its scale refined by least squares."""
+    """Return the best trial of each block by squared error; least squares refines each scale."""
     best, best_gain = None, np.float32(-1)
     for trial in trials:
         levels = trial.integers - trial.zeros
         dot = (blocks * levels).sum(axis=1, keepdims=True)
         norm = np.maximum(np.square(levels).sum(axis=1, keepdims=True), 1)
         refined = Quantized(trial.integers, dot / norm, trial.zeros)
-        gain = dot * dot / norm  # what a block's squared length loses
+        gain = dot * dot / norm  # the reduction of the squared error
         if best is not None:
             pick = partial(np.where, gain > best_gain)
             pairs = zip(astuple(refined), astuple(best), strict=True)

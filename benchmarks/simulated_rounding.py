@@ -1,11 +1,12 @@
-"""The int8 vision encoder's rounding, simulated in float64: what the rounding alone costs.
+"""Simulate the rounding of the int8 vision encoder in float64, and compare it with the graph.
 
     python benchmarks/simulated_rounding.py CHECKPOINT PACKAGE    # 80 seconds at the true size
 
-CHECKPOINT is what PACKAGE was exported from, with int8 among its variants. The relative error of
-image_hidden_states with float64 is printed for a flat drawing and for 1/f noise, twice: of the
-package's graph on this processor, and of PyTorch in float64 with every product's weights and input
-rounded to the same 8 bits. The two agree where a processor's integer products are exact.
+PACKAGE was exported from CHECKPOINT and has the variant int8. The relative error of
+image_hidden_states against float64 is printed for a flat drawing and for 1/f noise. It is measured
+twice: for the package's graph on this processor, and for PyTorch in float64 with weights and input
+of every product rounded to the same 8 bits. The two agree if the processor's integer products are
+exact.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastvlm_onnx.export.architecture.config import VisionConfig
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
-from fastvlm_onnx.export.graphs.vision_encoder_int8 import fewest_parts
+from fastvlm_onnx.export.graphs.layers_int8 import fewest_parts
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification import reference_model
 from fastvlm_onnx.export.verification.metrics import relative_error
 from fastvlm_onnx.names import IMAGE_HIDDEN_STATES, PIXEL_VALUES
@@ -34,7 +35,7 @@ FloatArray = NDArray[np.float32]
 
 
 def pictures(size: int, seed: int = 7) -> dict[str, FloatArray]:
-    """Two fixed pictures as pixel_values float32 [1, 3, size, size]."""
+    """Make two fixed pictures as pixel_values, float32 [1, 3, size, size]."""
     rng = np.random.default_rng(seed)
     row, column = np.mgrid[:size, :size] / size
     flat = np.full((3, size, size), 0.95, np.float32)
@@ -52,7 +53,7 @@ def pictures(size: int, seed: int = 7) -> dict[str, FloatArray]:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """What DynamicQuantizeLinear keeps of a tensor: uint8 with one scale and zero point."""
+    """Round a tensor as DynamicQuantizeLinear does: to uint8 with one scale and zero point."""
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = (high - low) / 255
     zero_point = torch.round(-low / scale).clamp(0, 255)
@@ -60,7 +61,7 @@ def rounded(x: Tensor) -> Tensor:
 
 
 def rounded_in_parts(x: Tensor, parts: int) -> Tensor:
-    """`rounded` for each tile of tokens of a map [1, C, H, W], as in the graph's Scan."""
+    """Round each tile of tokens of a map [1, C, H, W] separately, as the graph's Scan does."""
     tokens = x.flatten(2)[0].T.reshape(parts, -1, x.shape[1])
     tiles = torch.stack([rounded(tile) for tile in tokens])
     return tiles.reshape(-1, x.shape[1]).T.reshape(x.shape)
@@ -86,10 +87,10 @@ def with_rounding(model: reference_model.FastViTHD, config: VisionConfig, image_
     at(model.patch_embed[2].reparam_conv, lambda x: rounded_in_parts(x, strips))
     for module in model.modules():
         if isinstance(module, reference_model.ConvFFN):
-            wide = module.fc1.out_channels
+            ffn_width = module.fc1.out_channels
 
-            def by_tile(x: Tensor, wide: int = wide) -> Tensor:
-                return rounded_in_parts(x, fewest_parts(x.shape[2] * x.shape[3], 4 * wide))
+            def by_tile(x: Tensor, ffn_width: int = ffn_width) -> Tensor:
+                return rounded_in_parts(x, fewest_parts(x.shape[2] * x.shape[3], 4 * ffn_width))
 
             at(module.fc1, rounded)
             at(module.fc2, by_tile)
@@ -101,7 +102,7 @@ def with_rounding(model: reference_model.FastViTHD, config: VisionConfig, image_
 
 
 def simulate(checkpoint: Path | str, pixels: list[FloatArray]) -> list[tuple[NDArray, NDArray]]:
-    """image_hidden_states of each picture in float64: exact, and with the rounding."""
+    """Return image_hidden_states of each picture in float64, without and with the rounding."""
     opened = open_checkpoint(checkpoint)
     tensors = {
         name.removeprefix(reference_model.VISION_PREFIX): torch.from_numpy(array.read()).double()
@@ -124,7 +125,7 @@ def simulate(checkpoint: Path | str, pixels: list[FloatArray]) -> list[tuple[NDA
 
 
 def run_graph(package: Path, image_size: int, pixels: list[FloatArray]) -> list[FloatArray]:
-    """The package's int8 vision encoder on this processor."""
+    """Run the package's int8 vision encoder on this processor."""
     encoder = read_manifest(package).variants["int8"].vision_encoder[str(image_size)]
     session = GraphSession(package / encoder, ProviderChoice(CPU), has_int8_products=True)
     return [session.run([IMAGE_HIDDEN_STATES], {PIXEL_VALUES: values})[0] for values in pixels]

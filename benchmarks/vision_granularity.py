@@ -1,10 +1,10 @@
-"""What one activation scale for a tensor costs the vision encoder, against one for each token.
+"""Compare one activation scale for a tensor with one for each token, in the vision encoder.
 
     python benchmarks/vision_granularity.py DIR      # a package with fp32; the built-in one if none
 
-Every product's input and weights are rounded to 8 bits and back in the float32 graph, so nothing
-but the rounding differs. Relative error of image_hidden_states against float32, over sample
-pictures; and what the finer scales cost one product of the third stage.
+In the float32 graph, the input and the weights of every product are rounded to 8 bits and back, so
+that only the rounding differs. The results are the relative error of image_hidden_states against
+float32 over the sample pictures, and the time of one product of the third stage with each scaling.
 """
 
 import argparse
@@ -31,23 +31,23 @@ from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 FloatArray = NDArray[np.float32]
 
 PICTURES = Path(fastvlm_onnx.__file__).parent / "demo/pictures"
-TOKENS, WIDTH, WIDE = 4096, 384, 1536
+TOKENS, WIDTH, FFN_WIDTH = 4096, 384, 1536
 
 
 def weight_of(node: onnx.NodeProto, weights: dict[str, FloatArray]) -> FloatArray | None:
-    """The matrix of a pointwise convolution or a product, [out, in]; None for any other node."""
+    """Return the matrix [out, in] of a pointwise convolution or a product, else None."""
     if node.op_type == "MatMul" and node.input[1] in weights:
         return weights[node.input[1]].T
     if node.op_type == "Conv" and weights[node.input[1]].shape[2:] == (1, 1):
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         weight = weights[node.input[1]][:, :, 0, 0]
-        # One channel in is one by itself, and stays in float32 as in the int8 graph.
+        # A grouped convolution stays in float32, as in the int8 graph.
         return weight if groups == 1 else None
     return None
 
 
 def rounded_graph(path: Path, by_token: bool) -> bytes:
-    """The graph with every product's weights and input rounded to 8 bits."""
+    """Return the graph with weights and input of every product rounded to 8 bits."""
     model = onnx.load(path)
     weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     changed, nodes = {}, []
@@ -73,7 +73,7 @@ def rounded_graph(path: Path, by_token: bool) -> bytes:
 
 
 def rounding(node: onnx.NodeProto, axis: int | None) -> list[onnx.NodeProto]:
-    """To 8 bits and back, in front of a node; with a scale for each place along `axis`."""
+    """Round a node's input to 8 bits and back, with a scale for each position along `axis`."""
     x, out = node.input[0], f"{node.output[0]}_rounded"
     made = []
     if axis is not None:
@@ -96,7 +96,7 @@ def rounding(node: onnx.NodeProto, axis: int | None) -> list[onnx.NodeProto]:
 
 
 def errors(path: Path, image_size: int) -> dict[str, tuple[float, float]]:
-    """Relative error and cosine, the worst of the sample pictures."""
+    """Return the worst relative error and cosine over the sample pictures."""
     pixels = [
         preprocess(read_picture(picture), image_size)
         for picture in sorted(PICTURES.iterdir())
@@ -119,12 +119,12 @@ def errors(path: Path, image_size: int) -> dict[str, tuple[float, float]]:
 
 
 def product_ms(by_token: bool) -> float:
-    """One product of the third stage as the int8 graph has it, with its scales."""
+    """Return the time of one product of the third stage, with its scales, in milliseconds."""
     rng = np.random.default_rng(0)
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [TOKENS, WIDTH])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [TOKENS, WIDE])
-    weight = rng.integers(-127, 128, (WIDTH, WIDE), np.int8)
-    scale = np.full(WIDE, 1e-3, np.float32)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [TOKENS, FFN_WIDTH])
+    weight = rng.integers(-127, 128, (WIDTH, FFN_WIDTH), np.int8)
+    scale = np.full(FFN_WIDTH, 1e-3, np.float32)
     constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(scale, "s")]
     source, out = ("x", "y") if not by_token else ("scaled", "product")
     product = helper.make_node(
@@ -172,7 +172,7 @@ def main() -> None:
         for name, (error, similarity) in errors(package / file, size).items():
             print(f"| {name} | {error:.4f} | {similarity:.5f} |")
     tensor, token = product_ms(False), product_ms(True)
-    print(f"\n{TOKENS} x {WIDTH} x {WIDE}: {tensor:.2f} ms a tensor, {token:.2f} ms a token")
+    print(f"\n{TOKENS} x {WIDTH} x {FFN_WIDTH}: {tensor:.2f} ms a tensor, {token:.2f} ms a token")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from fastvlm_onnx.agreement import Agreement, VariantAgreement
 from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.checkpoint.config_reader import check_image_size
-from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.disk.atomic_folder import check_destination, unfinished_folder
+from fastvlm_onnx.export.disk.disk_space import check_disk_space
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.variants import build_graphs, check_variants
 from fastvlm_onnx.export.writing.existing_package import ExistingPackage
 from fastvlm_onnx.export.writing.graph_set import GraphSet
@@ -98,7 +100,7 @@ def export_package(
 
     # 3. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
     writer = PackageWriter(graph_set, progress)
-    _check_disk_space(destination, writer.total_bytes)
+    check_disk_space(destination.parent, writer.total_bytes, "package")
     with unfinished_folder(destination) as folder:
         with _disk_errors(destination, folder, writer.total_bytes):
             graphs = writer.write(folder)
@@ -195,13 +197,3 @@ def _disk_errors(destination: Path, folder: Path, needed_bytes: int) -> Iterator
             f"{destination}: could not be written ({reason}); nothing was left behind. "
             f"The package needs {needed_bytes / 1e6:,.0f} MB."
         ) from None
-
-
-def _check_disk_space(destination: Path, needed_bytes: int) -> None:
-    existing = next(p for p in destination.parents if p.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes:
-        raise PackageError(
-            f"{existing}: {free_bytes / 1e6:,.0f} MB are free, and the package needs "
-            f"{needed_bytes / 1e6:,.0f} MB; make room, or give another folder with -o."
-        )

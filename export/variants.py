@@ -9,16 +9,16 @@ import onnx_ir as ir
 
 from fastvlm_onnx.errors import InputError, UnsupportedError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE, FastVLMConfig
-from fastvlm_onnx.export.checkpoint.layouts import PROJECTOR_PREFIX, VISION_PREFIX
+from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
-from fastvlm_onnx.export.graphs.decoder import Operators, build_decoder, embedding_rows
+from fastvlm_onnx.export.graphs.decoder import DecoderOperators, build_decoder, embedding_rows
 from fastvlm_onnx.export.graphs.decoder_standard_operators import STANDARD_OPERATORS
-from fastvlm_onnx.export.graphs.float16 import to_half
+from fastvlm_onnx.export.graphs.fixed_shapes import fix_axes
+from fastvlm_onnx.export.graphs.float16 import convert_to_float16
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
-from fastvlm_onnx.export.tensors.lazy_array import Weights
-from fastvlm_onnx.export.verification.coreml_check import fix_axes
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.writing.graph_set import GraphSet, UnwrittenGraph
 from fastvlm_onnx.export.writing.token_embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
 from fastvlm_onnx.names import (
@@ -35,8 +35,8 @@ from fastvlm_onnx.names import (
 from fastvlm_onnx.package import Variant
 from fastvlm_onnx.variants import OPERATOR_SETS, VARIANTS, VariantSpec
 
-DECODER_OPERATORS: Final[Mapping[str, Operators]] = {
-    "microsoft": Operators(),
+DECODER_OPERATORS: Final[Mapping[str, DecoderOperators]] = {
+    "microsoft": DecoderOperators(),
     "standard": STANDARD_OPERATORS,
 }
 # GroupQueryAttention's rotary embedding on the CPU takes multiples of this number.
@@ -199,7 +199,7 @@ def _vision_graph(
 ) -> UnwrittenGraph:
     form = VISION_PRECISIONS[precision]
     if form.is_float16:
-        model = to_half(model)
+        model = convert_to_float16(model)
     if form.has_fixed_shapes:
         return UnwrittenGraph(fix_axes(model, fixed_axes), weights_file=None)
     return UnwrittenGraph(model, weights_file(graph, precision))

@@ -13,7 +13,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def serve_hub(repository: str, folder: Path, status: int = 200) -> Iterator[str]:
-    """Address of a hub that knows `repository` only, or answers everything with `status`."""
+    """Yield the address of a hub with one repository; any other `status` answers all requests."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -4,8 +4,8 @@ from peers.job import Job, unfinished
 from peers.language_folder import write_language_folder
 from random_checkpoint import PUBLISHED, LanguageSize, write_random_checkpoint
 
-from fastvlm_onnx.export.checkpoint.layouts import VISION_PREFIX
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 # For a functional test: the vision encoder of the built-in model, and a decoder of three layers.
 QUICK = LanguageSize(256, 512, 3, 4, 2, 512, 429, is_tied=True)

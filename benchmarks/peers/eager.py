@@ -8,7 +8,7 @@ from peers.job import TOKENS_AFTER, TOKENS_BEFORE, Job
 from peers.measuring import FloatArray, Prompt
 from peers.pictures import draw_picture
 
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
 
 

@@ -7,9 +7,12 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from fastvlm_onnx.export.checkpoint.config_reader import LM_HEAD
-from fastvlm_onnx.export.checkpoint.layouts import PROJECTOR_PREFIX, VISION_PREFIX
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.architecture.tensor_names import (
+    LM_HEAD,
+    PROJECTOR_PREFIX,
+    VISION_PREFIX,
+)
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 EMBEDDINGS = ("model.embed_tokens.weight", LM_HEAD)
 

@@ -1,1 +1,1 @@
-"""FastVLM's sizes, and the names of its tensors."""
+"""The shape of a FastVLM: its sizes and the names of its tensors."""

@@ -1,28 +1,28 @@
-"""What a FastVLM checkpoint says of its own shape: sizes, never weights.
+"""The sizes of a FastVLM; weights are not held here.
 
-Widths and depths of the vision encoder are read off the tensors, so one code path serves the
-published models, a fine-tune with another width, and the built-in miniature.
+Widths and depths of the vision encoder are read from the shapes of tensors. The same code therefore
+serves the published models, a fine-tune with another width, and the built-in miniature.
 """
 
 from dataclasses import dataclass
 
 # FastViTHD's attention uses heads of 32 channels at every width (ml-fastvlm, mci.py MHSA).
 VISION_HEAD_DIM = 32
-# The stem halves twice, each of the four downsamples halves once.
+# The stem halves the sides of the image twice, and each of four downsamples halves them once.
 VISION_PATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """FastViTHD: five stages, the first three RepMixer, the last two attention.
+    """The sizes of FastViTHD, which has three RepMixer stages, then two attention stages.
 
     Attributes:
-        image_size: side of the square input in pixels, a multiple of 64.
-        depths: blocks in each of the five stages (published models: 2, 12, 24, 4, 2).
-        widths: channels of each stage (published models: 96, 192, 384, 768, 1536).
-        ffn_widths: inner channels of each stage's ConvFFN (published models: 4 x width).
-        hidden_size: channels of the last feature map, `mm_hidden_size` (published models: 3072).
-        se_width: inner channels of conv_exp's squeeze-and-excite (published models: 192).
+        image_size: the side of the square input in pixels, a multiple of 64.
+        depths: the number of blocks in each stage (published models: 2, 12, 24, 4, 2).
+        widths: the channels of each stage (published models: 96, 192, 384, 768, 1536).
+        ffn_widths: the inner channels of each stage's ConvFFN (published models: 4 x width).
+        hidden_size: the channels of the last map, `mm_hidden_size` (published models: 3072).
+        se_width: the inner channels of conv_exp's squeeze-and-excite (published models: 192).
     """
 
     image_size: int
@@ -34,17 +34,18 @@ class VisionConfig:
 
     @property
     def num_image_tokens(self) -> int:
+        """The number of tokens that an image takes in the prompt."""
         return (self.image_size // VISION_PATCH_SIZE) ** 2
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Qwen2, under the field names of Hugging Face's Qwen2Config.
+    """The sizes of Qwen2, under the field names of Hugging Face's Qwen2Config.
 
     Attributes:
-        vocab_size: rows of logits that are kept, which is `len(tokenizer)`: predict.py resizes
-            the embeddings to it before it generates.
-        is_tied: lm_head is the embedding matrix (said by the tensors, not by the config).
+        vocab_size: the number of logits, `len(tokenizer)`. predict.py resizes the embeddings to
+            this length before it generates.
+        is_tied: whether lm_head is the embedding matrix. The tensors decide, not config.json.
     """
 
     hidden_size: int
@@ -63,7 +64,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class FastVLMConfig:
-    """The whole model: vision encoder, two-layer projector, decoder."""
+    """The sizes of the whole model: vision encoder, two-layer projector, decoder."""
 
     vision: VisionConfig
     decoder: DecoderConfig

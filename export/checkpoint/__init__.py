@@ -1,1 +1,1 @@
-"""A folder's files as one checkpoint: config, tokenizer, tensors under Apple's names."""
+"""Read a checkpoint's folder: config, tokenizer, and tensors under Apple's names."""

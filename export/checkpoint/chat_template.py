@@ -28,9 +28,16 @@ def read_chat_template(folder: Path) -> PromptFormat | None:
     The template is in chat_template.jinja, chat_template.json or tokenizer_config.json, the first
     of these files that has it, as in transformers.
 
+    Args:
+        folder: a checkpoint.
+
+    Returns:
+        The text before the image, before the prompt and after the prompt; None if no file holds a
+        template.
+
     Raises:
         CheckpointError: the template cannot be rendered.
-        UnsupportedError: the template does not place one image before the prompt.
+        UnsupportedError: the template does not place exactly one image before the prompt.
     """
     path = folder / "chat_template.jinja"
     template: Any = None
@@ -101,7 +108,7 @@ def _render(
         return environment.from_string(template).render(
             messages=messages, add_generation_prompt=add_generation_prompt
         )
-    # Python's own errors come from a template that uses a text or a list in the wrong way.
+    # A template works on Python objects, so it can also raise Python's own errors.
     except (TemplateError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: the chat template cannot be rendered ({error}); expected a Jinja template."

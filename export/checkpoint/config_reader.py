@@ -1,4 +1,4 @@
-"""config.json's fields and the tensors' shapes -> FastVLMConfig; what is not built is refused."""
+"""Read FastVLMConfig from config.json and the shapes of tensors; refuse unbuilt configurations."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +11,11 @@ from fastvlm_onnx.export.architecture.config import (
     FastVLMConfig,
     VisionConfig,
 )
-from fastvlm_onnx.export.checkpoint.layouts import VISION_PREFIX, check_built
+from fastvlm_onnx.export.architecture.tensor_names import EMBED_TOKENS, LM_HEAD, VISION_PREFIX
+from fastvlm_onnx.export.checkpoint.layouts import check_built
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, are_equal
 
-EMBED_TOKENS: Final = "model.embed_tokens.weight"
-LM_HEAD: Final = "lm_head.weight"
-
-# config.json fields that would change the computation, and the only values that are built.
+# Fields of config.json that change the computation, with the values that are built.
 BUILT_VALUES: Mapping[str, tuple[Any, ...]] = {
     "mm_projector_type": ("mlp2x_gelu",),
     "image_aspect_ratio": ("pad",),
@@ -32,18 +30,25 @@ _FULL_ATTENTION: Final = "full_attention"
 
 
 def read_config(
-    fields: Mapping[str, Any], tensors: Mapping[str, LazyArray], vocab_size: int, path: Path
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, LazyArray],
+    vocab_size: int,
+    path: Path,
+    *,
+    is_tied: bool,
 ) -> FastVLMConfig:
-    """Sizes of the whole model.
+    """Read the sizes of the whole model; no tensor is read, only its shape.
 
     Args:
-        fields: config.json under Apple's names.
-        vocab_size: length of the tokenizer; predict.py cuts the embeddings to it.
-        path: config.json, for messages.
+        fields: the fields of config.json under Apple's names.
+        tensors: the checkpoint's tensors under Apple's names.
+        vocab_size: the length of the tokenizer, to which predict.py cuts the embeddings.
+        path: the path of config.json, for error messages.
+        is_tied: whether lm_head is the embedding matrix, as the function `is_tied` finds.
 
     Raises:
-        CheckpointError: a field is missing or senseless, or contradicts the tensors.
-        UnsupportedError: a field asks for something that is not built.
+        CheckpointError: a field is missing, has no sensible value, or contradicts the tensors.
+        UnsupportedError: a field asks for a computation that is not built.
     """
     check_built(fields, BUILT_VALUES, path)
     layer_types = set(fields.get("layer_types") or ())
@@ -87,16 +92,16 @@ def read_config(
             rope_theta=_rope_theta(fields, path),
             rms_norm_eps=float(number("rms_norm_eps")),
             eos_token_ids=eos_token_ids,
-            is_tied=is_tied(tensors),
+            is_tied=is_tied,
         ),
     )
 
 
 def is_tied(tensors: Mapping[str, LazyArray]) -> bool:
-    """Whether lm_head is the embedding matrix: the tensors say so, whatever the config says.
+    """Whether lm_head is the embedding matrix.
 
-    Published configs have `tie_word_embeddings` wrong in both directions, and published files hold
-    one matrix twice.
+    The tensors decide: `tie_word_embeddings` of published configurations is wrong in both
+    directions. Some published files hold the same matrix twice; then both are read and compared.
     """
     if LM_HEAD not in tensors:
         return True
@@ -116,7 +121,7 @@ def _check_rows(tensors: Mapping[str, LazyArray], vocab_size: int, path: Path) -
 
 
 def _rope_theta(fields: Mapping[str, Any], path: Path) -> float:
-    """`rope_theta`, or where transformers 5 writes it, `rope_parameters.rope_theta`."""
+    """Read `rope_theta`, or `rope_parameters.rope_theta`, which transformers 5 writes."""
     parameters = fields.get("rope_parameters") or {}
     if parameters.get("rope_type", "default") != "default":
         raise UnsupportedError(
@@ -132,7 +137,7 @@ def _rope_theta(fields: Mapping[str, Any], path: Path) -> float:
 def _read_vision_config(
     fields: Mapping[str, Any], tensors: Mapping[str, LazyArray], path: Path
 ) -> VisionConfig:
-    """Widths and depths from the tensors; the image size from the tower's name."""
+    """Read widths and depths from the tensors, and the image size from the tower's name."""
     tower = str(fields.get("mm_vision_tower"))
     size = tower.rsplit("_", 1)[-1]
     if not tower.startswith("mobileclip_l_") or not size.isdigit():
@@ -149,7 +154,7 @@ def _read_vision_config(
             )
         return tensors[VISION_PREFIX + name].shape
 
-    stages = (0, 2, 4, 7, 10)  # the others are downsamples and position encodings
+    stages = (0, 2, 4, 7, 10)  # other places hold downsamples and position encodings
     depths = []
     for stage in stages:
         prefix = f"{VISION_PREFIX}network.{stage}."
@@ -167,7 +172,7 @@ def _read_vision_config(
 
 
 def check_image_size(size: int) -> None:
-    """Raise UnsupportedError unless `size` can be the side of the vision encoder's input."""
+    """Raise UnsupportedError unless an image of `size` x `size` pixels can be encoded."""
     if size <= 0 or size % VISION_PATCH_SIZE or size > 4096:
         raise UnsupportedError(
             f"image size {size} is not built; expected a multiple of {VISION_PATCH_SIZE} "

@@ -1,7 +1,7 @@
-"""The two layouts a FastVLM is published in, both brought to Apple's names and fields.
+"""Convert the two layouts of published FastVLM checkpoints to Apple's names and fields.
 
-Apple's (`llava_qwen2`) is the canonical one. transformers' own (`fast_vlm`) names every tensor
-differently, nests its configuration, pads its vocabulary and knows an `<image>` token.
+Apple's layout (`llava_qwen2`) is the canonical one. transformers' own layout (`fast_vlm`) has other
+tensor names, a nested configuration, a padded vocabulary and an `<image>` token.
 
 Source: transformers 5 (models/fast_vlm, convert_fastvlm_weights_to_hf.py), timm fastvit_mci3.
 """
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fastvlm_onnx.errors import CheckpointError, UnsupportedError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.chat_template import read_chat_template
 from fastvlm_onnx.export.checkpoint.tokenizer_files import TokenizerFile
 from fastvlm_onnx.export.disk.json_files import read_json
@@ -23,10 +24,8 @@ from fastvlm_onnx.package import PromptFormat
 
 APPLE: Final = "llava_qwen2"
 NATIVE: Final = "fast_vlm"
-VISION_PREFIX: Final = "model.vision_tower.vision_tower.model."
-PROJECTOR_PREFIX: Final = "model.mm_projector."
 
-# The qwen_2 conversation of predict.py, cut where the image and the user's words go.
+# The qwen_2 conversation of predict.py, cut at the places of the image and of the prompt.
 PROMPT: Final = PromptFormat(
     system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     user="<|im_start|>user\n",
@@ -35,7 +34,7 @@ PROMPT: Final = PromptFormat(
     assistant="<|im_start|>assistant\n",
 )
 
-# timm's stage -> Apple's place in `network`: its blocks, its downsample, its position encoding.
+# Apple's index in `network` of a stage's blocks, downsample and position encoding, by timm's stage.
 _BLOCKS = {"0": 0, "1": 2, "2": 4, "3": 7, "4": 10}
 _DOWNSAMPLE = {"1": 1, "2": 3, "3": 5, "4": 8}
 _POSITIONS = {"3": 6, "4": 9}
@@ -60,7 +59,7 @@ _NATIVE_PARTS = (
     (r"\.se\.fc1\.", ".se.reduce."),
     (r"\.se\.fc2\.", ".se.expand."),
 )
-# Native fields that would change the computation, and the only values that are built.
+# Fields of transformers' layout that change the computation, with the values that are built.
 _NATIVE_BUILT: Mapping[str, tuple[Any, ...]] = {
     "projector_hidden_act": ("gelu",),
     "multimodal_projector_bias": (True,),
@@ -70,9 +69,12 @@ _NATIVE_BUILT: Mapping[str, tuple[Any, ...]] = {
 
 
 def canonical_name(name: str, model_type: str) -> str:
-    """Apple's name of a tensor; a name that no FastVLM has stays as it is.
+    """Return Apple's name of a tensor; a name that no FastVLM has is returned unchanged.
 
-    As transformers 5.23 saves them: `model.vision_tower.timm_model.stem.0.reparam_conv.weight`.
+    Args:
+        name: the name in the file, for example (as transformers 5.23 saves it)
+            `model.vision_tower.timm_model.stem.0.reparam_conv.weight`.
+        model_type: APPLE or NATIVE.
     """
     if model_type == APPLE:
         return name
@@ -85,17 +87,17 @@ def canonical_name(name: str, model_type: str) -> str:
     for pattern, replacement in _NATIVE_PARTS:
         try:
             name = re.sub(pattern, replacement, name)
-        except KeyError:  # a stage that FastViTHD has not
+        except KeyError:  # FastViTHD has no such stage
             continue
     return VISION_PREFIX + name
 
 
 def canonical_fields(folder: Path) -> dict[str, Any]:
-    """config.json's fields under Apple's names, `model_type` as it is in the file.
+    """Read the fields of config.json under Apple's names; `model_type` is that of the file.
 
     Raises:
-        CheckpointError: config.json is missing or no JSON.
-        UnsupportedError: another kind of model, or a native configuration that is not built.
+        CheckpointError: config.json is missing or is not valid JSON.
+        UnsupportedError: the model is no FastVLM, or its configuration is not built.
     """
     path = folder / "config.json"
     fields = read_json(path)
@@ -121,7 +123,7 @@ def canonical_fields(folder: Path) -> dict[str, Any]:
 def check_built(
     fields: Mapping[str, Any], built_values: Mapping[str, tuple[Any, ...]], path: Path
 ) -> None:
-    """Raise UnsupportedError, naming field and value, if a field has a value that is not built."""
+    """Raise UnsupportedError if a field has a value that is not built; name field and value."""
     for name, built in built_values.items():
         if name in fields and fields[name] not in built:
             raise UnsupportedError(
@@ -131,20 +133,20 @@ def check_built(
 
 
 def canonical_prompt(folder: Path, model_type: str) -> PromptFormat:
-    """The conversation around picture and question.
+    """Return the conversation format around image and prompt.
 
-    predict.py has its own and ignores whatever template lies in the folder; a native checkpoint
-    brings one and means it.
+    predict.py has its own format and ignores a template in the folder. For transformers' layout,
+    the template in the folder is used.
     """
     template = None if model_type == APPLE else read_chat_template(folder)
     return template or PROMPT
 
 
 def without_image_token(tokenizer: TokenizerFile) -> TokenizerFile:
-    """The tokenizer without the `<image>` that conversions append after the last token.
+    """Remove the `<image>` token that a conversion appended as the last token.
 
-    It stands for the picture in their prompts. Here the picture is no token, and its row of the
-    embeddings was never trained: the model must not be able to say it.
+    The token marks the image in transformers' prompts. Here the image is no token, and the row of
+    `<image>` in the embeddings was never trained, so the model must not be able to generate it.
     """
     content = json.loads(tokenizer.text)
     last = next((t for t in content["added_tokens"] if t["id"] == tokenizer.length - 1), None)
@@ -163,7 +165,7 @@ def _section(fields: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]
 
 
 def _native_eos(folder: Path, fields: Mapping[str, Any], text: Mapping[str, Any]) -> Any:
-    """The first that is set: transformers generates with generation_config.json's."""
+    """Return the first eos_token_id that is set; transformers prefers generation_config.json."""
     generation_file = folder / "generation_config.json"
     generation = read_json(generation_file) if generation_file.is_file() else {}
     candidates = (part.get("eos_token_id") for part in (generation, text, fields))
@@ -171,7 +173,7 @@ def _native_eos(folder: Path, fields: Mapping[str, Any], text: Mapping[str, Any]
 
 
 def _native_image_size(folder: Path, fields: Mapping[str, Any], path: Path) -> int:
-    """Side of the square input in pixels: the image processor's, else from the token count."""
+    """Return the side of the input in pixels, from the image processor or from the token count."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             processor = read_json(folder / name)

@@ -1,7 +1,7 @@
-"""A LoRA fine-tune over a base checkpoint, merged tensor by tensor while it is exported.
+"""Merge a LoRA adapter into a base checkpoint, tensor by tensor when tensors are read.
 
-Reads what peft writes (adapter_config.json, adapter_model.safetensors or .bin) and what LLaVA's
-trainer adds (non_lora_trainables.bin: projector and vision weights, replaced whole).
+The files are those of peft (adapter_config.json, adapter_model.safetensors or .bin) and of LLaVA's
+trainer (non_lora_trainables.bin, whose projector and vision weights replace those of the base).
 
 Source: peft's LoRA layers (merge: weight + scaling * B @ A) and llava/model/builder.py.
 """
@@ -37,23 +37,26 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path) -> str:
-    """What the adapter says it was trained on: a path or an id, for messages."""
+    """Return the path or id of the base that adapter_config.json names, for error messages."""
     return str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "not named")
 
 
 def merge_adapter(
     folder: Path, base: Mapping[str, LazyArray], base_name: str
 ) -> dict[str, LazyArray]:
-    """The base's tensors with the adapter's products added, computed when they are read.
+    """Add an adapter's products to the tensors of its base.
 
     Args:
         folder: the adapter.
-        base: the base's tensors under their own names, which the adapter's names follow.
-        base_name: for messages.
+        base: the base's tensors under the names in its files, which the adapter's names refer to.
+        base_name: the base's name in error messages.
+
+    Returns:
+        The merged tensors under the names of the base; a product is computed when it is read.
 
     Raises:
         CheckpointError: the adapter is damaged, or was trained on another base.
-        UnsupportedError: a kind of adapter that is not built.
+        UnsupportedError: this kind of adapter is not built.
     """
     config_file = folder / ADAPTER_CONFIG
     config = read_json(config_file)
@@ -91,7 +94,7 @@ def _adapter_file(folder: Path) -> Path:
 def _sort_tensors(
     tensors: Mapping[str, LazyArray], path: Path
 ) -> tuple[dict[str, tuple[LazyArray, LazyArray]], dict[str, LazyArray]]:
-    """Pairs (A, B) by the weight they change, and tensors that replace one."""
+    """Return pairs (A, B) by the weight that they change, and tensors that replace a weight."""
     halves: dict[str, dict[str, LazyArray]] = {}
     whole: dict[str, LazyArray] = {}
     for name, tensor in tensors.items():
@@ -120,7 +123,7 @@ def _sort_tensors(
 
 
 def _base_name(name: str) -> str:
-    """A name inside peft's wrapper -> the base's own: `base_model.model.model.x` -> `model.x`."""
+    """Remove peft's wrapper from a name: `base_model.model.model.x` -> `model.x`."""
     name = name.removeprefix("base_model.model.").removeprefix("base_model.")
     return re.sub(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)", "", name)
 
@@ -130,7 +133,7 @@ def _is_embedding(name: str) -> bool:
 
 
 def _scaling(config: Mapping[str, Any], name: str, rank: int, path: Path) -> float:
-    """lora_alpha / r, or over its square root with rank-stabilised LoRA."""
+    """Return lora_alpha / r, or lora_alpha / sqrt(r) for rank-stabilised LoRA."""
     module = name.removesuffix(".weight")
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
@@ -150,7 +153,7 @@ def _check_shape(
 ) -> None:
     if name not in base:
         raise CheckpointError(
-            f"{folder}: changes {name}, which {base_name} has not; "
+            f"{folder}: changes {name}, which {base_name} does not have; "
             "give the base that the adapter was trained on."
         )
     if base[name].shape != shape:
@@ -164,7 +167,7 @@ def _merged(
     weight: LazyArray, a: LazyArray, b: LazyArray, scaling: float, is_embedding: bool
 ) -> LazyArray:
     def add(rows: FloatArray, which: slice) -> FloatArray:
-        # An embedding stores its factors the other way round: A is [r, rows], B [width, r].
+        # peft stores the factors of an embedding transposed: A is [r, rows], B is [width, r].
         left, right = (a.read().T, b.read().T) if is_embedding else (b.read(), a.read())
         merged: FloatArray = rows + scaling * (left[which] @ right)
         return merged

@@ -1,29 +1,30 @@
-"""Open a checkpoint of any layout: its configuration, and its tensors by Apple's names.
+"""Read a checkpoint's folder: its configuration, and its tensors under Apple's names.
 
-Whatever was opened, what comes out is the same; no tensor is read before it is used.
+Every accepted layout gives the same Checkpoint. A tensor's values are read when they are used, not
+before. This file knows folders only; where a folder comes from is known to sources/.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastvlm_onnx.errors import CheckpointError
+from fastvlm_onnx.errors import FastVLMError
 from fastvlm_onnx.export.architecture.config import FastVLMConfig
-from fastvlm_onnx.export.checkpoint.config_reader import LM_HEAD, read_config
+from fastvlm_onnx.export.architecture.tensor_names import LM_HEAD
+from fastvlm_onnx.export.checkpoint.config_reader import is_tied, read_config
 from fastvlm_onnx.export.checkpoint.layouts import (
     canonical_fields,
     canonical_name,
     canonical_prompt,
     without_image_token,
 )
-from fastvlm_onnx.export.checkpoint.lora import ADAPTER_CONFIG, base_of, is_adapter, merge_adapter
+from fastvlm_onnx.export.checkpoint.lora import merge_adapter
 from fastvlm_onnx.export.checkpoint.tokenizer_files import read_tokenizer
-from fastvlm_onnx.export.checkpoint.weight_files import holds_weights, open_weights
-from fastvlm_onnx.export.sources.locate import locate
+from fastvlm_onnx.export.checkpoint.weight_files import open_weights
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, check_finite
 from fastvlm_onnx.package import PromptFormat
-from fastvlm_onnx.progress import Progress, no_progress
 
+CONFIG_FILE = "config.json"
 LICENSE_FILES = ("LICENSE_MODEL", "LICENSE")
 
 
@@ -32,15 +33,16 @@ class Checkpoint:
     """An opened checkpoint.
 
     Attributes:
-        name: what to call it in a manifest.
-        model_type: `model_type` of config.json.
-        config: sizes, read off config.json and the tensors' shapes.
-        tensors: every tensor under Apple's names; `lm_head.weight` only where it is a matrix of
-            its own.
+        name: the checkpoint's name in a manifest.
+        model_type: `model_type` of config.json: "llava_qwen2" in Apple's layout, "fast_vlm" in
+            transformers' own.
+        config: sizes, read from config.json and from the shapes of the tensors.
+        tensors: every tensor under Apple's name. `lm_head.weight` is there only if it differs from
+            the embedding matrix.
         tokenizer: the text of a tokenizer.json.
-        prompt: the conversation that the model was trained on.
-        license: the text of the licence file that lies beside the weights, if one does.
-        keep: holds what must live as long as the tensors are read.
+        prompt: the conversation format that the model was trained on.
+        license: the text of the licence file in the folder, or None without such a file.
+        keep: an object that must live as long as tensors are read, such as a temporary folder.
     """
 
     name: str
@@ -53,66 +55,88 @@ class Checkpoint:
     keep: object = field(default=None, repr=False)
 
 
-def open_checkpoint(
-    source: str | Path,
+def read_checkpoint(
+    folder: Path,
     *,
-    base: str | Path | None = None,
+    name: str | None = None,
+    adapter: Path | None = None,
+    base_name: str | None = None,
     allow_nonfinite: bool = False,
-    progress: Progress = no_progress,
+    keep: object = None,
 ) -> Checkpoint:
-    """Open a checkpoint.
+    """Read a folder in Apple's or in transformers' own layout.
 
     Args:
-        source: a folder in Apple's or in transformers' own layout, or a zip of one; a LoRA adapter
-            over `base`; a Hugging Face id; `0.5b`, `1.5b` or `7b` for Apple's; `demo` for the
-            built-in one.
-        base: what an adapter was trained on, in any of the forms of `source`.
-        allow_nonfinite: let NaN and infinity pass instead of refusing the tensor when it is read.
-        progress: told of what is downloaded or unpacked.
+        folder: a whole model.
+        name: the checkpoint's name in a manifest; the folder's name when None.
+        adapter: the folder of a LoRA adapter to merge into the model.
+        base_name: the model's name in errors about the adapter; the folder's path when None.
+        allow_nonfinite: accept NaN and infinity. Otherwise a tensor that holds them raises
+            CheckpointError when it is read.
+        keep: stored in the Checkpoint, which keeps it alive.
 
     Raises:
-        CheckpointError: nothing there, a file or shard missing or damaged, not a FastVLM.
-        UnsupportedError: a configuration that is not built; the field and its value are named.
-        PackageError: no room for what is downloaded or unpacked.
+        CheckpointError: a file is missing or damaged, or the folder holds another kind of model.
+        UnsupportedError: the configuration is not built; the message names field and value.
     """
-    opened = locate(source, progress)
-    folder, keep, name = opened.folder, opened.keep, opened.name
-    adapter = folder if is_adapter(folder) and not holds_weights(folder) else None
-    if adapter and base is None:
-        raise CheckpointError(
-            f"{source}: a LoRA adapter and no whole model; give what it was trained on "
-            f"({base_of(adapter)}) with --base."
-        )
-    if base is not None:
-        if not adapter:
-            raise CheckpointError(
-                f"{source}: found no {ADAPTER_CONFIG}, expected a LoRA adapter because a base is "
-                "given; leave the base out to export a whole model."
-            )
-        under = locate(base, progress)
-        folder, keep = under.folder, (opened.keep, under.keep)
     fields = canonical_fields(folder)
-    model_type = fields["model_type"]
-    stored = open_weights(folder)
-    if adapter:
-        stored = merge_adapter(adapter, stored, str(base))
-    tensors = {canonical_name(name, model_type): tensor for name, tensor in stored.items()}
+    tensors = _open_tensors(folder, fields["model_type"], adapter, base_name or str(folder))
     if not allow_nonfinite:
         tensors = {name: check_finite(name, tensor) for name, tensor in tensors.items()}
     tokenizer = without_image_token(read_tokenizer(folder))
-    config = read_config(fields, tensors, tokenizer.length, folder / "config.json")
+    config = read_config(
+        fields, tensors, tokenizer.length, folder / CONFIG_FILE, is_tied=is_tied(tensors)
+    )
     if config.decoder.is_tied:
         tensors.pop(LM_HEAD, None)
     return Checkpoint(
-        name=name,
-        model_type=model_type,
+        name=name or folder.name,
+        model_type=fields["model_type"],
         config=config,
         tensors=tensors,
         tokenizer=tokenizer.text,
-        prompt=canonical_prompt(folder, model_type),
+        prompt=canonical_prompt(folder, fields["model_type"]),
         license=_read_license(folder),
         keep=keep,
     )
+
+
+def check_whole(folder: Path) -> None:
+    """Raise unless a folder holds a checkpoint with all of its files, each of them complete.
+
+    Reads config.json, the tokenizer's files, the index of shards and the headers of weight files,
+    which state how long each file is. The values of tensors are not read.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the folder holds another kind of model.
+        UnsupportedError: the configuration is not built.
+    """
+    fields = canonical_fields(folder)
+    tensors = _open_tensors(folder, fields["model_type"])
+    tokenizer = without_image_token(read_tokenizer(folder))
+    # Whether lm_head is tied can be told from values alone, and no check depends on it.
+    read_config(fields, tensors, tokenizer.length, folder / CONFIG_FILE, is_tied=False)
+    canonical_prompt(folder, fields["model_type"])
+
+
+def is_whole_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint that `check_whole` accepts."""
+    if not folder.is_dir():
+        return False
+    try:
+        check_whole(folder)
+    except FastVLMError:
+        return False
+    return True
+
+
+def _open_tensors(
+    folder: Path, model_type: str, adapter: Path | None = None, base_name: str = ""
+) -> dict[str, LazyArray]:
+    stored = open_weights(folder)
+    if adapter:
+        stored = merge_adapter(adapter, stored, base_name)
+    return {canonical_name(name, model_type): tensor for name, tensor in stored.items()}
 
 
 def _read_license(folder: Path) -> str | None:

@@ -1,6 +1,6 @@
-"""The tokenizer's files, whichever of them a checkpoint holds, as one tokenizer.json.
+"""Read a checkpoint's tokenizer files as one tokenizer.json.
 
-Apple's folders hold vocab.json, merges.txt and added_tokens.json and no tokenizer.json.
+Apple's folders hold vocab.json, merges.txt and added_tokens.json, and no tokenizer.json.
 """
 
 import json
@@ -21,17 +21,17 @@ QWEN2_SPLIT = (
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """Text of a tokenizer.json, and its length: the highest id plus one."""
+    """The text of a tokenizer.json, and the tokenizer's length: its highest id plus one."""
 
     text: str
     length: int
 
 
 def read_tokenizer(folder: Path) -> TokenizerFile:
-    """Read vocab.json, merges.txt and the added tokens, or else tokenizer.json.
+    """Read vocab.json, merges.txt and the added tokens; without vocab.json, tokenizer.json.
 
     Raises:
-        CheckpointError: a file is missing or is not what its name says.
+        CheckpointError: a file is missing, or its content is invalid.
     """
     try:
         if (folder / "vocab.json").is_file():
@@ -43,7 +43,7 @@ def read_tokenizer(folder: Path) -> TokenizerFile:
             f"{error.filename}: missing; the tokenizer needs vocab.json, merges.txt and "
             "added_tokens.json: download the checkpoint again."
         ) from None
-    # tokenizers raises bare Exception for a file it cannot read.
+    # tokenizers raises plain Exception for a file that it cannot read.
     except Exception as error:
         raise CheckpointError(
             f"{folder}: the tokenizer's files cannot be read ({error}); expected vocab.json, "
@@ -79,9 +79,10 @@ def _build_qwen2(folder: Path) -> Tokenizer:
 
 
 def _added_tokens(folder: Path) -> dict[int, AddedToken]:
-    """tokenizer_config.json's if it lists them, which says what is special, as transformers does.
+    """Read added tokens by id from tokenizer_config.json, else from added_tokens.json.
 
-    Qwen2.5's `<tool_call>` and seven more are not: they show in an answer.
+    tokenizer_config.json, which transformers reads, also states which tokens are special. Eight of
+    Qwen2.5's added tokens, such as `<tool_call>`, are not special, so they appear in answers.
     """
     config = folder / "tokenizer_config.json"
     listed = read_json(config).get("added_tokens_decoder") if config.is_file() else None

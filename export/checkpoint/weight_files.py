@@ -1,4 +1,4 @@
-"""The files that hold a checkpoint's tensors: safetensors or PyTorch's, whole or in shards."""
+"""Open the files of a checkpoint's tensors: safetensors or PyTorch's format, whole or in shards."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,12 +15,12 @@ from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
-# In the order in which transformers looks for them; the index of shards goes before the one file.
+# In transformers' order of search. An index of shards is preferred to a single file.
 WEIGHT_FILES = (SAFETENSORS, PICKLED)
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a whole model's weights lie in a folder, by the names of its files."""
+    """Return whether a folder has a weight file or an index; files are not opened."""
     return any(
         (folder / name).is_file() or (folder / f"{name}.index.json").is_file()
         for name in WEIGHT_FILES
@@ -28,7 +28,11 @@ def holds_weights(folder: Path) -> bool:
 
 
 def open_weights(folder: Path) -> dict[str, LazyArray]:
-    """Every tensor of `model.safetensors` or `pytorch_model.bin`, or of the shards of their index.
+    """Open `model.safetensors` or `pytorch_model.bin`, or the shards of their index.
+
+    Returns:
+        Every tensor under the name in its file. safetensors are read when they are used; PyTorch's
+        files are mapped into memory.
 
     Raises:
         CheckpointError: a file, a shard or a tensor of the index is missing or damaged.
@@ -68,10 +72,13 @@ def _open_shards(folder: Path, index_file: Path) -> dict[str, LazyArray]:
 
 
 def open_weight_file(path: Path) -> Iterator[tuple[str, LazyArray]]:
-    """Names and tensors of one file, safetensors or (by its suffix) PyTorch's.
+    """Open one file, in the format that its suffix states.
+
+    Yields:
+        Names and tensors.
 
     Raises:
-        CheckpointError: the file is cut, damaged, or not what its suffix says.
+        CheckpointError: the file is incomplete, damaged, or in another format.
     """
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickled(path)
 
@@ -89,8 +96,8 @@ def _open_safetensors(path: Path) -> Iterator[tuple[str, LazyArray]]:
         ) from None
 
 
-# The file is opened for each read: it is mapped into memory, and what was read of it would count
-# as this process's as long as it stays open.
+# The file is opened for each read. safetensors maps it into memory, and as long as it is open, the
+# pages that were read count as this process's memory.
 
 
 def _read_whole(path: Path, name: str) -> FloatArray:
@@ -106,7 +113,7 @@ def _read_rows(path: Path, name: str, start: int, stop: int) -> FloatArray:
 
 
 def _open_pickled(path: Path) -> Iterator[tuple[str, LazyArray]]:
-    """PyTorch's own format, tensors only: a pickle that would run code is refused."""
+    """Open a file in PyTorch's format; a pickle that would run code is refused."""
     try:
         import torch
     except ImportError:
@@ -120,11 +127,11 @@ def _open_pickled(path: Path) -> Iterator[tuple[str, LazyArray]]:
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            # Files of before PyTorch 1.6 cannot be mapped.
+            # The format before PyTorch 1.6 cannot be mapped.
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
-    # Whatever the unpickler meets in a damaged file: it raises nearly anything.
+    # The unpickler raises nearly any exception for a damaged file.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -1,1 +1,1 @@
-"""Folders that appear whole, JSON files, and room on the disk."""
+"""Folders that appear complete or not at all, JSON files, and free space."""

@@ -1,8 +1,9 @@
-"""A folder that appears whole or not at all."""
+"""A folder that appears complete or not at all."""
 
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,13 @@ from fastvlm_onnx.names import MANIFEST_FILE
 
 
 def check_destination(folder: Path, overwrite: bool) -> None:
-    """Raise PackageError if `folder` exists and may not be replaced.
+    """Raise PackageError if `folder` exists and must not be replaced.
 
-    Only an exported package or an empty folder is ever replaced: `-o .` must not cost a project.
+    Only an exported package or an empty folder is replaced, so that `-o .` never deletes a project.
+
+    Args:
+        folder: the destination of an export.
+        overwrite: whether a package may be replaced.
     """
     if folder.is_dir() and not any(folder.iterdir()):
         return
@@ -32,10 +37,13 @@ def check_destination(folder: Path, overwrite: bool) -> None:
 
 @contextmanager
 def unfinished_folder(destination: Path) -> Iterator[Path]:
-    """A hidden folder beside `destination` that becomes it on success and vanishes on failure.
+    """Make a hidden folder that is renamed to `destination` on success and removed on failure.
+
+    Yields:
+        The hidden folder, beside `destination`.
 
     Raises:
-        PackageError: the parent cannot be written.
+        PackageError: the parent folder cannot be written.
     """
     parent, name = destination.parent, destination.name
     unfinished = parent / f".{name}.unfinished-{os.getpid()}"
@@ -58,7 +66,7 @@ def _put_in_place(unfinished: Path, destination: Path) -> None:
     if not destination.exists():
         unfinished.rename(destination)
         return
-    # The old package stays whole under a hidden name until the new one is in its place.
+    # The old package is kept under a hidden name until the new package has taken its place.
     old = unfinished.with_name(unfinished.name.replace(".unfinished-", ".replaced-"))
     destination.rename(old)
     try:
@@ -70,7 +78,7 @@ def _put_in_place(unfinished: Path, destination: Path) -> None:
 
 
 def _remove_abandoned(parent: Path, name: str) -> None:
-    """Clear what an export into the same folder left when it was killed."""
+    """Remove the hidden folders of earlier exports to the same destination that were killed."""
     for path in parent.glob(f".{name}.unfinished-*"):
         match = re.fullmatch(r".*\.unfinished-(\d+)", path.name)
         if match and not _is_running(int(match[1])):
@@ -78,6 +86,8 @@ def _remove_abandoned(parent: Path, name: str) -> None:
 
 
 def _is_running(pid: int) -> bool:
+    if sys.platform == "win32":
+        return True  # there, os.kill(pid, 0) would interrupt the process instead of looking for it
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint, with errors that name them."""
+"""Read JSON files of a checkpoint, with errors that name the file."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ from fastvlm_onnx.errors import CheckpointError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file holds.
+    """Read the JSON object in a file.
 
     Raises:
-        CheckpointError: the file is missing, is no JSON, or holds something else.
+        CheckpointError: the file is missing, is not valid JSON, or does not hold an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

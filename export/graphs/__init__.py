@@ -1,1 +1,1 @@
-"""Config and weights as ONNX graphs; knows no files."""
+"""ONNX graphs, declared from a config and weights; files are not known here."""

@@ -1,4 +1,4 @@
-"""How each precision's decoder is stored and computed: its linear layers, lm_head, and cache."""
+"""The decoder's precisions: the linear layers, lm_head and cache of each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,24 +10,25 @@ from onnxscript import nn
 
 from fastvlm_onnx.export.graphs.layers import Op, parameter
 from fastvlm_onnx.export.graphs.linear import (
-    INT4_BLOCK,
-    INT8_BLOCK,
-    BlockProduct,
-    BlockProjection,
-    FloatProjection,
-    HalfProjection,
-    Int8Projection,
-    Projection,
+    BlockLinear,
+    Float16Linear,
+    FloatLinear,
+    Linear,
+    MatMulNBits,
+    PerTokenInt8Linear,
 )
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK
 
-Projections = Callable[..., Projection]
+LinearFactory = Callable[..., Linear]
+"""Makes a linear layer from torch's weights, and a bias if there is one."""
 
 
-class LMHead(nn.Module):  # type: ignore[misc]
-    """x @ weight.T for one row of each sequence: [B, 1, hidden_size] -> [B, 1, vocab_size].
+class LMHead(nn.Module):
+    """x @ weight.T for the last position: [B, 1, hidden_size] -> [B, 1, vocab_size].
 
-    The matrix stays as the checkpoint holds it, so it can be written some rows at a time.
+    The weight is not transposed. It keeps the checkpoint's shape [vocab_size, hidden_size], so it
+    can be read and written a few rows at a time.
     """
 
     def __init__(self, weight: LazyArray, dtype: ir.DataType) -> None:
@@ -44,53 +45,62 @@ class LMHead(nn.Module):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class DecoderForm:
-    """How one precision's decoder is stored and computed.
+class DecoderPrecision:
+    """The layers and the cache of a decoder in one precision.
 
     Attributes:
-        projection: the linear layers.
-        lm_head: makes the last layer from the matrix [vocab_size, hidden_size].
-        cache_dtype: of keys and values.
-        early_attention: the linear layers of attention in the first EARLY_LAYERS layers; as all
-            others when None.
+        linear: makes every linear layer that no other attribute names.
+        lm_head: makes the last layer from a matrix [vocab_size, hidden_size].
+        cache_dtype: the dtype of keys and values.
+        early_attention_linear: makes the linear layers of attention in the first EARLY_LAYERS
+            layers; `linear` makes them when None.
+        down_linear: makes the down projection of every MLP; `linear` makes it when None.
     """
 
-    projection: Projections
+    linear: LinearFactory
     lm_head: Callable[[LazyArray], nn.Module]
     cache_dtype: ir.DataType = ir.DataType.FLOAT
-    early_attention: Projections | None = None
+    early_attention_linear: LinearFactory | None = None
+    down_linear: LinearFactory | None = None
 
-    def attention_projection(self, layer: int) -> Projections:
-        """What the linear layers of this layer's attention are made of."""
-        early = self.early_attention if layer < EARLY_LAYERS else None
-        return early or self.projection
+    def attention_linear_of(self, layer: int) -> LinearFactory:
+        """Return the factory for the attention of one layer, counted from 0."""
+        early = self.early_attention_linear if layer < EARLY_LAYERS else None
+        return early or self.linear
 
 
-# What goes wrong in the attention of the first layers goes wrong in all that follow: 0.8 % more
-# bytes there take half of int4's divergence away. docs/quantisation.md has the figures.
+# An error in the attention of the first layers spreads to all later layers: 0.8 % more bytes there
+# remove half of int4's divergence. docs/quantisation.md has the figures.
 EARLY_LAYERS: Final = 4
-_int4 = partial(BlockProjection, block_size=INT4_BLOCK, bits=4)
-_int8 = partial(BlockProjection, block_size=INT8_BLOCK, bits=8)
+_int4 = partial(BlockLinear, block_size=INT4_BLOCK, bits=4)
+_int8 = partial(BlockLinear, block_size=INT8_BLOCK, bits=8)
 
 
-# In int8 the last layer takes a third of a token's time in int4, but it decides between tokens
-# that are close, and shares its bytes with the token embeddings.
-def _int8_head(weight: LazyArray) -> BlockProduct:
-    return BlockProduct(weight, INT8_BLOCK, 8)
+# In an int4 decoder this int8 layer takes a third of a token's time. It stays in int8 because it
+# decides between tokens of nearly equal logits, and because token embeddings share its bytes.
+def _int8_head(weight: LazyArray) -> MatMulNBits:
+    return MatMulNBits(weight, INT8_BLOCK, 8)
 
 
-FORMS: Mapping[str, DecoderForm] = {
-    "fp32": DecoderForm(FloatProjection, partial(LMHead, dtype=ir.DataType.FLOAT)),
-    "fp16": DecoderForm(
-        HalfProjection, partial(LMHead, dtype=ir.DataType.FLOAT16), ir.DataType.FLOAT16
+DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
+    "fp32": DecoderPrecision(FloatLinear, partial(LMHead, dtype=ir.DataType.FLOAT)),
+    "fp16": DecoderPrecision(
+        Float16Linear,
+        partial(LMHead, dtype=ir.DataType.FLOAT16),
+        ir.DataType.FLOAT16,
+        # Qwen2's activations before the down projection exceed the range of float16.
+        down_linear=partial(Float16Linear, keeps_float32=True),
     ),
-    "bf16": DecoderForm(
-        partial(HalfProjection, dtype=ir.DataType.BFLOAT16),
+    # bfloat16 has the range of float32.
+    "bf16": DecoderPrecision(
+        partial(Float16Linear, dtype=ir.DataType.BFLOAT16),
         partial(LMHead, dtype=ir.DataType.BFLOAT16),
         ir.DataType.BFLOAT16,
     ),
-    "int8": DecoderForm(Int8Projection, _int8_head),
-    "int4": DecoderForm(_int4, _int8_head, early_attention=_int8),
+    "int8": DecoderPrecision(PerTokenInt8Linear, _int8_head),
+    "int4": DecoderPrecision(_int4, _int8_head, early_attention_linear=_int8),
     # CUDA's attention has no float32 kernel.
-    "int4_cuda": DecoderForm(_int4, _int8_head, ir.DataType.FLOAT16, _int8),
+    "int4_cuda": DecoderPrecision(
+        _int4, _int8_head, ir.DataType.FLOAT16, early_attention_linear=_int8
+    ),
 }

@@ -1,17 +1,23 @@
-"""A graph in float16 with float32 at its borders."""
+"""Conversion of a float32 graph to float16, with float32 inputs and outputs."""
 
 import onnx_ir as ir
 
 from fastvlm_onnx.export.tensors.external_data import StoredTensor
 
-HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
+FLOAT16, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
-def to_half(model: ir.Model) -> ir.Model:
-    """Store every weight of a float32 graph in float16 and compute in it, in place.
+def convert_to_float16(model: ir.Model) -> ir.Model:
+    """Convert weights and arithmetic of a float32 graph to float16, in place.
 
-    Inputs are cast on their way in and outputs on their way out. Only for graphs whose values fit:
-    predict.py runs the vision encoder in float16 too.
+    A Cast follows each input and precedes each output. All values of the graph must be in the range
+    of float16. The vision encoder's are: predict.py runs it in float16 too.
+
+    Args:
+        model: a graph whose inputs, outputs and weights are float32.
+
+    Returns:
+        The same model.
     """
     graph = model.graph
     for value in graph.initializers.values():
@@ -19,11 +25,11 @@ def to_half(model: ir.Model) -> ir.Model:
         if tensor is None or tensor.dtype != FLOAT:
             continue
         if isinstance(tensor, StoredTensor):
-            value.const_value = tensor.cast(HALF)
+            value.const_value = tensor.cast(FLOAT16)
         else:
-            value.const_value = ir.tensor(tensor.numpy().astype(HALF.numpy()))
+            value.const_value = ir.tensor(tensor.numpy().astype(FLOAT16.numpy()))
     for value in graph.inputs:
-        cast = ir.node("Cast", [value], {"to": HALF})
+        cast = ir.node("Cast", [value], {"to": FLOAT16})
         cast.outputs[0].name = f"{value.name}_half"
         users = [use for use in value.uses() if use.node is not cast]
         for node, index in users:

@@ -1,7 +1,7 @@
-"""Building blocks of the graphs: each takes its tensors lazily and declares its ONNX nodes.
+"""Building blocks of the graphs: each takes tensors lazily and declares ONNX nodes.
 
-Attribute names are the checkpoint's own, so initializers in the finished graph can be looked up
-there. Weights that a later node would only scale or shift are folded here, once, in float32.
+Attribute names are the checkpoint's own, so the name of an initializer in a graph is the name of a
+tensor in the checkpoint. Scales and shifts that follow a weight are folded into it in float32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,24 +14,46 @@ from onnxscript import GraphBuilder, nn
 
 import fastvlm_onnx
 from fastvlm_onnx.export.tensors.external_data import StoredTensor
-from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, Weights
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray
+from fastvlm_onnx.export.tensors.weights import Weights
 
 OPSET = 21
 MICROSOFT = "com.microsoft"
-LAYER_NORM_EPS = 1e-5  # FastViTHD's LayerNormChannel and BatchNorm2d alike
+LAYER_NORM_EPS = 1e-5  # of FastViTHD's LayerNormChannel and BatchNorm2d
 
-# onnxscript's op builder creates a method for every operator name, so it has no useful type.
+# onnxscript's op builder has a method for every operator's name, so it has no useful type.
 Op = Any
 Shape = Sequence[int | str]
 
 
 def parameter(array: LazyArray, dtype: ir.DataType = ir.DataType.FLOAT) -> nn.Parameter:
-    """An initializer whose values are computed when the graph is written."""
+    """Make an initializer whose values are computed when the graph is written."""
     return nn.Parameter(array.shape, data=StoredTensor(array, dtype))
 
 
-class Conv2d(nn.Module):  # type: ignore[misc]
-    """Convolution over [B, C, H, W] with `kernel // 2` zeros on every side."""
+def register_parameters(op: Op, module: nn.Module) -> None:
+    """Add a module's parameters to the graph as initializers, without adding any node.
+
+    onnxscript registers the parameters of a module when the module is first called. It names them
+    after the modules whose calls the outer graph's builder has seen. A module that is called only
+    in the body of a Scan is not among these, so its name would be missing from its parameters'
+    names. Such a module is registered before the Scan is built.
+
+    Args:
+        op: the op builder of the outer graph.
+        module: a module without submodules.
+    """
+    builder = op.builder
+    builder.push_module(module.name or "", type(module).__qualname__)
+    try:
+        for each in module.parameters(recurse=False):
+            each._realize(builder)  # as nn.Module.__call__ does
+    finally:
+        builder.pop_module()
+
+
+class Conv2d(nn.Module):
+    """Convolution over [B, C, H, W], padded with `kernel // 2` zeros on every side."""
 
     def __init__(self, weight: LazyArray, bias: LazyArray, *, stride: int = 1, groups: int = 1):
         super().__init__()
@@ -60,7 +82,7 @@ def read_conv(
     stride: int = 1,
     groups: int = 1,
 ) -> Conv2d:
-    """A convolution exactly as the checkpoint stores it."""
+    """Read a convolution as the checkpoint stores it."""
     return Conv2d(
         weights.take("weight", out_width, in_width // groups, kernel, kernel),
         weights.take("bias", out_width),
@@ -70,9 +92,9 @@ def read_conv(
 
 
 def fold_batch_norm(weights: Weights, width: int, kernel: int) -> Conv2d:
-    """A bias-free depthwise convolution with the BatchNorm behind it folded in.
+    """Read a depthwise convolution without bias, and fold the following BatchNorm into it.
 
-    Source: BatchNorm2d in eval mode; its running statistics are constants.
+    Source: BatchNorm2d in eval mode, where the running statistics are constants.
     """
     conv = weights.take("conv.weight", width, 1, kernel, kernel)
     gamma, beta, mean, variance = (
@@ -90,8 +112,8 @@ def fold_batch_norm(weights: Weights, width: int, kernel: int) -> Conv2d:
     )
 
 
-class MatMul(nn.Module):  # type: ignore[misc]
-    """x @ weight (+ bias) over the last axis; `weight` is [in, out], the transpose of torch's."""
+class MatMul(nn.Module):
+    """x @ weight + bias over the last axis; `weight` is [in, out], torch's weight transposed."""
 
     def __init__(self, weight: LazyArray, bias: LazyArray | None = None):
         super().__init__()
@@ -104,7 +126,7 @@ class MatMul(nn.Module):  # type: ignore[misc]
 
 
 class Graph:
-    """A graph under construction: inputs, nodes through `op`, outputs."""
+    """A graph under construction: add inputs, then nodes by `op`, then outputs."""
 
     def __init__(self, name: str, opset: int = OPSET) -> None:
         imports = {"": opset, MICROSOFT: 1}
@@ -118,19 +140,19 @@ class Graph:
     def output(
         self, name: str, value: ir.Value, shape: Shape, dtype: ir.DataType = ir.DataType.FLOAT
     ) -> None:
-        """Declare an output; its shape is stated, not inferred."""
+        """Declare an output with its shape and dtype."""
         value.type = ir.TensorType(dtype)
         value.shape = ir.Shape(shape)
         self._builder.add_output(value, name)
 
     def finish(self) -> ir.Model:
-        """The graph as a model, with nothing in it that a reader can derive.
+        """Return the graph as a model, without value_info and without default attributes.
 
-        tract refuses value_info whose axes have names, and some runtimes know fewer attributes of
-        an operator than its specification.
+        The tract runtime refuses value_info with symbolic axes. Some runtimes do not know every
+        attribute of an operator's specification.
         """
         for node in self._graph.all_nodes():
-            node.metadata_props.clear()  # three names a node, of no use to a reader or a runtime
+            node.metadata_props.clear()  # onnxscript's names of modules and classes
             remove_default_attributes(node, self._graph.opset_imports)
             for value in node.outputs:
                 if not value.is_graph_output():
@@ -149,9 +171,9 @@ class Graph:
 
 
 def remove_default_attributes(node: ir.Node, opset_imports: Mapping[str, int]) -> None:
-    """Remove the attributes that state what the operator's specification gives without them."""
+    """Remove the attributes whose value is the default of the operator's specification."""
     if node.domain:
-        return  # onnx specifies the operators of its own domain alone
+        return  # onnx has specifications of its own operators only
     attributes = onnx.defs.get_schema(node.op_type, opset_imports[""]).attributes
     for name, value in list(node.attributes.items()):
         default = attributes[name].default_value

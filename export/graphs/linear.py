@@ -1,6 +1,7 @@
-"""The decoder's linear layers, one class for each way of storing and multiplying them.
+"""The decoder's linear layers: one class for each way to store and multiply weights.
 
-All are built from torch's weights [out, in] that read one input, and give one output for each.
+Every class takes torch's weights [out, in] that read the same input, and gives one output for each
+weight.
 """
 
 from collections.abc import Sequence
@@ -12,20 +13,16 @@ from onnxscript import nn
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, parameter
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear, quantize_activation
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked, transposed
-from fastvlm_onnx.export.tensors.quantized_weight import bit_blocks
+from fastvlm_onnx.export.tensors.quantized_weight import quantize_blocks_lazily
 
-# Values of the input that share a scale of the weights. Smaller blocks are closer to the weights,
-# larger ones faster to read; docs/quantisation.md has the figures.
-INT4_BLOCK: Final = 128
-INT8_BLOCK: Final = 128
-# MatMulNBits: quantise activations to int8, each row's blocks by themselves.
+# MatMulNBits: quantise activations to int8, with a scale for each block of each row.
 ACCURACY_INT8: Final = 4
-# A row of zeros has no largest value to divide by.
+# Avoids a division by zero for a row of zeros.
 SMALLEST_PEAK: Final = 1e-30
 
 
-class Projection(Protocol):
-    """x [B, N, in] -> one [B, N, out] for each weight."""
+class Linear(Protocol):
+    """Map x [B, N, in] to one [B, N, out] for each weight."""
 
     def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None) -> None: ...
 
@@ -33,14 +30,14 @@ class Projection(Protocol):
 
 
 def split(op: Op, packed: ir.Value, sizes: Sequence[int]) -> list[ir.Value]:
-    """One value cut along its last axis."""
+    """Cut a value along its last axis into parts of the given sizes."""
     if len(sizes) == 1:
         return [packed]
     return list(op.Split(packed, list(sizes), axis=-1, _outputs=len(sizes)))
 
 
-class FloatProjection(nn.Module):  # type: ignore[misc]
-    """float32: all weights as one product."""
+class FloatLinear(nn.Module):
+    """Weights and products in float32; all weights form one product."""
 
     def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None):
         super().__init__()
@@ -55,13 +52,8 @@ class FloatProjection(nn.Module):  # type: ignore[misc]
         return split(op, product, self.sizes)
 
 
-class HalfProjection(nn.Module):  # type: ignore[misc]
-    """Weights and products in 16 bits; what goes in and comes out is float32.
-
-    Qwen2 has activations beyond float16's range in its residual stream and before its down
-    projections; in float16 these multiply in float32, with the weight widened as the graph is
-    loaded. bfloat16 has float32's range.
-    """
+class Float16Linear(nn.Module):
+    """Weights and products in float16 or bfloat16; inputs and outputs are float32."""
 
     def __init__(
         self,
@@ -69,17 +61,25 @@ class HalfProjection(nn.Module):  # type: ignore[misc]
         bias: LazyArray | None = None,
         *,
         dtype: ir.DataType = ir.DataType.FLOAT16,
+        keeps_float32: bool = False,
     ):
+        """Declare the layer.
+
+        Args:
+            weights: torch's weights [out, in].
+            bias: [out], for a single weight.
+            dtype: FLOAT16 or BFLOAT16, the dtype of the stored weights.
+            keeps_float32: multiply in float32, for inputs beyond the range of `dtype`. ONNX
+                Runtime casts the weight to float32 once, when it loads the graph.
+        """
         super().__init__()
         self.sizes = [weight.shape[0] for weight in weights]
-        # A product that narrows the intermediate activations is a down projection.
-        is_down = len(weights) == 1 and weights[0].shape[1] > weights[0].shape[0]
-        self.is_wide, self.dtype = is_down and dtype == ir.DataType.FLOAT16, dtype
+        self.keeps_float32, self.dtype = keeps_float32, dtype
         self.weight = parameter(transposed(stacked(weights)), dtype)
         self.bias = None if bias is None else parameter(bias)
 
     def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
-        if self.is_wide:
+        if self.keeps_float32:
             product = op.MatMul(x, op.Cast(self.weight, to=ir.DataType.FLOAT))
         else:
             product = op.MatMul(op.Cast(x, to=self.dtype), self.weight)
@@ -89,11 +89,12 @@ class HalfProjection(nn.Module):  # type: ignore[misc]
         return split(op, product, self.sizes)
 
 
-class Int8Projection(nn.Module):  # type: ignore[misc]
-    """int8 weights with a scale for each output, uint8 activations with one for each token.
+class PerTokenInt8Linear(nn.Module):
+    """int8 weights with a scale for each output, uint8 activations with a scale for each token.
 
-    Each row is divided by its largest value, multiplied, and multiplied back: one token a thousand
-    times larger than the others, as Qwen2 has them, costs the others nothing.
+    Each row of the input is divided by its largest magnitude, multiplied by the weight, and
+    multiplied by that magnitude again. Qwen2 has tokens whose activations are a thousand times
+    larger than those of other tokens; with this scaling, they do not coarsen the other rows.
     """
 
     def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None):
@@ -111,8 +112,8 @@ class Int8Projection(nn.Module):  # type: ignore[misc]
         return outputs
 
 
-class BlockProjection(nn.Module):  # type: ignore[misc]
-    """Weights of 4 or 8 bits in blocks with a scale each: few bytes to read for a token."""
+class BlockLinear(nn.Module):
+    """Weights of 4 or 8 bits in blocks, with a scale for each block; all form one product."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class BlockProjection(nn.Module):  # type: ignore[misc]
     ):
         super().__init__()
         self.sizes = [weight.shape[0] for weight in weights]
-        self.product = BlockProduct(stacked(weights), block_size, bits)
+        self.product = MatMulNBits(stacked(weights), block_size, bits)
         self.bias = None if bias is None else parameter(bias)
 
     def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
@@ -134,14 +135,14 @@ class BlockProjection(nn.Module):  # type: ignore[misc]
         return split(op, product, self.sizes)
 
 
-class BlockProduct(nn.Module):  # type: ignore[misc]
-    """x @ weight.T with a weight [out, in] of 4 or 8 bits in blocks (MatMulNBits)."""
+class MatMulNBits(nn.Module):
+    """x @ weight.T as com.microsoft.MatMulNBits, with a weight [out, in] of 4 or 8 bits."""
 
     def __init__(self, weight: LazyArray, block_size: int, bits: int):
         super().__init__()
         self.out_size, self.in_size = weight.shape
         self.block_size, self.bits = block_size, bits
-        blocks = bit_blocks(weight, block_size, bits)
+        blocks = quantize_blocks_lazily(weight, block_size, bits)
         self.weight = parameter(blocks.values, ir.DataType.UINT8)
         self.scales = parameter(blocks.scales)
         self.zero_points = (

@@ -5,7 +5,8 @@ import onnx_ir as ir
 from fastvlm_onnx.export.architecture.config import FastVLMConfig
 from fastvlm_onnx.export.graphs.layers import Graph, MatMul
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
-from fastvlm_onnx.export.tensors.lazy_array import Weights, transposed
+from fastvlm_onnx.export.tensors.lazy_array import transposed
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import (
     BATCH_SIZE,
     IMAGE_FEATURES,
@@ -16,10 +17,15 @@ from fastvlm_onnx.names import (
 
 
 def build_projector(weights: Weights, config: FastVLMConfig, *, is_int8: bool = False) -> ir.Model:
-    """Linear, exact GELU, Linear: float32 [B, N, vision hidden] -> [B, N, decoder hidden].
+    """Build the projector: Linear, exact GELU, Linear.
 
     Args:
+        weights: the checkpoint under PROJECTOR_PREFIX.
+        config: the sizes of the whole model.
         is_int8: multiply in int8 instead of float32.
+
+    Returns:
+        A graph from float32 [B, N, vision hidden_size] to float32 [B, N, decoder hidden_size].
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.

@@ -1,7 +1,7 @@
 """FastViTHD as an ONNX graph: pixel_values -> image_hidden_states.
 
-Only `ai.onnx` operators, pointwise layers as Conv and attention as MatMul and Softmax, so that
-every execution provider takes the graph whole.
+All operators are of the domain `ai.onnx`; pointwise layers are Conv, and attention is MatMul and
+Softmax. Every execution provider can therefore run the whole graph.
 
 Source: arXiv 2412.13303 and apple/ml-fastvlm @592b4ad (mci.py), reparameterised form.
 """
@@ -9,7 +9,7 @@ Source: arXiv 2412.13303 and apple/ml-fastvlm @592b4ad (mci.py), reparameterised
 import onnx_ir as ir
 from onnxscript import nn
 
-from fastvlm_onnx.export.architecture.config import VISION_HEAD_DIM, VisionConfig
+from fastvlm_onnx.export.architecture.config import VISION_HEAD_DIM, VISION_PATCH_SIZE, VisionConfig
 from fastvlm_onnx.export.graphs.layers import (
     LAYER_NORM_EPS,
     Conv2d,
@@ -20,12 +20,18 @@ from fastvlm_onnx.export.graphs.layers import (
     parameter,
     read_conv,
 )
-from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights, scaled_rows, transposed
+from fastvlm_onnx.export.tensors.lazy_array import (
+    FloatArray,
+    LazyArray,
+    scaled_rows,
+    transposed,
+)
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import BATCH_SIZE, IMAGE_HIDDEN_STATES, PIXEL_VALUES, VISION_ENCODER
 
 
-class SqueezeExcite(nn.Module):  # type: ignore[misc]
-    """Scale each channel by a gate computed from the mean over the whole picture."""
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate that is computed from the channel means of the whole image."""
 
     def __init__(self, weights: Weights, width: int, se_width: int) -> None:
         super().__init__()
@@ -37,8 +43,8 @@ class SqueezeExcite(nn.Module):  # type: ignore[misc]
         return op.Mul(x, op.Sigmoid(gate))
 
 
-class MobileOneBlock(nn.Module):  # type: ignore[misc]
-    """Convolution, optional squeeze-and-excite, then exact GELU."""
+class MobileOneBlock(nn.Module):
+    """Convolution, squeeze-and-excite if `se_width` is given, then exact GELU."""
 
     def __init__(
         self,
@@ -64,8 +70,8 @@ class MobileOneBlock(nn.Module):  # type: ignore[misc]
         return op.Gelu(x)
 
 
-class PatchEmbed(nn.Module):  # type: ignore[misc]
-    """Halve the map and double its channels; both convolutions are followed by GELU."""
+class PatchEmbed(nn.Module):
+    """Halve the sides of the map and double its channels; a GELU follows each convolution."""
 
     def __init__(self, weights: Weights, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -79,12 +85,15 @@ class PatchEmbed(nn.Module):  # type: ignore[misc]
 
 
 def read_depthwise(weights: Weights, width: int, kernel: int) -> Conv2d:
-    """RepMixer (3x3) or RepCPE (7x7); the residual is already folded in."""
+    """Read RepMixer (3x3) or RepCPE (7x7), whose residual is folded into the stored weight."""
     return read_conv(weights / "reparam_conv", width, width, kernel, groups=width)
 
 
-class ConvFFN(nn.Module):  # type: ignore[misc]
-    """7x7 depthwise convolution (BatchNorm folded), then a two-layer MLP (layer_scale folded)."""
+class ConvFFN(nn.Module):
+    """7x7 depthwise convolution with BatchNorm, then a two-layer MLP with layer_scale.
+
+    BatchNorm and layer_scale are folded into weights.
+    """
 
     def __init__(
         self, weights: Weights, width: int, ffn_width: int, layer_scale: LazyArray
@@ -102,7 +111,7 @@ class ConvFFN(nn.Module):  # type: ignore[misc]
         return self.fc2(op, op.Gelu(self.fc1(op, self.conv(op, x))))
 
 
-class RepMixerBlock(nn.Module):  # type: ignore[misc]
+class RepMixerBlock(nn.Module):
     def __init__(self, weights: Weights, width: int, ffn_width: int) -> None:
         super().__init__()
         self.token_mixer = read_depthwise(weights / "token_mixer", width, 3)
@@ -114,8 +123,8 @@ class RepMixerBlock(nn.Module):  # type: ignore[misc]
         return op.Add(x, self.convffn(op, x))
 
 
-class LayerNorm(nn.Module):  # type: ignore[misc]
-    """LayerNorm over the last axis; LayerNormChannel once the map is a row of tokens."""
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, which is LayerNormChannel on tokens instead of a map."""
 
     def __init__(self, weights: Weights, width: int) -> None:
         super().__init__()
@@ -126,8 +135,11 @@ class LayerNorm(nn.Module):  # type: ignore[misc]
         return op.LayerNormalization(x, self.weight, self.bias, axis=-1, epsilon=LAYER_NORM_EPS)
 
 
-class MHSA(nn.Module):  # type: ignore[misc]
-    """Self-attention over tokens [B, N, C]; head_dim^-0.5 and layer_scale are in the weights."""
+class MHSA(nn.Module):
+    """Self-attention over tokens [B, N, C].
+
+    The factor head_dim^-0.5 and layer_scale are folded into weights.
+    """
 
     def __init__(self, weights: Weights, width: int, layer_scale: LazyArray) -> None:
         super().__init__()
@@ -140,7 +152,7 @@ class MHSA(nn.Module):  # type: ignore[misc]
             scaled_rows(proj.take("bias", width), layer_scale),
         )
 
-    def _scale_queries(self, qkv):  # type: ignore[no-untyped-def]
+    def _scale_queries(self, qkv: FloatArray) -> FloatArray:
         qkv = qkv.copy()
         qkv[: self.width] *= VISION_HEAD_DIM**-0.5
         return qkv
@@ -158,7 +170,7 @@ class MHSA(nn.Module):  # type: ignore[misc]
         return self.proj(op, merged)
 
 
-class AttentionBlock(nn.Module):  # type: ignore[misc]
+class AttentionBlock(nn.Module):
     def __init__(self, weights: Weights, width: int, ffn_width: int, side: int) -> None:
         super().__init__()
         self.width, self.side = width, side
@@ -177,12 +189,12 @@ class AttentionBlock(nn.Module):  # type: ignore[misc]
 
 
 def to_tokens(op: Op, x: ir.Value, width: int) -> ir.Value:
-    """[B, C, H, W] -> [B, H * W, C], row by row."""
+    """Reshape a map [B, C, H, W] to tokens [B, H * W, C], row by row."""
     return op.Transpose(op.Reshape(x, [0, width, -1]), perm=[0, 2, 1])
 
 
-class FastViTHD(nn.Module):  # type: ignore[misc]
-    """The vision encoder up to conv_exp, at one image size."""
+class FastViTHD(nn.Module):
+    """The vision encoder up to and including conv_exp, for one image size."""
 
     def __init__(self, weights: Weights, config: VisionConfig, image_size: int) -> None:
         super().__init__()
@@ -247,7 +259,16 @@ class FastViTHD(nn.Module):  # type: ignore[misc]
 
 
 def build_vision_encoder(weights: Weights, config: VisionConfig, image_size: int) -> ir.Model:
-    """pixel_values float32 [B, 3, S, S] in 0..1 -> image_hidden_states [B, (S/64)^2, hidden_size].
+    """Build the vision encoder for one image size S.
+
+    Args:
+        weights: the checkpoint under VISION_PREFIX.
+        config: the vision encoder's sizes.
+        image_size: S, the side of the square input in pixels, a multiple of 64.
+
+    Returns:
+        A graph from pixel_values, float32 [B, 3, S, S] in 0..1, to image_hidden_states, float32
+        [B, (S / 64)^2, hidden_size].
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -257,7 +278,7 @@ def build_vision_encoder(weights: Weights, config: VisionConfig, image_size: int
         PIXEL_VALUES, ir.DataType.FLOAT, [BATCH_SIZE, 3, image_size, image_size]
     )
     hidden_states = FastViTHD(weights, config, image_size)(graph.op, pixel_values)
-    num_image_tokens = (image_size // 64) ** 2
+    num_image_tokens = (image_size // VISION_PATCH_SIZE) ** 2
     graph.output(
         IMAGE_HIDDEN_STATES, hidden_states, [BATCH_SIZE, num_image_tokens, config.hidden_size]
     )

@@ -1,20 +1,17 @@
-"""FastViTHD for the CPU: pointwise layers and projections in int8, everything else in float32.
+"""FastViTHD for the CPU: pointwise layers and attention's products in int8, the rest in float32.
 
-Convolutions see the map [B, C, H, W], products see it as [B, H, W, C]; ONNX Runtime's blocked
-convolutions take the change of layout, and the addition of a residual, into themselves where an
-`Identity` convolution stands behind them. docs/performance.md says what each form is worth.
+Convolutions read a map [B, C, H, W], products read [B, H, W, C]. ONNX Runtime's blocked
+convolutions fuse the change of layout and the addition of a residual, if an `Identity` convolution
+stands between them. docs/performance.md has the times of each form.
 
 Source: as vision_encoder.py, which holds the same network in standard operators.
 """
-
-import math
-from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from fastvlm_onnx.export.architecture.config import VISION_HEAD_DIM, VisionConfig
+from fastvlm_onnx.export.architecture.config import VISION_HEAD_DIM, VISION_PATCH_SIZE, VisionConfig
 from fastvlm_onnx.export.graphs.layers import (
     MICROSOFT,
     Conv2d,
@@ -22,42 +19,32 @@ from fastvlm_onnx.export.graphs.layers import (
     Op,
     Shape,
     fold_batch_norm,
-    parameter,
     read_conv,
+    register_parameters,
 )
 from fastvlm_onnx.export.graphs.layers_int8 import (
     Identity,
     Int8Linear,
     QuantizedActivation,
+    fewest_parts,
     pointwise,
     quantize_activation,
     scan,
+    to_channels_first,
+    to_channels_last,
 )
+from fastvlm_onnx.export.graphs.stem_int8 import Stem
 from fastvlm_onnx.export.graphs.vision_encoder import LayerNorm, SqueezeExcite, read_depthwise
-from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, Weights, scaled_rows
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, scaled_rows
+from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import BATCH_SIZE, IMAGE_HIDDEN_STATES, PIXEL_VALUES, VISION_ENCODER
 
-# A ConvFFN's wide activations are computed in tiles of tokens of about this size, so that they stay
-# in the cache between the two products.
-TILE_BYTES: Final = 3_200_000
 
+class ConvFFN(nn.Module):
+    """7x7 depthwise convolution with BatchNorm, then a two-layer MLP with layer_scale.
 
-def to_channels_last(op: Op, x: ir.Value) -> ir.Value:
-    return op.Transpose(x, perm=[0, 2, 3, 1])
-
-
-def to_channels_first(op: Op, x: ir.Value) -> ir.Value:
-    return op.Transpose(x, perm=[0, 3, 1, 2])
-
-
-def fewest_parts(rows: int, row_bytes: int) -> int:
-    """Into how many equal parts rows are cut so that none is larger than TILE_BYTES."""
-    least = math.ceil(rows * row_bytes / TILE_BYTES)
-    return next(parts for parts in range(max(1, least), rows + 1) if rows % parts == 0)
-
-
-class ConvFFN(nn.Module):  # type: ignore[misc]
-    """7x7 depthwise convolution (BatchNorm folded), then a two-layer MLP (layer_scale folded)."""
+    BatchNorm and layer_scale are folded into weights.
+    """
 
     def __init__(
         self, weights: Weights, width: int, ffn_width: int, layer_scale: LazyArray, side: int
@@ -76,12 +63,12 @@ class ConvFFN(nn.Module):  # type: ignore[misc]
         )
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        """[B, C, H, W] -> [B, H, W, C]."""
-        narrow = quantize_activation(op, to_channels_last(op, self.conv(op, x)))
+        """Map [B, C, H, W] to [B, H, W, C]."""
+        x_int8 = quantize_activation(op, to_channels_last(op, self.conv(op, x)))
         if self.tiles == 1:
-            return self._mlp(op, narrow)
-        self.fc1.register(op)
-        self.fc2.register(op)
+            return self._mlp(op, x_int8)
+        register_parameters(op, self.fc1)
+        register_parameters(op, self.fc2)
 
         def tile(body: Op, *slices: ir.Value) -> ir.Value:
             return self._mlp(body, QuantizedActivation(*slices))
@@ -92,22 +79,22 @@ class ConvFFN(nn.Module):  # type: ignore[misc]
             tile,
             [
                 (
-                    op.Reshape(narrow.values, [self.tiles, -1, self.width]),
+                    op.Reshape(x_int8.values, [self.tiles, -1, self.width]),
                     ir.DataType.UINT8,
                     shape,
                 ),
-                (op.Expand(narrow.scale, [self.tiles]), ir.DataType.FLOAT, []),
-                (op.Expand(narrow.zero_point, [self.tiles]), ir.DataType.UINT8, []),
+                (op.Expand(x_int8.scale, [self.tiles]), ir.DataType.FLOAT, []),
+                (op.Expand(x_int8.zero_point, [self.tiles]), ir.DataType.UINT8, []),
             ],
             (ir.DataType.FLOAT, shape),
         )
         return op.Reshape(mixed, [-1, self.side, self.side, self.width])
 
-    def _mlp(self, op: Op, narrow: QuantizedActivation) -> ir.Value:
-        return self.fc2(op, op.Gelu(self.fc1(op, narrow)))
+    def _mlp(self, op: Op, x: QuantizedActivation) -> ir.Value:
+        return self.fc2(op, op.Gelu(self.fc1(op, x)))
 
 
-class RepMixerBlock(nn.Module):  # type: ignore[misc]
+class RepMixerBlock(nn.Module):
     def __init__(self, weights: Weights, width: int, ffn_width: int, side: int) -> None:
         super().__init__()
         self.token_mixer = read_depthwise(weights / "token_mixer", width, 3)
@@ -121,12 +108,12 @@ class RepMixerBlock(nn.Module):  # type: ignore[misc]
         return op.Add(update, x)
 
 
-class PatchEmbed(nn.Module):  # type: ignore[misc]
-    """Halve the map and double its channels; both convolutions are followed by GELU.
+class PatchEmbed(nn.Module):
+    """Halve the sides of the map and double its channels; a GELU follows each convolution.
 
-    A grouped convolution that gives two channels for each is two depthwise ones, of the even and of
-    the odd filters; only those have a fast form. The product behind them reads its inputs in that
-    order.
+    The first convolution is grouped, with two filters for each channel. ONNX Runtime is fast for
+    depthwise convolutions only, so two of them are declared: the even and the odd filters. The
+    columns of the following product are reordered to match.
     """
 
     def __init__(self, weights: Weights, in_width: int, out_width: int) -> None:
@@ -149,7 +136,7 @@ class PatchEmbed(nn.Module):  # type: ignore[misc]
 def split_filters(
     weights: Weights, in_width: int, out_width: int, kernel: int, *, stride: int = 1
 ) -> tuple[Conv2d, Conv2d]:
-    """A grouped convolution with two filters a channel, as two depthwise ones."""
+    """Read a grouped convolution with two filters for each channel as two depthwise ones."""
     weight = weights.take("weight", out_width, 1, kernel, kernel)
     bias = weights.take("bias", out_width)
 
@@ -168,8 +155,11 @@ def even_then_odd_columns(weight: FloatArray) -> FloatArray:
     return np.concatenate([weight[:, 0::2], weight[:, 1::2]], axis=1)
 
 
-class MHSA(nn.Module):  # type: ignore[misc]
-    """Self-attention over tokens [B, N, C]; head_dim^-0.5 and layer_scale are in the weights."""
+class MHSA(nn.Module):
+    """Self-attention over tokens [B, N, C].
+
+    The factor head_dim^-0.5 and layer_scale are folded into weights.
+    """
 
     def __init__(self, weights: Weights, width: int, layer_scale: LazyArray) -> None:
         super().__init__()
@@ -200,8 +190,8 @@ class MHSA(nn.Module):  # type: ignore[misc]
         return self.proj(op, mixed)
 
 
-class AttentionBlock(nn.Module):  # type: ignore[misc]
-    """[B, N, C] -> [B, N, C]; the map is needed for the depthwise convolution alone."""
+class AttentionBlock(nn.Module):
+    """Map tokens [B, N, C] to tokens; only the depthwise convolution reads them as a map."""
 
     def __init__(self, weights: Weights, width: int, ffn_width: int, side: int) -> None:
         super().__init__()
@@ -219,12 +209,12 @@ class AttentionBlock(nn.Module):  # type: ignore[misc]
 
 
 def to_map(op: Op, tokens: ir.Value, side: int, width: int) -> ir.Value:
-    """[B, N, C] -> [B, C, H, W]."""
+    """Reshape tokens [B, N, C] to a map [B, C, H, W]."""
     return to_channels_first(op, op.Reshape(tokens, [0, side, side, width]))
 
 
-class AttentionStage(nn.Module):  # type: ignore[misc]
-    """The position encoding, then attention blocks on tokens."""
+class AttentionStage(nn.Module):
+    """A position encoding on the map, then attention blocks on tokens."""
 
     def __init__(
         self, position: Weights, blocks: Weights, depth: int, width: int, ffn_width: int, side: int
@@ -243,87 +233,11 @@ class AttentionStage(nn.Module):  # type: ignore[misc]
         return to_map(op, tokens, self.side, self.width)
 
 
-class Stem(nn.Module):  # type: ignore[misc]
-    """Quarter the map: a full, a depthwise and a pointwise convolution, GELU after each.
+class ConvExp(nn.Module):
+    """The last convolution, with two filters for each channel and squeeze-and-excite.
 
-    Computed in strips of rows, since the first convolution's output is by far the largest tensor of
-    the network. A strip reads three rows above its own. Above the first one these lie outside the
-    picture, where the depthwise convolution has to see zeros: a fourth channel marks them, and
-    pushes the first convolution's output so low that GELU leaves nothing.
+    Maps a map [B, C, H, W] to tokens [B, H * W, hidden_size].
     """
-
-    def __init__(self, weights: Weights, width: int, image_size: int) -> None:
-        super().__init__()
-        self.width, self.image_size = width, image_size
-        row_bytes = width * 4 * image_size  # two rows of the first convolution's output
-        self.strips = fewest_parts(image_size // 4, row_bytes)
-        full, depthwise = weights / "0.reparam_conv", weights / "1.reparam_conv"
-        kernel = full.take("weight", width, 3, 3, 3)
-        self.full_weight = parameter(kernel.then(with_outside_channel, width, 4, 3, 3))
-        self.full_bias = parameter(full.take("bias", width))
-        self.depthwise_weight = parameter(depthwise.take("weight", width, 1, 3, 3))
-        self.depthwise_bias = parameter(depthwise.take("bias", width))
-        last = weights / "2.reparam_conv"
-        self.pointwise = Int8Linear(
-            pointwise(last.take("weight", width, width, 1, 1)), last.take("bias", width)
-        )
-
-    def forward(self, op: Op, pixel_values: ir.Value) -> ir.Value:
-        above = [0, 0, HALO_ROWS, 0, 0, 0, 0, 0]
-        inside = op.Mul(op.Slice(pixel_values, [0], [1], [1]), 0.0)
-        padded = op.Concat(
-            op.Pad(pixel_values, above), op.Pad(inside, above, 1.0), axis=1
-        )  # [B, 4, image_size + 3, image_size]
-        rows = self.image_size // self.strips
-        rows_of_strips = np.arange(self.strips)[:, None] * rows + np.arange(rows + HALO_ROWS)
-        overlapping = op.Gather(
-            padded, op.Constant(value=ir.tensor(rows_of_strips)), axis=2
-        )  # [B, 4, strips, rows + 3, image_size]
-        self.pointwise.register(op)
-
-        def strip(body: Op, x: ir.Value) -> ir.Value:
-            x = body.Gelu(halve(body, x, self.full_weight, self.full_bias, 1))
-            x = body.Gelu(halve(body, x, self.depthwise_weight, self.depthwise_bias, self.width))
-            return body.Gelu(self.pointwise(body, to_channels_last(body, x)))
-
-        side = self.image_size // 4
-        strips = scan(
-            op,
-            strip,
-            [
-                (
-                    op.Transpose(overlapping, perm=[2, 0, 1, 3, 4]),
-                    ir.DataType.FLOAT,
-                    [BATCH_SIZE, 4, rows + HALO_ROWS, self.image_size],
-                )
-            ],
-            (ir.DataType.FLOAT, [BATCH_SIZE, side // self.strips, side, self.width]),
-        )
-        tokens = op.Reshape(
-            op.Transpose(strips, perm=[1, 0, 2, 3, 4]), [-1, side, side, self.width]
-        )
-        return to_channels_first(op, tokens)
-
-
-# Rows of the picture that the stem's first row of a strip needs above the strip's own.
-HALO_ROWS: Final = 3
-
-
-def halve(op: Op, x: ir.Value, weight: ir.Value, bias: ir.Value, groups: int) -> ir.Value:
-    """A 3x3 convolution of stride 2 whose input holds the row above it already."""
-    pads = [0, 1, 0, 1]
-    return op.Conv(x, weight, bias, kernel_shape=[3, 3], strides=[2, 2], pads=pads, group=groups)
-
-
-def with_outside_channel(kernel: FloatArray) -> FloatArray:
-    """[C, 3, 3, 3] -> [C, 4, 3, 3]; the new channel's middle pushes every output far below zero."""
-    outside = np.zeros_like(kernel[:, :1])
-    outside[:, 0, 1, 1] = -1e6
-    return np.concatenate([kernel, outside], axis=1)
-
-
-class ConvExp(nn.Module):  # type: ignore[misc]
-    """The last convolution, two channels for each, with squeeze-and-excite: map -> tokens."""
 
     def __init__(self, weights: Weights, config: VisionConfig) -> None:
         super().__init__()
@@ -342,8 +256,8 @@ class ConvExp(nn.Module):  # type: ignore[misc]
         return op.Reshape(to_channels_last(op, x), [0, -1, self.hidden_size])
 
 
-class FastViTHD(nn.Module):  # type: ignore[misc]
-    """The vision encoder up to conv_exp, at one image size."""
+class FastViTHD(nn.Module):
+    """The vision encoder up to and including conv_exp, for one image size."""
 
     def __init__(self, weights: Weights, config: VisionConfig, image_size: int) -> None:
         super().__init__()
@@ -392,7 +306,16 @@ class FastViTHD(nn.Module):  # type: ignore[misc]
 
 
 def build_vision_encoder_int8(weights: Weights, config: VisionConfig, image_size: int) -> ir.Model:
-    """pixel_values float32 [B, 3, S, S] in 0..1 -> image_hidden_states [B, (S/64)^2, hidden_size].
+    """Build the int8 vision encoder for one image size S.
+
+    Args:
+        weights: the checkpoint under VISION_PREFIX.
+        config: the vision encoder's sizes.
+        image_size: S, the side of the square input in pixels, a multiple of 64.
+
+    Returns:
+        A graph from pixel_values, float32 [B, 3, S, S] in 0..1, to image_hidden_states, float32
+        [B, (S / 64)^2, hidden_size].
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -402,6 +325,8 @@ def build_vision_encoder_int8(weights: Weights, config: VisionConfig, image_size
         PIXEL_VALUES, ir.DataType.FLOAT, [BATCH_SIZE, 3, image_size, image_size]
     )
     hidden_states = FastViTHD(weights, config, image_size)(graph.op, pixel_values)
-    tokens = (image_size // 64) ** 2
-    graph.output(IMAGE_HIDDEN_STATES, hidden_states, [BATCH_SIZE, tokens, config.hidden_size])
+    num_image_tokens = (image_size // VISION_PATCH_SIZE) ** 2
+    graph.output(
+        IMAGE_HIDDEN_STATES, hidden_states, [BATCH_SIZE, num_image_tokens, config.hidden_size]
+    )
     return graph.finish()

@@ -1,1 +1,1 @@
-"""Where a checkpoint comes from: a folder, a zip, a hub id, one of Apple's archives."""
+"""Find a checkpoint: a folder, a zip, a Hugging Face id, or one of Apple's archives."""

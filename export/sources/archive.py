@@ -1,8 +1,7 @@
-"""Zip archives of checkpoints, unpacked without trust in their names, sizes or contents."""
+"""Unpack zip archives of checkpoints; names, sizes and contents of entries are not trusted."""
 
 import lzma
 import posixpath
-import shutil
 import stat
 import struct
 import zipfile
@@ -13,15 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from fastvlm_onnx.errors import CheckpointError, PackageError
+from fastvlm_onnx.export.disk.disk_space import check_disk_space
 from fastvlm_onnx.progress import Progress, no_progress
 
-# Weights hardly compress: a checkpoint unpacks to less than twice its archive.
+# Weights hardly compress: an archive of a checkpoint unpacks to less than twice its size.
 LARGEST_EXPANSION: Final = 20
-_SMALL_BYTES = 10_000_000  # archives of text alone may expand further
+_SMALL_BYTES = 10_000_000  # an archive of text may expand further, up to this size
 _CHUNK_BYTES = 1 << 20
-_RECORD_BYTES = 22 + 0xFFFF  # the record at a zip's end, with the longest comment
-_IN_ZIP64 = 0xFFFF  # counted in another record
-# What zipfile and its decompressors raise at damaged, encrypted or unknown content.
+_RECORD_BYTES = 22 + 0xFFFF  # the record at the end of a zip, with the longest comment
+_IN_ZIP64 = 0xFFFF  # this count means that another record holds the count
+# The exceptions of zipfile and its decompressors for damaged, encrypted or unknown content.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -29,26 +29,29 @@ _DAMAGE = (
     struct.error,
     EOFError,
     OSError,
-    RuntimeError,  # with NotImplementedError
+    RuntimeError,  # NotImplementedError is a subclass
     ValueError,
 )
 
 
 def unpack_checkpoint(archive: Path, folder: Path, progress: Progress = no_progress) -> None:
-    """Unpack a checkpoint's files into `folder`, without the folders that all of them lie in.
+    """Unpack a checkpoint's files into `folder`, without the folders that contain all of them.
 
-    Everything that can be refused is refused before a byte is written.
+    All entries are checked before the first byte is written. The content of an entry is checked
+    while it is written.
 
     Args:
-        folder: is made if it is not there.
+        archive: a zip.
+        folder: the folder to unpack into; it is made if it does not exist.
+        progress: called with the stage "unpack".
 
     Raises:
-        CheckpointError: no zip or a damaged one, an entry that would leave the folder, or more
-            than LARGEST_EXPANSION times the archive's size.
+        CheckpointError: the file is no zip or damaged, an entry would be written outside the
+            folder, or the content is more than LARGEST_EXPANSION times the archive's size.
         PackageError: the disk has no room, or the folder cannot be written.
     """
-    with _opened(archive) as zipped:
-        entries = _plan(archive, zipped)
+    with _open_zip(archive) as zipped:
+        entries = _checked_entries(archive, zipped)
         total_bytes = sum(entry.file_size for entry in entries.values())
         largest_bytes = max(LARGEST_EXPANSION * archive.stat().st_size, _SMALL_BYTES)
         if total_bytes > largest_bytes:
@@ -56,7 +59,7 @@ def unpack_checkpoint(archive: Path, folder: Path, progress: Progress = no_progr
                 f"{archive}: would unpack to {total_bytes / 1e6:,.0f} MB, more than "
                 f"{LARGEST_EXPANSION} times its size; unpack it yourself if you trust it."
             )
-        check_room(folder.parent, total_bytes)
+        check_disk_space(folder.parent, total_bytes, "checkpoint")
         done_bytes = 0
         progress("unpack", done_bytes, total_bytes)
         try:
@@ -75,32 +78,21 @@ def unpack_checkpoint(archive: Path, folder: Path, progress: Progress = no_progr
             ) from None
 
 
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Raise PackageError if so much does not fit on the disk of `folder`."""
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes:
-        raise PackageError(
-            f"{existing}: {free_bytes / 1e6:,.0f} MB are free, and the checkpoint needs "
-            f"{needed_bytes / 1e6:,.0f} MB there; make room, or use another disk."
-        )
-
-
 @contextmanager
-def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+def _open_zip(archive: Path) -> Iterator[zipfile.ZipFile]:
     try:
         zipped = zipfile.ZipFile(archive)
     except _DAMAGE as error:
         raise CheckpointError(f"{archive}: not a whole zip archive ({_line(error)}).") from None
     with zipped:
-        # zipfile does not miss the entries that a damaged directory hides.
+        # zipfile does not notice entries that a damaged directory hides.
         if _stated_entries(archive) not in (len(zipped.infolist()), _IN_ZIP64):
             raise CheckpointError(f"{archive}: not a whole zip archive (entries are missing).")
         yield zipped
 
 
 def _stated_entries(archive: Path) -> int:
-    """How many entries the record at a zip's end counts, or _IN_ZIP64."""
+    """Return the number of entries in the record at the end of a zip, or _IN_ZIP64."""
     with archive.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - _RECORD_BYTES))
         tail = file.read()
@@ -108,8 +100,10 @@ def _stated_entries(archive: Path) -> int:
     return int.from_bytes(tail[at : at + 2], "little")
 
 
-def _plan(archive: Path, zipped: zipfile.ZipFile) -> Mapping[PurePosixPath, zipfile.ZipInfo]:
-    """The entries to unpack, by their paths in the folder to be."""
+def _checked_entries(
+    archive: Path, zipped: zipfile.ZipFile
+) -> Mapping[PurePosixPath, zipfile.ZipInfo]:
+    """Return the entries to unpack by their paths in the new folder."""
     entries = []
     for entry in zipped.infolist():
         name = entry.orig_filename
@@ -118,13 +112,13 @@ def _plan(archive: Path, zipped: zipfile.ZipFile) -> Mapping[PurePosixPath, zipf
                 f"{archive}: the entry {name!r} {reason}; expected plain files in folders, and "
                 "nothing was unpacked."
             )
-        # What macOS adds for itself.
-        is_clutter = name.startswith("__MACOSX/") or posixpath.basename(name).startswith("._")
-        if not entry.is_dir() and not is_clutter:
+        # macOS adds these entries.
+        is_from_macos = name.startswith("__MACOSX/") or posixpath.basename(name).startswith("._")
+        if not entry.is_dir() and not is_from_macos:
             entries.append((posixpath.normpath(name), entry))
     if not entries:
         raise CheckpointError(f"{archive}: holds no files, expected a FastVLM checkpoint.")
-    # On some disks `Config.json` is `config.json`.
+    # On some disks, `Config.json` and `config.json` are one file.
     taken = {name.casefold() for name, _ in entries}
     parents = {str(parent) for name in taken for parent in PurePosixPath(name).parents}
     if len(taken) < len(entries) or parents & taken:
@@ -134,12 +128,12 @@ def _plan(archive: Path, zipped: zipfile.ZipFile) -> Mapping[PurePosixPath, zipf
 
 
 def _refusal(entry: zipfile.ZipInfo) -> str | None:
-    """Why an entry cannot be unpacked as a file or folder below another folder."""
+    """Return the reason why an entry cannot be unpacked inside a folder, or None if it can."""
     name = entry.orig_filename
     kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the archive was not made on Unix
     if name.startswith("/") or ".." in name.split("/"):
         return "leads out of the folder"
-    # A backslash parts folders on Windows, a colon drives; a NUL would hide the rest of the name.
+    # On Windows, a backslash separates folders and a colon follows a drive. A NUL ends a name.
     if not name or any(character in name for character in "\\:\0"):
         return "has a name that is not the same everywhere"
     if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
@@ -152,7 +146,7 @@ def _refusal(entry: zipfile.ZipInfo) -> str | None:
 
 
 def _content(archive: Path, zipped: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
-    """An entry in pieces, its length and CRC checked at the end."""
+    """Yield an entry in pieces; its length and CRC are checked at the end."""
     size_bytes = 0
     try:
         with zipped.open(entry) as packed:

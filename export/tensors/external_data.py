@@ -1,4 +1,4 @@
-"""Arrays as a package's files hold them: computed and written piece by piece, never kept."""
+"""Write arrays to a package's files; each is computed and written in pieces."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import CheckpointError
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 
-# Page-aligned tensors can be mapped into memory instead of read.
+# Tensors that begin at a page can be mapped into memory.
 ALIGNMENT_BYTES: Final = 4096
 
 Count = Callable[[int], None]
-"""Called with the number of bytes just written."""
+"""Called with the number of bytes that were just written."""
 
 
 class StoredTensor(ir.LazyTensor):
-    """An initializer whose values are computed when its graph is written, some rows at a time."""
+    """An initializer whose values are computed when it is written, a few rows at a time."""
 
     def __init__(self, array: LazyArray, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         super().__init__(
@@ -30,11 +30,15 @@ class StoredTensor(ir.LazyTensor):
         self._array, self._numpy_dtype = array, dtype.numpy()
 
     def cast(self, dtype: ir.DataType) -> "StoredTensor":
-        """The same values, stored in another type."""
+        """Return a tensor of the same values that are stored in another dtype."""
         return StoredTensor(self._array, dtype)
 
     def chunks(self) -> Iterator[NDArray[Any]]:
-        """The values in the order of memory, in pieces."""
+        """Yield the values in pieces, in row-major order.
+
+        Raises:
+            CheckpointError: a value is beyond the range of the stored dtype.
+        """
         for chunk in self._array.chunks():
             try:
                 with np.errstate(over="raise"):
@@ -49,14 +53,24 @@ class StoredTensor(ir.LazyTensor):
 def write_tensors(
     tensors: Mapping[str, ir.TensorProtocol], folder: Path, file_name: str, count: Count
 ) -> dict[str, ir.ExternalTensor]:
-    """Write tensors into one file, each at a page's start, and say where each of them lies."""
+    """Write tensors into one file, each at the start of a page.
+
+    Args:
+        tensors: the tensors by name, in the order in which they are written.
+        folder: the package's folder.
+        file_name: the file to write in it.
+        count: called after each piece.
+
+    Returns:
+        A reference to the place of each tensor, by name.
+    """
     written = {}
     with (folder / file_name).open("wb") as file:
         for name, tensor in tensors.items():
             file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
             offset = file.tell()
             for chunk in tensor.chunks() if isinstance(tensor, StoredTensor) else [tensor.numpy()]:
-                # As bytes: Python's buffers know no bfloat16.
+                # Viewed as bytes, since Python's buffer protocol has no bfloat16.
                 file.write(chunk.reshape(-1).view(np.uint8).data)
                 count(chunk.nbytes)
             written[name] = stored_at(tensor, name, folder, file_name, offset, file.tell() - offset)
@@ -66,7 +80,7 @@ def write_tensors(
 def stored_at(
     tensor: ir.TensorProtocol, name: str, folder: Path, file_name: str, offset: int, length: int
 ) -> ir.ExternalTensor:
-    """The tensor as a reference to where its bytes lie."""
+    """Return a reference to the place of a tensor's bytes in a file."""
     return ir.ExternalTensor(
         file_name,
         offset,

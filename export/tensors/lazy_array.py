@@ -1,10 +1,10 @@
-"""A checkpoint's tensors, handed out by name, none of them read before it is used.
+"""Arrays that are read when they are used, and the changes that are made to them on the way.
 
-Nothing here knows of files, graphs or torch.
+Files, graphs and torch are not known here.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,19 +14,19 @@ from fastvlm_onnx.errors import CheckpointError
 
 FloatArray = NDArray[np.float32]
 
-# What is read of a large matrix at a time, where its rows can be read one by one.
+# The size of the pieces in which a large matrix is read, if its rows can be read separately.
 CHUNK_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
 class LazyArray:
-    """A float32 array that is computed each time it is read, and kept by nobody.
+    """An array that is computed each time it is read, and never stored here.
 
     Attributes:
-        shape: of the whole array.
+        shape: the shape of the whole array.
         read: computes the whole array.
-        read_rows: computes rows start to stop (of the first axis) without the others; None where
-            they cannot be had alone.
+        read_rows: computes rows start to stop (of the first axis) only; None if rows cannot be
+            computed separately.
     """
 
     shape: tuple[int, ...]
@@ -34,11 +34,11 @@ class LazyArray:
     read_rows: Callable[[int, int], FloatArray] | None = None
 
     def then(self, change: Callable[[FloatArray], FloatArray], *shape: int) -> "LazyArray":
-        """The same array after `change`, which gives an array of `shape`."""
+        """Return the array after `change`, whose result has the shape `shape`."""
         return LazyArray(shape, lambda: change(self.read()))
 
     def each_row(self, change: Callable[[FloatArray, slice], FloatArray]) -> "LazyArray":
-        """The same array after `change(rows, which)`, which treats each row by itself."""
+        """Return the array after `change(rows, which)`, which must change every row separately."""
         read, read_rows = self.read, self.read_rows
         return LazyArray(
             self.shape,
@@ -47,7 +47,7 @@ class LazyArray:
         )
 
     def first_rows(self, count: int) -> "LazyArray":
-        """The array cut to its first `count` rows."""
+        """Return the first `count` rows of the array."""
         read, read_rows = self.read, self.read_rows
         return LazyArray(
             (count, *self.shape[1:]),
@@ -56,7 +56,10 @@ class LazyArray:
         )
 
     def chunks(self) -> Iterator[FloatArray]:
-        """The array in pieces of whole rows, about CHUNK_BYTES each; in one where it must be."""
+        """Yield the array in pieces of rows, of about CHUNK_BYTES each.
+
+        Without `read_rows` the whole array is one piece.
+        """
         if self.read_rows is None or not self.shape:
             yield self.read()
             return
@@ -66,19 +69,17 @@ class LazyArray:
 
     @property
     def size_bytes(self) -> int:
+        """The size of the array in float32."""
         return 4 * math.prod(self.shape)
 
 
-Tensors = Mapping[str, LazyArray]
-
-
 def are_equal(a: LazyArray, b: LazyArray) -> bool:
-    """Whether two arrays of one shape hold the same values; stops at the first difference."""
+    """Return whether two arrays of the same shape are equal; stop at the first difference."""
     return all(np.array_equal(x, y) for x, y in zip(a.chunks(), b.chunks(), strict=True))
 
 
 def stacked(arrays: Sequence[LazyArray]) -> LazyArray:
-    """Arrays of equal width one below the other: projections of one input as one product."""
+    """Concatenate arrays along their first axis: weights that read one input become one product."""
     rows = sum(array.shape[0] for array in arrays)
     return LazyArray(
         (rows, *arrays[0].shape[1:]), lambda: np.concatenate([array.read() for array in arrays])
@@ -86,21 +87,21 @@ def stacked(arrays: Sequence[LazyArray]) -> LazyArray:
 
 
 def transposed(array: LazyArray) -> LazyArray:
-    """torch's Linear weight [out, in] as MatMul's [in, out]."""
+    """Transpose torch's Linear weight [out, in] to MatMul's [in, out]."""
     return array.then(lambda a: a.T, *reversed(array.shape))
 
 
 def scaled_rows(array: LazyArray, scale: LazyArray) -> LazyArray:
-    """`array` with its first axis multiplied by a layer_scale of shape (C, 1, 1)."""
+    """Multiply the first axis of `array` by a layer_scale of shape [C, 1, 1]."""
     ones = (1,) * (len(array.shape) - 1)
     return array.each_row(lambda a, which: a * scale.read()[which].reshape(-1, *ones))
 
 
 def check_finite(name: str, array: LazyArray) -> LazyArray:
-    """The array, which raises CheckpointError when it is read and holds NaN or infinity."""
+    """Return the array; reading it raises CheckpointError if it holds NaN or infinity."""
 
     def check(values: FloatArray, _: slice) -> FloatArray:
-        # The sum is finite unless a value is not, or the sum itself overflows: cheap to ask first.
+        # Fast path: a finite sum proves that all values are finite.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(values.sum())
         if suspicious and (bad := int(values.size - np.isfinite(values).sum())):
@@ -112,59 +113,3 @@ def check_finite(name: str, array: LazyArray) -> LazyArray:
         return values
 
     return array.each_row(check)
-
-
-class Weights:
-    """A checkpoint's tensors, handed out by name; remembers which were asked for.
-
-    `weights / "network.0"` is the same checkpoint seen from that prefix.
-    """
-
-    def __init__(self, tensors: Tensors, prefix: str = "", taken: set[str] | None = None) -> None:
-        self._tensors, self._prefix = tensors, prefix
-        self._taken: set[str] = set() if taken is None else taken
-
-    def __truediv__(self, name: str) -> "Weights":
-        return Weights(self._tensors, f"{self._prefix}{name}.", self._taken)
-
-    def take(self, name: str, *shape: int) -> LazyArray:
-        """The tensor `name`, which must have this shape.
-
-        Raises:
-            CheckpointError: there is no such tensor, or it has another shape.
-        """
-        full_name = self._prefix + name
-        if full_name not in self._tensors:
-            raise CheckpointError(
-                f"tensor {full_name} is missing, expected shape {list(shape)}; "
-                "the checkpoint is incomplete: download or save it again."
-            )
-        tensor = self._tensors[full_name]
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"tensor {full_name} has shape {list(tensor.shape)}, expected {list(shape)}; "
-                "the checkpoint does not fit its own config.json."
-            )
-        self._taken.add(full_name)
-        return tensor
-
-    def rows_of(self, name: str) -> int:
-        """Length of a tensor's first axis; 0 when there is no such tensor."""
-        tensor = self._tensors.get(self._prefix + name)
-        return tensor.shape[0] if tensor else 0
-
-    def check_all_taken(self) -> None:
-        """Raise CheckpointError, naming them, if tensors were left over that mean something."""
-        surplus = sorted(
-            name
-            for name in self._tensors.keys() - self._taken
-            # predict.py computes the classification head and throws its result away; the
-            # counters matter to training only.
-            if not name.endswith((".head.proj", ".num_batches_tracked"))
-        )
-        if surplus:
-            more = f" and {len(surplus) - 3} more" if len(surplus) > 3 else ""
-            raise CheckpointError(
-                f"found surplus tensors {', '.join(surplus[:3])}{more}, which no FastVLM has; "
-                "this model would not compute what its checkpoint was trained for."
-            )

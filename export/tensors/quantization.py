@@ -1,7 +1,7 @@
-"""Weights in 8 and 4 bits: float32 matrices [out, in] -> integers and scales. Numpy only.
+"""Quantise float32 matrices [out, in] to 8 or 4 bits. Numpy only.
 
-Scales are chosen without calibration data: for blocks of few bits, several are tried and the one
-that leaves the smallest squared error is taken.
+No calibration data is needed. For blocks of 4 bits several scales are tried, and the scale with the
+smallest squared error is taken.
 """
 
 import os
@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 
-# float32 values that one thread works on at a time: few enough to stay in a cache, enough to hide
-# what a call costs.
+# The number of float32 values that a thread works on at a time. They fit in the processor's cache,
+# and the time of a numpy call is small beside the time of the arithmetic.
 PIECE_VALUES: Final = 262_144
-# What share of a block's range the sixteen int4 values are spread over. Clipping its ends a little,
-# or leaving room, can serve the other values better; least squares then refines the best scale.
+# The number of consecutive values of a row that share a scale. Smaller blocks are closer to the
+# float32 weights, larger blocks take fewer bytes; docs/quantisation.md has the figures.
+INT4_BLOCK: Final = 128
+INT8_BLOCK: Final = 128
+# The sixteen int4 values are spread over these shares of a block's range. Clipping the ends of the
+# range (below 1), or a wider range, can reduce the error of the other values. Least squares then
+# refines the best scale.
 INT4_SHARES: Final = (1.0, 0.96, 0.92, 0.88, 0.84, 1.04)
 
 
@@ -28,10 +33,11 @@ class Blocks:
     """A matrix [out, in] in blocks along its rows, as com.microsoft.MatMulNBits reads it.
 
     Attributes:
-        packed: uint8 [out, blocks, block_size * bits / 8], the lower half of a byte first.
+        packed: the integers, uint8 [out, blocks, block_size * bits / 8]. With 4 bits, a byte holds
+            two integers, the first in its lower half.
         scales: float32 [out, blocks].
-        zero_points: which value stands for zero; uint8 [out, blocks / 2] with two in a byte for 4
-            bits, None for 8, where it is always 128.
+        zero_points: the integers that represent zero, uint8 [out, ceil(blocks / 2)] with two in a
+            byte; None with 8 bits, where 128 represents zero.
     """
 
     packed: NDArray[np.uint8]
@@ -40,7 +46,7 @@ class Blocks:
 
 
 def quantize_rows(weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
-    """One scale for each row.
+    """Quantise to int8 with a scale for each row.
 
     Args:
         weight: float32 [out, in].
@@ -55,7 +61,7 @@ def quantize_rows(weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
     def fill(rows: slice) -> None:
         with np.errstate(divide="ignore", invalid="ignore"):
             scaled = weight[rows] / scales[rows, None]
-        # A row of denormals divides to more than 127.
+        # In a row of denormal numbers a quotient can exceed 127.
         np.rint(np.clip(scaled, -127, 127), out=scaled)
         values[rows] = scaled
 
@@ -64,11 +70,11 @@ def quantize_rows(weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
 
 
 def quantize_blocks(weight: FloatArray, block_size: int, bits: int = 4) -> Blocks:
-    """One scale for each block of a row, and in 4 bits one zero point.
+    """Quantise with a scale for each block of a row and, in 4 bits, a zero point for each block.
 
     Args:
-        weight: float32 [out, in]; the last block of a row is filled up with zeros.
-        block_size: 16, 32, 64, 128 or 256 values.
+        weight: float32 [out, in]; the last block of a row is padded with zeros.
+        block_size: the values in a block: 16, 32, 64, 128 or 256.
         bits: 4 or 8.
     """
     out_size, in_size = weight.shape
@@ -87,8 +93,8 @@ def quantize_blocks(weight: FloatArray, block_size: int, bits: int = 4) -> Block
             stored = (integers + np.float32(128)).astype(np.uint8)
         else:
             integers, found, zeros = _search_int4(cut)
-            stored = _pairs((integers + zeros).astype(np.uint8))
-            zero_points[rows] = _pairs(zeros.astype(np.uint8).reshape(-1, blocks))
+            stored = _pack_int4((integers + zeros).astype(np.uint8))
+            zero_points[rows] = _pack_int4(zeros.astype(np.uint8).reshape(-1, blocks))
         packed[rows] = stored.reshape(-1, *packed.shape[1:])
         scales[rows] = found.reshape(-1, blocks)
 
@@ -97,24 +103,24 @@ def quantize_blocks(weight: FloatArray, block_size: int, bits: int = 4) -> Block
 
 
 def dequantize_blocks(blocks: Blocks, in_size: int) -> FloatArray:
-    """float32 [out, in_size], what MatMulNBits multiplies with."""
+    """Return the weight that MatMulNBits multiplies by, float32 [out, in_size]."""
     if blocks.zero_points is None:
         values = blocks.packed.astype(np.float32) - 128
     else:
-        zeros = _halves(blocks.zero_points)[:, : blocks.scales.shape[1], None]
-        values = _halves(blocks.packed).astype(np.float32) - zeros
+        zeros = _unpack_int4(blocks.zero_points)[:, : blocks.scales.shape[1], None]
+        values = _unpack_int4(blocks.packed).astype(np.float32) - zeros
     values *= blocks.scales[..., None]
     return values.reshape(len(values), -1)[:, :in_size]
 
 
-def _pairs(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Two values of 4 bits in a byte, the first in its lower half."""
+def _pack_int4(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pack two values of 4 bits into a byte, the first into its lower half."""
     if values.shape[-1] % 2:
         values = np.pad(values, ((0, 0), (0, 1)))
     return values[:, 0::2] | values[:, 1::2] << np.uint8(4)
 
 
-def _halves(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
@@ -125,13 +131,16 @@ def _nearest_int8(blocks: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _search_int4(blocks: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Integers around zero, scales [n, 1], and zero points [n, 1] for blocks [n, block_size].
+    """Quantise blocks w [n, block_size] to 4 bits.
 
-    Integers plus zero point are in 0 .. 15. For given integers q the best scale is
-    (w . q) / (q . q), and leaves the squared error w . w - (w . q)^2 / (q . q): the largest
-    quotient wins.
+    For given integers q, the best scale is (w . q) / (q . q). Its squared error is
+    w . w - (w . q)^2 / (q . q), so the trial with the largest quotient is the best.
+
+    Returns:
+        Integers q [n, block_size], scales [n, 1] and zero points [n, 1]; an integer plus its zero
+        point is in 0 .. 15.
     """
-    # Zero is in the range, and so is exact.
+    # The range includes zero, so zero is represented exactly.
     lowest = np.minimum(blocks.min(axis=1, keepdims=True), 0)
     width = np.maximum(blocks.max(axis=1, keepdims=True), 0) - lowest
     width[width == 0] = 1
@@ -166,7 +175,7 @@ def _round_int4(blocks: FloatArray, inverse: FloatArray, zero: FloatArray, out: 
 
 
 def _in_pieces(shape: tuple[int, ...], fill: Callable[[slice], None]) -> None:
-    """Call `fill` for pieces of a matrix's rows, over the cores this process may use."""
+    """Call `fill` with slices of a matrix's rows, on all cores that this process may use."""
     rows, width = shape
     step = max(1, PIECE_VALUES // max(1, width))
 

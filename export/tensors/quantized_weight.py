@@ -1,4 +1,4 @@
-"""Quantised weights as tensors of a graph: values and scales, computed together, written apart."""
+"""Quantised weights as tensors of a graph: values, scales and zero points of one computation."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,15 +15,20 @@ Quantize = Callable[[FloatArray], Sequence[Array]]
 
 
 class QuantizedWeight:
-    """A weight [out, in] quantised when its values are read, some rows at a time where it can be.
+    """A weight [out, in] that is quantised when one of its tensors is read.
 
-    Finding the scales is the costly part: what was found with the values is kept until it is asked
-    for, which is when the graph's next tensors are written.
+    One computation gives the values and their scales (and zero points), and a package stores them
+    as separate tensors. Reading the values memoises the scales, which are small. Reading the scales
+    returns the memo and releases it. A graph lists values before scales, so writing the graph
+    quantises a weight once, and at most one weight's scales are in memory.
+
+    Any other order gives the same tensors. Reading scales without a memo quantises the whole weight
+    and drops the values.
 
     Attributes:
-        values: the quantised integers, of the shape that `quantize` gives.
-        scales: float32, one row (or number) for each of the weight's rows.
-        zero_points: uint8, likewise; None where zero is always the same value.
+        values: the quantised integers, in the shape that the product reads.
+        scales: float32, a row (or number) for each row of the weight.
+        zero_points: uint8, a row for each row of the weight; None if the zero point is constant.
     """
 
     def __init__(
@@ -34,41 +39,57 @@ class QuantizedWeight:
         *shapes: tuple[int, ...],
         by_rows: bool,
     ) -> None:
-        """Take what `quantize` makes of some rows: values, and arrays with a row for each."""
+        """Declare the tensors; nothing is read.
+
+        Args:
+            weight: float32 [out, in].
+            quantize: turns some rows of the weight into their values, scales and zero points.
+            shape: the shape of the values.
+            shapes: the shapes of the scales and, where there are any, of the zero points.
+            by_rows: whether the values of some rows are rows of the values.
+        """
         self._weight, self._quantize = weight, quantize
-        self._kept: list[dict[int, Array]] = [{} for _ in shapes]
-        rows = self._read_rows if by_rows and weight.read_rows else None
-        self.values = LazyArray(shape, self._read, rows)
-        kept = [LazyArray(s, partial(self._read_kept, i)) for i, s in enumerate(shapes)]
-        self.scales = kept[0]
-        self.zero_points = kept[1] if len(kept) > 1 else None
+        # For each of `shapes`: the first row of a part of the weight -> the array of that part.
+        self._memo: list[dict[int, Array]] = [{} for _ in shapes]
+        read_rows = self._read_value_rows if by_rows and weight.read_rows else None
+        self.values = LazyArray(shape, self._read_values, read_rows)
+        others = [LazyArray(s, partial(self._take_memo, i)) for i, s in enumerate(shapes)]
+        self.scales = others[0]
+        self.zero_points = others[1] if len(others) > 1 else None
 
-    def _read(self) -> Array:
-        return self._keep(0, self._weight.read())
+    def _read_values(self) -> Array:
+        return self._quantize_and_memoise(0, self._weight.read())
 
-    def _read_rows(self, start: int, stop: int) -> Array:
+    def _read_value_rows(self, start: int, stop: int) -> Array:
         assert self._weight.read_rows is not None
-        return self._keep(start, self._weight.read_rows(start, stop))
+        return self._quantize_and_memoise(start, self._weight.read_rows(start, stop))
 
-    def _keep(self, start: int, rows: FloatArray) -> Array:
-        values, *found = self._quantize(rows)
-        for kept, array in zip(self._kept, found, strict=True):
-            kept[start] = array
+    def _quantize_and_memoise(self, start: int, rows: FloatArray) -> Array:
+        values, *others = self._quantize(rows)
+        for memo, array in zip(self._memo, others, strict=True):
+            memo[start] = array
         return values
 
-    def _read_kept(self, index: int) -> Array:
-        kept = self._kept[index]
-        if sum(map(len, kept.values())) != self._weight.shape[0]:
-            kept.clear()
+    def _take_memo(self, index: int) -> Array:
+        memo = self._memo[index]
+        if sum(map(len, memo.values())) != self._weight.shape[0]:
+            memo.clear()
             for _ in self.values.chunks():
                 pass
-        array = np.concatenate([kept[start] for start in sorted(kept)])
-        kept.clear()
+        array = np.concatenate([memo[start] for start in sorted(memo)])
+        memo.clear()
         return array
 
 
-def int8_columns(weight: LazyArray) -> QuantizedWeight:
-    """int8 [in, out], the transpose that integer products want; scales [out]."""
+def quantize_channels_lazily(weight: LazyArray) -> QuantizedWeight:
+    """Quantise to int8 with a scale for each output channel.
+
+    Args:
+        weight: float32 [out, in].
+
+    Returns:
+        Values int8 [in, out], transposed as integer products read them, and scales [out].
+    """
     out_size, in_size = weight.shape
 
     def quantize(rows: FloatArray) -> Sequence[Array]:
@@ -78,8 +99,17 @@ def int8_columns(weight: LazyArray) -> QuantizedWeight:
     return QuantizedWeight(weight, quantize, (in_size, out_size), (out_size,), by_rows=False)
 
 
-def bit_blocks(weight: LazyArray, block_size: int, bits: int) -> QuantizedWeight:
-    """The tensors that MatMulNBits reads, as `quantize.Blocks` holds them."""
+def quantize_blocks_lazily(weight: LazyArray, block_size: int, bits: int) -> QuantizedWeight:
+    """Quantise in blocks along the rows, as `quantize_blocks` does.
+
+    Args:
+        weight: float32 [out, in].
+        block_size: consecutive values of a row that share a scale.
+        bits: 4 or 8.
+
+    Returns:
+        The tensors that MatMulNBits reads, in the shapes of `quantization.Blocks`.
+    """
     out_size, in_size = weight.shape
     blocks = -(-in_size // block_size)
 

@@ -1,1 +1,1 @@
-"""What was written, held against PyTorch and against CoreML's operators."""
+"""Comparison of a package with PyTorch, and of graphs with CoreML's operators."""

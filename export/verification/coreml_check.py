@@ -1,7 +1,8 @@
-"""Graphs for CoreML, and a check of every node against what its provider takes.
+"""Check every node of a graph against the conditions of ONNX Runtime's CoreML provider.
 
-The provider wants fixed shapes and plain operators; what it does not take, it leaves to the CPU
-without a word. Whether Core ML then computes what it took rightly, only a Mac can tell.
+The provider needs fixed shapes and standard operators. A node that it refuses runs on the CPU, and
+ONNX Runtime does not report that. Whether Core ML computes the accepted nodes correctly can be
+tested on a Mac only.
 """
 
 from collections import Counter
@@ -11,25 +12,24 @@ from pathlib import Path
 from typing import Final
 
 import onnx
-import onnx_ir as ir
 from onnx import defs, helper, shape_inference
 
 from fastvlm_onnx.export.verification.coreml_operators import Node, Tensor, refusal
 from fastvlm_onnx.package import read_manifest
 
-# Larger initializers are weights: only their types and shapes count.
+# Larger initializers are weights. Shape inference does not read their values, so these are dropped.
 SMALL_BYTES: Final = 1024
 
 
 @dataclass(frozen=True)
-class Share:
-    """How much of one graph CoreML would take.
+class Coverage:
+    """The number of a graph's nodes that CoreML would run.
 
     Attributes:
-        file: its name in the package.
-        nodes: how many it has.
-        refused: a reason, with the operator it is about, and how many nodes it holds for. Without
-            any, the whole graph is one part.
+        file: the graph's file name in the package.
+        nodes: the number of nodes in the graph.
+        refused: the number of refused nodes for each operator and reason. When it is empty, CoreML
+            runs the whole graph as one part.
     """
 
     file: str
@@ -38,11 +38,15 @@ class Share:
 
     @property
     def taken(self) -> int:
+        """The number of nodes that CoreML would run."""
         return self.nodes - sum(self.refused.values())
 
 
-def check_package(folder: Path) -> list[Share]:
-    """Hold the vision encoders and projectors of all variants against CoreML's operators.
+def check_package(folder: Path) -> list[Coverage]:
+    """Check the vision encoders and projectors of all variants.
+
+    Args:
+        folder: an exported package.
 
     Raises:
         PackageError: the folder is no package.
@@ -52,8 +56,8 @@ def check_package(folder: Path) -> list[Share]:
     return [check_graph(folder / file) for file in dict.fromkeys(files)]
 
 
-def check_graph(path: Path) -> Share:
-    """Hold every node of one graph against CoreML's operators."""
+def check_graph(path: Path) -> Coverage:
+    """Check every node of one graph file."""
     model = onnx.load(path, load_external_data=False)
     for initializer in model.graph.initializer:
         if len(initializer.raw_data) > SMALL_BYTES:
@@ -63,21 +67,7 @@ def check_graph(path: Path) -> Share:
     for node in _nodes(model):
         if reason := refusal(node):
             refused[f"{node.op_type}: {reason}"] += 1
-    return Share(path.name, len(model.graph.node), dict(refused.most_common()))
-
-
-def fix_axes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
-    """Replace symbolic axes by numbers, in place."""
-    graph = model.graph
-    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
-    for value in values:
-        if value.shape is not None:
-            value.shape = ir.Shape([sizes.get(_name(axis), axis) for axis in value.shape])
-    return model
-
-
-def _name(axis: int | ir.SymbolicDim) -> str:
-    return str(axis.value) if isinstance(axis, ir.SymbolicDim) else ""
+    return Coverage(path.name, len(model.graph.node), dict(refused.most_common()))
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -86,37 +76,40 @@ def _name(axis: int | ir.SymbolicDim) -> str:
 def _nodes(model: onnx.ModelProto) -> Iterator[Node]:
     graph = model.graph
     opsets = {opset.domain: opset.version for opset in model.opset_import}
-    fed = {value.name for value in graph.input}
+    graph_inputs = {value.name for value in graph.input}
     tensors = {
-        value.name: _described(value) for value in (*graph.input, *graph.value_info, *graph.output)
+        value.name: _read_tensor(value)
+        for value in (*graph.input, *graph.value_info, *graph.output)
     } | {
         tensor.name: Tensor(
             onnx.TensorProto.DataType.Name(tensor.data_type),
             tuple(tensor.dims),
-            tensor.name not in fed,
+            tensor.name not in graph_inputs,
         )
         for tensor in graph.initializer
     }
     unknown = Tensor(None, None)
 
-    def named(name: str) -> Tensor | None:
+    def tensor_of(name: str) -> Tensor | None:
         return tensors.get(name, unknown) if name else None
 
     for node in graph.node:
-        # Operators that onnx does not know are com.microsoft's, which have one version.
+        # onnx has no schemas of com.microsoft's operators, whose version is always 1.
         known = defs.has(node.op_type, node.domain)
         yield Node(
-            node.op_type,
-            defs.get_schema(node.op_type, opsets[node.domain], node.domain).since_version
+            op_type=node.op_type,
+            since_version=defs.get_schema(
+                node.op_type, opsets[node.domain], node.domain
+            ).since_version
             if known
             else 1,
-            {a.name: _value(a) for a in node.attribute},
-            [named(name) for name in node.input],
-            [named(name) for name in node.output],
+            attributes={a.name: _value(a) for a in node.attribute},
+            inputs=[tensor_of(name) for name in node.input],
+            outputs=[tensor_of(name) for name in node.output],
         )
 
 
-def _described(value: onnx.ValueInfoProto) -> Tensor:
+def _read_tensor(value: onnx.ValueInfoProto) -> Tensor:
     kind = value.type.tensor_type
     shape = (
         tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim)

@@ -1,14 +1,14 @@
-"""What ONNX Runtime's CoreML provider takes, in MLProgram form: operators and their conditions.
+"""The operators that ONNX Runtime's CoreML provider runs as an MLProgram, and their conditions.
 
-Read from the provider's operator table of ONNX Runtime 1.31. A node that breaks a condition is left
-to the CPU, and cuts the graph in parts that pass values back and forth.
+Read from the provider's operator table of ONNX Runtime 1.31. A node that breaks a condition runs on
+the CPU. It also splits the graph into parts, between which values are copied.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-# The provider knows operators up to this version of themselves.
+# The newest version of an operator that the provider accepts.
 NEWEST: Final = 27
 LARGEST_RANK: Final = 5
 LARGEST_CONV_AXIS: Final = 16_384
@@ -21,9 +21,10 @@ class Tensor:
     """One input or output of a node.
 
     Attributes:
-        dtype: ONNX's name of it; None where inference found none.
-        shape: numbers, and names where an axis is not fixed; None where its rank is unknown.
-        is_constant: an initializer that no caller can replace.
+        dtype: the dtype's name in ONNX, such as "FLOAT16"; None if it is unknown.
+        shape: a number for each fixed axis and a name for each symbolic axis; None if the rank is
+            unknown.
+        is_constant: whether the tensor is an initializer that is no input of the graph.
     """
 
     dtype: str | None
@@ -37,55 +38,59 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Node:
-    """A node as the conditions see it; an input or output that is left out is None.
+    """A node with everything that the conditions read.
 
     Attributes:
-        since: the opset in which this version of the operator came.
+        op_type: the operator's name.
+        since_version: the opset that introduced this version of the operator.
+        attributes: values by name.
+        inputs: one Tensor for each input; None for an omitted input.
+        outputs: one Tensor for each output; None for an omitted output.
     """
 
     op_type: str
-    since: int
+    since_version: int
     attributes: Mapping[str, Any]
     inputs: Sequence[Tensor | None]
     outputs: Sequence[Tensor | None]
 
     def has(self, **defaults: Any) -> bool:
-        """Whether every attribute has this value, or is left out."""
+        """Return whether every attribute has the given value or is omitted."""
         return all(self.attributes.get(name, value) == value for name, value in defaults.items())
 
 
 Condition = Callable[[Node], str | None]
-"""Says in words what a node breaks."""
+"""Returns the reason why a node is refused, or None if it is accepted."""
 
 
 @dataclass(frozen=True)
-class Operator:
-    """What makes a node of one operator acceptable.
+class OperatorConditions:
+    """The conditions that a node of one operator must meet.
 
     Attributes:
-        since: the oldest version of the operator.
-        dtypes: of the first input.
-        ranks: of the first input; any up to LARGEST_RANK when empty.
-        constants: inputs that must be initializers.
-        condition: what else must hold.
+        oldest_version: the oldest version of the operator that the provider accepts.
+        dtypes: the accepted dtypes of the first input.
+        ranks: the accepted ranks of the first input; every rank up to LARGEST_RANK when empty.
+        constant_inputs: the indices of inputs that must be initializers.
+        condition: a further condition.
     """
 
-    since: int = 1
+    oldest_version: int = 1
     dtypes: tuple[str, ...] = NUMBERS
     ranks: tuple[int, ...] = ()
-    constants: tuple[int, ...] = ()
+    constant_inputs: tuple[int, ...] = ()
     condition: Condition = lambda _: None
 
 
 def refusal(node: Node) -> str | None:
-    """Why CoreML does not take a node; None when it does."""
-    # The domain does not count, but com.microsoft's operators are of version 1, and many of ONNX's
-    # own must be newer.
-    operator = OPERATORS.get(node.op_type)
+    """Return the reason why CoreML does not run a node, or None if it runs it."""
+    # The provider looks operators up by name only, without their domain. com.microsoft's operators
+    # have version 1, and many of ONNX's own must be newer.
+    operator = COREML_OPERATORS.get(node.op_type)
     if operator is None:
         return "not an operator of CoreML's"
-    if not operator.since <= node.since <= NEWEST:
-        return f"version {node.since}, expected {operator.since} to {NEWEST}"
+    if not operator.oldest_version <= node.since_version <= NEWEST:
+        return f"version {node.since_version}, expected {operator.oldest_version} to {NEWEST}"
     for i, tensor in enumerate(node.inputs):
         if tensor is None:
             continue
@@ -96,7 +101,7 @@ def refusal(node: Node) -> str | None:
                 return f"{axis or 'an axis'} of input {i} is not fixed"
             if axis == 0:
                 return f"input {i} is empty"
-        if i in operator.constants and not tensor.is_constant:
+        if i in operator.constant_inputs and not tensor.is_constant:
             return f"input {i} is not constant"
     for tensor in (*node.inputs, *node.outputs):
         if tensor is not None and tensor.rank > LARGEST_RANK:
@@ -188,61 +193,73 @@ def _where(node: Node) -> str | None:
 # --- the table -----------------------------------------------------------------------------------
 
 
-def _alike(names: str, operator: Operator) -> dict[str, Operator]:
-    return dict.fromkeys(names.split(), operator)
+def _alike(names: str, conditions: OperatorConditions) -> dict[str, OperatorConditions]:
+    return dict.fromkeys(names.split(), conditions)
 
 
-OPERATORS: Final[Mapping[str, Operator]] = {
-    # one value at a time
-    **_alike("Sigmoid Tanh Relu LeakyRelu Gelu Elu", Operator(6)),
-    **_alike("Softplus Erf Reciprocal Round Sqrt Exp Sin Cos Ceil Identity QuickGelu", Operator()),
-    **_alike("Add Sub Mul Div Max", Operator(7)),
-    "Pow": Operator(7, FLOATS, condition=_one_dtype),
-    "PRelu": Operator(6, ranks=(3, 4), constants=(1,)),
-    "HardSigmoid": Operator(6, FLOATS),
-    "Clip": Operator(constants=(1, 2)),
-    "And": Operator(dtypes=("BOOL",)),
-    "Where": Operator(dtypes=("BOOL",), condition=_where),
-    "Cast": Operator(dtypes=(*NUMBERS, "INT32", "BOOL")),
-    # convolutions and products
-    "Conv": Operator(constants=(2,), condition=_conv),
-    "FusedConv": Operator(dtypes=FLOATS, constants=(2,), condition=_conv),
-    "ConvTranspose": Operator(constants=(1, 2), condition=_conv),
-    "Gemm": Operator(constants=(1, 2), condition=_attributes(transA=0, alpha=1.0, beta=1.0)),
-    "MatMul": Operator(condition=_matrices),
-    # sums over axes
-    **_alike("AveragePool MaxPool", Operator(ranks=(4,), condition=_pool)),
-    **_alike("GlobalAveragePool GlobalMaxPool", Operator(ranks=(4,))),
-    **_alike("ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd", Operator(constants=(1,))),
-    "ArgMax": Operator(condition=_attributes(select_last_index=0)),
-    "Softmax": Operator(),
-    # norms
-    "BatchNormalization": Operator(
-        7,
+COREML_OPERATORS: Final[Mapping[str, OperatorConditions]] = {
+    # elementwise
+    **_alike("Sigmoid Tanh Relu LeakyRelu Gelu Elu", OperatorConditions(oldest_version=6)),
+    **_alike(
+        "Softplus Erf Reciprocal Round Sqrt Exp Sin Cos Ceil Identity QuickGelu",
+        OperatorConditions(),
+    ),
+    **_alike("Add Sub Mul Div Max", OperatorConditions(oldest_version=7)),
+    "Pow": OperatorConditions(oldest_version=7, dtypes=FLOATS, condition=_one_dtype),
+    "PRelu": OperatorConditions(oldest_version=6, ranks=(3, 4), constant_inputs=(1,)),
+    "HardSigmoid": OperatorConditions(oldest_version=6, dtypes=FLOATS),
+    "Clip": OperatorConditions(constant_inputs=(1, 2)),
+    "And": OperatorConditions(dtypes=("BOOL",)),
+    "Where": OperatorConditions(dtypes=("BOOL",), condition=_where),
+    "Cast": OperatorConditions(dtypes=(*NUMBERS, "INT32", "BOOL")),
+    # convolutions and matrix products
+    "Conv": OperatorConditions(constant_inputs=(2,), condition=_conv),
+    "FusedConv": OperatorConditions(dtypes=FLOATS, constant_inputs=(2,), condition=_conv),
+    "ConvTranspose": OperatorConditions(constant_inputs=(1, 2), condition=_conv),
+    "Gemm": OperatorConditions(
+        constant_inputs=(1, 2), condition=_attributes(transA=0, alpha=1.0, beta=1.0)
+    ),
+    "MatMul": OperatorConditions(condition=_matrices),
+    # reductions over axes
+    **_alike("AveragePool MaxPool", OperatorConditions(ranks=(4,), condition=_pool)),
+    **_alike("GlobalAveragePool GlobalMaxPool", OperatorConditions(ranks=(4,))),
+    **_alike(
+        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd",
+        OperatorConditions(constant_inputs=(1,)),
+    ),
+    "ArgMax": OperatorConditions(condition=_attributes(select_last_index=0)),
+    "Softmax": OperatorConditions(),
+    # normalisations
+    "BatchNormalization": OperatorConditions(
+        oldest_version=7,
         ranks=(4,),
-        constants=(1, 2, 3, 4),
+        constant_inputs=(1, 2, 3, 4),
         condition=_each(_attributes(training_mode=0), _one_output),
     ),
-    "LayerNormalization": Operator(
-        1,
-        FLOATS,
-        constants=(1, 2),
+    "LayerNormalization": OperatorConditions(
+        dtypes=FLOATS,
+        constant_inputs=(1, 2),
         condition=_each(_attributes(stash_type=1), _one_output, _one_dtype),
     ),
-    "GroupNormalization": Operator(
-        1, FLOATS, (2, 3, 4), (1, 2), _each(_attributes(stash_type=1), _one_dtype)
+    "GroupNormalization": OperatorConditions(
+        dtypes=FLOATS,
+        ranks=(2, 3, 4),
+        constant_inputs=(1, 2),
+        condition=_each(_attributes(stash_type=1), _one_dtype),
     ),
-    "InstanceNormalization": Operator(1, FLOATS, constants=(1, 2)),
+    "InstanceNormalization": OperatorConditions(dtypes=FLOATS, constant_inputs=(1, 2)),
     # shapes
-    "Reshape": Operator(5, constants=(1,), condition=_attributes(allowzero=0)),
-    "Slice": Operator(10, constants=(1, 2, 3, 4)),
-    "Split": Operator(constants=(1,), condition=_split),
-    "Squeeze": Operator(constants=(1,)),
-    "Unsqueeze": Operator(constants=(1,)),
-    "Pad": Operator(11, constants=(1, 2, 3), condition=_pad),
-    "Resize": Operator(11, constants=(2, 3), condition=_resize),
-    "GatherND": Operator(constants=(1,), condition=_attributes(batch_dims=0)),
-    "GridSample": Operator(ranks=(4,)),
-    "Shape": Operator(condition=_shape),
-    **_alike("Concat DepthToSpace Gather Tile Transpose", Operator()),
+    "Reshape": OperatorConditions(
+        oldest_version=5, constant_inputs=(1,), condition=_attributes(allowzero=0)
+    ),
+    "Slice": OperatorConditions(oldest_version=10, constant_inputs=(1, 2, 3, 4)),
+    "Split": OperatorConditions(constant_inputs=(1,), condition=_split),
+    "Squeeze": OperatorConditions(constant_inputs=(1,)),
+    "Unsqueeze": OperatorConditions(constant_inputs=(1,)),
+    "Pad": OperatorConditions(oldest_version=11, constant_inputs=(1, 2, 3), condition=_pad),
+    "Resize": OperatorConditions(oldest_version=11, constant_inputs=(2, 3), condition=_resize),
+    "GatherND": OperatorConditions(constant_inputs=(1,), condition=_attributes(batch_dims=0)),
+    "GridSample": OperatorConditions(ranks=(4,)),
+    "Shape": OperatorConditions(condition=_shape),
+    **_alike("Concat DepthToSpace Gather Tile Transpose", OperatorConditions()),
 }

@@ -1,4 +1,4 @@
-"""How far one array is from another, in the numbers that `verify` reports. Numpy only."""
+"""The distances between two arrays that `verify` reports. Numpy only."""
 
 import math
 
@@ -9,7 +9,7 @@ FloatArray = NDArray[np.float32]
 
 
 def relative_error(found: FloatArray, expected: FloatArray) -> float | None:
-    """‖found - expected‖ / ‖expected‖; None when that is not finite."""
+    """Return ‖found - expected‖ / ‖expected‖, or None if it is not finite."""
     if np.array_equal(found, expected):
         return 0.0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -19,7 +19,7 @@ def relative_error(found: FloatArray, expected: FloatArray) -> float | None:
 
 
 def cosine(found: FloatArray, expected: FloatArray) -> float | None:
-    """Cosine of the angle between two arrays, 1 when both are zero; None when it is not finite."""
+    """Return the cosine of the angle between two arrays; 1 if both are zero, None if not finite."""
     norms = math.sqrt(_dot(found, found) * _dot(expected, expected))
     if norms == 0.0:
         return 1.0 if np.array_equal(found, expected) else None
@@ -27,27 +27,27 @@ def cosine(found: FloatArray, expected: FloatArray) -> float | None:
 
 
 def kl_divergences(found: FloatArray, expected: FloatArray) -> NDArray[np.float64]:
-    """Of each row, the divergence of softmax(found) from softmax(expected).
+    """Return the KL divergence of softmax(found) from softmax(expected) for each row.
 
     Args:
         found: logits, float32 [rows, vocab_size].
-        expected: likewise.
+        expected: logits, float32 [rows, vocab_size].
 
     Returns:
-        Nats, float64 [rows].
+        Divergences in nats, float64 [rows].
     """
     divergences = np.empty(len(expected))
-    # Row by row: float64 of all rows of a full vocabulary would be hundreds of megabytes.
+    # All rows of a full vocabulary would take hundreds of megabytes in float64.
     for i, (found_row, expected_row) in enumerate(zip(found, expected, strict=True)):
         p, q = _log_softmax(expected_row), _log_softmax(found_row)
         with np.errstate(invalid="ignore"):
             divergences[i] = np.exp(p) @ (p - q)
-    # Rounding can leave two equal distributions a hair below zero.
+    # For equal distributions, rounding can give a value slightly below zero.
     return np.maximum(divergences, 0)
 
 
 def top_2_gap(logits: FloatArray) -> FloatArray:
-    """Largest logit less the second largest, of each row."""
+    """Return the largest logit minus the second largest for each row."""
     second, first = np.partition(logits, -2, axis=-1)[:, -2:].T
     gap: FloatArray = first - second
     return gap
@@ -61,7 +61,7 @@ def _log_softmax(logits: FloatArray) -> NDArray[np.float64]:
 
 
 def _dot(a: FloatArray, b: FloatArray) -> float:
-    """Sum of products, added up in float64."""
+    """Return the sum of products, accumulated in float64."""
     with np.errstate(invalid="ignore", over="ignore"):
         return float(np.einsum("i,i", a.ravel(), b.ravel(), dtype=np.float64))
 

@@ -1,8 +1,8 @@
-"""FastVLM in PyTorch: the yardstick the graphs are held against, never what users run.
+"""FastVLM in PyTorch: the reference that graphs are compared with. Users do not run it.
 
-FastViTHD is written out here as an nn.Module whose parameter names are Apple's, so a checkpoint
-loads by name; the language model is transformers' own Qwen2. Only this file and verify.py of the
-export side import torch.
+FastViTHD is written here as an nn.Module with Apple's parameter names, so a checkpoint loads by
+name. The language model is transformers' own Qwen2. Names and prefixes are repeated here on
+purpose: a reference must not share code with the graphs that are compared with it.
 
 Source: arXiv 2412.13303 and apple/ml-fastvlm @592b4ad (mci.py, llava_arch.py), in the
 reparameterised form in which the checkpoints are stored.
@@ -27,7 +27,7 @@ PROJECTOR_PREFIX = "model.mm_projector."
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate computed from the mean over the whole picture."""
+    """Scale each channel by a gate that is computed from the channel means of the whole image."""
 
     def __init__(self, width: int, se_width: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class SqueezeExcite(nn.Module):
 
 
 class MobileOneBlock(nn.Module):
-    """Convolution, optional squeeze-and-excite, then exact GELU."""
+    """Convolution, squeeze-and-excite if `se_width` is given, then exact GELU."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class MobileOneBlock(nn.Module):
 
 
 class ReparamLargeKernelConv(nn.Module):
-    """7x7 stride-2 convolution that doubles the channels, then GELU."""
+    """7x7 convolution of stride 2 that doubles the channels, then GELU."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class ReparamLargeKernelConv(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Downsample between stages: both of its convolutions are followed by GELU."""
+    """The downsample between two stages: two convolutions with a GELU after each."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class PatchEmbed(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A depthwise convolution whose residual is already folded in: RepMixer (3x3), RepCPE (7x7)."""
+    """RepMixer (3x3) or RepCPE (7x7), whose residual is folded into the stored weight."""
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class DepthwiseConv(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """7x7 depthwise convolution and BatchNorm (stored unfolded), then a two-layer MLP."""
+    """7x7 depthwise convolution, BatchNorm (which the checkpoint stores), then a two-layer MLP."""
 
     def __init__(self, width: int, ffn_width: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class RepMixerBlock(nn.Module):
 
 
 class LayerNormChannel(nn.Module):
-    """LayerNorm over the channels of a [B, C, H, W] map."""
+    """LayerNorm over the channels of a map [B, C, H, W]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class LayerNormChannel(nn.Module):
 
 
 class MHSA(nn.Module):
-    """Self-attention over all positions of the map, row by row; no mask, no positions."""
+    """Self-attention over all positions of the map, without mask or position encoding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class AttentionBlock(nn.Module):
 
 
 class FastViTHD(nn.Module):
-    """The vision encoder up to conv_exp; its unused classification head is left out."""
+    """The vision encoder up to and including conv_exp, without the unused classification head."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class FastViTHD(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """float [B, 3, S, S] in 0..1 -> image_hidden_states [B, (S/64)^2, hidden_size]."""
+        """Map float32 [B, 3, S, S] in 0..1 to image_hidden_states [B, (S / 64)^2, hidden_size]."""
         x = self.patch_embed(pixel_values)
         for layer in self.network:
             x = layer(x)
@@ -225,7 +225,7 @@ def build_projector(in_size: int, hidden_size: int) -> nn.Sequential:
 
 
 def build_decoder(config: DecoderConfig) -> Qwen2ForCausalLM:
-    """transformers' Qwen2 at this size, eager attention, fp32, random weights."""
+    """Build transformers' Qwen2 in float32, with eager attention and random weights."""
     with torch.random.fork_rng():
         return Qwen2ForCausalLM(
             Qwen2Config(
@@ -247,7 +247,7 @@ def build_decoder(config: DecoderConfig) -> Qwen2ForCausalLM:
 
 
 class ReferenceFastVLM(nn.Module):
-    """FastVLM with Apple's arithmetic in float32, greedy decoding only."""
+    """FastVLM with Apple's arithmetic in float32, and greedy decoding only."""
 
     def __init__(self, config: FastVLMConfig) -> None:
         super().__init__()
@@ -257,13 +257,13 @@ class ReferenceFastVLM(nn.Module):
         self.decoder = build_decoder(config.decoder)
 
     def load_checkpoint(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load tensors under Apple's names; lm_head and embed_tokens are cut to the vocabulary.
+        """Load tensors under Apple's names; cut lm_head and embed_tokens to the vocabulary.
 
         Args:
-            tensors: every tensor the model needs (surplus ones are not looked at), any float dtype.
+            tensors: every tensor that the model needs, in any float dtype.
 
         Raises:
-            RuntimeError: a tensor is missing or has another shape (torch's own strict check).
+            RuntimeError: a tensor is missing, surplus, or of another shape, as torch reports it.
         """
         rows = self.config.decoder.vocab_size
         vision: dict[str, Tensor] = {}
@@ -293,20 +293,21 @@ class ReferenceFastVLM(nn.Module):
 
     @torch.inference_mode()
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """float32 [B, 3, S, S] -> image_features float32 [B, num_image_tokens, hidden_size]."""
+        """Map float32 [B, 3, S, S] to image_features float32 [B, num_image_tokens, hidden_size]."""
         return self.projector(self.vision_encoder(pixel_values))
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
+        """Map int64 [B, sequence_length] to float32 [B, sequence_length, hidden_size]."""
         return self.decoder.get_input_embeddings()(input_ids)
 
     @torch.inference_mode()
     def logits(self, inputs_embeds: Tensor) -> Tensor:
-        """Logits of every position, float32 [B, sequence_length, vocab_size]."""
+        """Return the logits of every position, float32 [B, sequence_length, vocab_size]."""
         return self.decoder(inputs_embeds=inputs_embeds, use_cache=False).logits
 
     @torch.inference_mode()
     def generate_greedy(self, inputs_embeds: Tensor, num_tokens: int) -> list[int]:
-        """The first `num_tokens` greedy tokens, not stopping at eos: for comparison only."""
+        """Return the first `num_tokens` greedy tokens, past any eos; for comparison only."""
         output = self.decoder(inputs_embeds=inputs_embeds, use_cache=True)
         token_ids = [int(output.logits[0, -1].argmax())]
         while len(token_ids) < num_tokens:

@@ -23,7 +23,8 @@ from fastvlm_onnx.agreement import (
     VariantAgreement,
 )
 from fastvlm_onnx.errors import CheckpointError, InputError
-from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification.comparison import compare_answers, compare_stage, worst_of
 from fastvlm_onnx.export.verification.reference_run import Question, ReferenceRun, run_reference
 from fastvlm_onnx.names import (

@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fastvlm_onnx.export.graphs.linear import INT8_BLOCK
 from fastvlm_onnx.export.tensors.external_data import ALIGNMENT_BYTES, Count
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
-from fastvlm_onnx.export.tensors.quantized_weight import bit_blocks
+from fastvlm_onnx.export.tensors.quantization import INT8_BLOCK
+from fastvlm_onnx.export.tensors.quantized_weight import quantize_blocks_lazily
 from fastvlm_onnx.names import EMBED_TOKENS_FILE, EMBED_TOKENS_INT8_FILE, scale_file
 
 
@@ -79,7 +79,7 @@ class Int8Embeddings:
 
     def __init__(self, rows: LazyArray) -> None:
         self.file_name = EMBED_TOKENS_INT8_FILE
-        self._blocks = bit_blocks(rows, INT8_BLOCK, 8)
+        self._blocks = quantize_blocks_lazily(rows, INT8_BLOCK, 8)
 
     @property
     def size_bytes(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
+from fastvlm_onnx.commands.download import with_license_notice
 from fastvlm_onnx.commands.load_options import parse_numbers
 from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
@@ -101,7 +102,7 @@ def export_with_progress(
         manifest = export_package(
             checkpoint,
             folder,
-            progress=progress,
+            progress=with_license_notice(progress),
             verify=measure if verify else None,
             **options,
         )

@@ -1,14 +1,15 @@
-"""A checkpoint zipped as Apple's server gives its own, and how tests look at folders."""
+"""A checkpoint in a zip like Apple's, and helpers that look into folders."""
 
 import io
 import zipfile
 from pathlib import Path
 
 NAME = "llava-fastvithd_0.5b_stage3"
+PART = f"{NAME}.zip.part"
 
 
 def apple_archive(checkpoint: Path) -> bytes:
-    """One top folder, and what macOS adds."""
+    """Zip a checkpoint in one top folder, with the entries that macOS adds."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
         zipped.mkdir(NAME)

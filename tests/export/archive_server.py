@@ -1,4 +1,4 @@
-"""A server of one archive over real HTTP, which fails in the ways that servers and networks do."""
+"""A local HTTP server of one archive that can fail as servers and networks fail."""
 
 import re
 import threading
@@ -13,16 +13,17 @@ CHUNK_BYTES = 1 << 16
 
 @dataclass
 class ArchiveServer:
-    """What it serves and how; a test changes it between requests.
+    """The served file and the faults; a test changes them between requests.
 
     Attributes:
-        statuses: given to the first requests in place of the file; the last stays if `for_good`.
-        cuts: bytes after which the connections of the first requests are cut; likewise.
-        stall_seconds: how long a connection is silent before it is cut.
-        length: what Content-Length says, if not the truth.
-        total: what Content-Range says, if not the truth.
-        seconds: to wait after each 64 KiB.
-        ranges: the Range header of each request, None where it had none.
+        statuses: error statuses for the first requests. The last one is repeated if `for_good`.
+        cuts: the bytes after which the connections of the first requests are cut. The last one is
+            repeated if `for_good`.
+        stall_seconds: the seconds that a connection is silent before it is cut.
+        length: a wrong Content-Length; the right one is sent when None.
+        total: a wrong total in Content-Range; the right one is sent when None.
+        seconds: the pause after each 64 KiB.
+        ranges: the Range header of each request, or None for a request without one.
     """
 
     path: str
@@ -86,7 +87,7 @@ def serve(server: ArchiveServer) -> Iterator[ArchiveServer]:
                 time.sleep(server.stall_seconds)
 
         def _send(self, body: bytes) -> None:
-            # Whoever was killed or interrupted reads no more.
+            # A killed client closes the connection.
             with suppress(ConnectionError):
                 for i in range(0, len(body), CHUNK_BYTES):
                     self.wfile.write(body[i : i + CHUNK_BYTES])

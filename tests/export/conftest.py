@@ -1,16 +1,20 @@
 """Checkpoints to export: the built-in one, and random ones stored as Apple stores them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from apple_archive import apple_archive
+from apple_archive import NAME, PART, apple_archive, left_in
+from archive_server import ArchiveServer, serve
 from random_checkpoint import DEMO_CHECKPOINT, LanguageSize, write_random_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from fastvlm_onnx.export.checkpoint.layouts import VISION_PREFIX
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx import CheckpointError
+from fastvlm_onnx.errors import FastVLMError
+from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
+from fastvlm_onnx.export.sources.apple_zoo import download_checkpoint
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 Tensors = dict[str, np.ndarray]
 
@@ -32,7 +36,7 @@ def small_language() -> LanguageSize:
 
 @pytest.fixture(scope="session")
 def demo_vision() -> dict[str, tuple[int, ...]]:
-    """Shapes of the miniature vision encoder: the whole architecture at little cost."""
+    """Shapes of the miniature vision encoder, which has the whole architecture."""
     tensors = open_checkpoint("demo").tensors
     return {
         name.removeprefix(VISION_PREFIX): tensor.shape
@@ -73,3 +77,35 @@ def demo_checkpoint() -> Path:
 def archive(demo_checkpoint: Path) -> bytes:
     """The built-in checkpoint in Apple's zip."""
     return apple_archive(demo_checkpoint)
+
+
+@pytest.fixture
+def server(archive: bytes) -> Iterator[ArchiveServer]:
+    with serve(ArchiveServer(f"/datasets/{NAME}.zip", archive)) as started:
+        yield started
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, server: ArchiveServer) -> Callable[..., Path]:
+    """Download from the server into the test's own folder, without waiting between tries."""
+
+    def run(**options: object) -> Path:
+        options = {"base_url": f"{server.address}/datasets", "pauses_seconds": (0, 0)} | options
+        return download_checkpoint("0.5b", 3, tmp_path / NAME, **options)
+
+    return run
+
+
+@pytest.fixture
+def refused_download(fetched: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
+    """Return the one line of a refused download, which leaves no checkpoint behind."""
+
+    def run(kind: type[FastVLMError] = CheckpointError, **options: object) -> str:
+        with pytest.raises(kind) as caught:
+            fetched(**options)
+        # The lock is there while another process downloads.
+        assert left_in(tmp_path) <= {PART, f"{PART}.json", f"{PART}.lock"}
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return run

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, processors
 from fastvlm_onnx.export.checkpoint.tokenizer_files import read_tokenizer
 
 APPLE_VISION = "model.vision_tower.vision_tower.model."
-# Apple's index in `network` -> timm's stage, and what of it.
+# timm's stage of Apple's index in `network`: of its blocks, downsample and position encoding.
 BLOCKS = {0: 0, 2: 1, 4: 2, 7: 3, 10: 4}
 DOWNSAMPLES = {1: 1, 3: 2, 5: 3, 8: 4}
 POSITIONS = {6: 3, 9: 4}
@@ -28,7 +28,7 @@ VERSION = "5.23.0"
 
 
 def native_name(name: str) -> str | None:
-    """transformers' name for one of Apple's; None for what its converter leaves out."""
+    """Return transformers' name of one of Apple's tensors; None if its converter drops it."""
     if name.startswith(APPLE_VISION):
         vision = _timm_name(name.removeprefix(APPLE_VISION))
         return None if vision is None else f"model.vision_tower.timm_model.{vision}"
@@ -98,7 +98,7 @@ def _has_vocab(name: str) -> bool:
 
 
 def _padded(matrix: np.ndarray, tokens: int, rows: int) -> np.ndarray:
-    """The rows of the tokens, then rows that were never trained, `<image>`'s among them."""
+    """Append rows that were never trained, such as that of `<image>`, to the rows of the tokens."""
     junk = np.random.default_rng(1).standard_normal((rows - tokens, matrix.shape[1]))
     return np.concatenate([matrix[:tokens], (junk * 30).astype(matrix.dtype)])
 

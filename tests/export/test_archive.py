@@ -1,4 +1,4 @@
-"""Zips that are damaged or hostile: their files, or one line and nothing written."""
+"""Damaged and hostile zips: they give their files, or one error line and no file."""
 
 import os
 import shutil
@@ -10,12 +10,12 @@ import pytest
 from apple_archive import NAME, files_of, left_in, zip_of
 
 from fastvlm_onnx import CheckpointError, PackageError
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.archive import unpack_checkpoint
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 
-def test_what_a_zip_was_unpacked_to_goes_with_the_checkpoint(
+def test_the_folder_of_an_unpacked_zip_is_removed_with_its_checkpoint(
     archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = tmp_path / "temporary"
@@ -57,7 +57,7 @@ def test_an_entry_that_would_leave_the_folder_is_refused(
         zipped.writestr(f"{NAME}/config.json", b"{}")
         entry = zipfile.ZipInfo("x") if isinstance(name, str) else name
         if isinstance(name, str):
-            entry.filename = name  # as it is: the constructor cuts at a NUL
+            entry.filename = name  # the constructor would cut the name at a NUL
         zipped.writestr(entry, b"/etc/passwd")
     with pytest.raises(CheckpointError, match=words) as caught:
         unpack_checkpoint(path, tmp_path / "in" / "folder")
@@ -76,7 +76,7 @@ def test_two_entries_of_one_name_are_refused(tmp_path: Path, names: tuple[str, .
         unpack_checkpoint(path, tmp_path / "folder")
 
 
-def test_a_zip_that_swells_is_refused_before_it_does(tmp_path: Path) -> None:
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "bomb.zip"
     path.write_bytes(zip_of({"a/model.safetensors": bytes(50_000_000)}))
     with pytest.raises(CheckpointError, match="more than 20 times its size"):
@@ -84,7 +84,7 @@ def test_a_zip_that_swells_is_refused_before_it_does(tmp_path: Path) -> None:
     assert left_in(tmp_path) == {"bomb.zip"}
 
 
-def test_an_entry_longer_than_it_says_is_damaged(tmp_path: Path) -> None:
+def test_an_entry_longer_than_its_stated_size_is_refused(tmp_path: Path) -> None:
     content = zip_of({"a/zeros": bytes(50_000_000)})
     path = tmp_path / "lying.zip"
     path.write_bytes(content.replace((50_000_000).to_bytes(4, "little"), bytes([1, 0, 0, 0])))
@@ -110,7 +110,7 @@ def test_a_zip_damaged_anywhere_gives_its_files_or_one_line(tmp_path: Path) -> N
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_export_refuses_a_zip_of_something_else(tmp_path: Path, archive: bytes) -> None:
+def test_export_refuses_a_zip_without_a_checkpoint(tmp_path: Path, archive: bytes) -> None:
     path = tmp_path / "model.zip"
     for content in (b"", b"no zip", archive[:-100], zip_of({}), zip_of({"notes.txt": b""})):
         path.write_bytes(content)

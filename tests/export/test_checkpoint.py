@@ -1,4 +1,4 @@
-"""What export reads: every misfit is named, nothing is guessed, nothing is read before its use."""
+"""Reading of checkpoints: errors name every mismatch, and tensors are read when they are used."""
 
 import json
 from collections.abc import Callable
@@ -9,9 +9,11 @@ import pytest
 from random_checkpoint import LanguageSize, write_random_checkpoint
 
 from fastvlm_onnx import CheckpointError, UnsupportedError
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.checkpoint.reader import is_whole_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.tensors.lazy_array import LazyArray, Weights
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.weights import Weights
 
 Edit = Callable[[Path, Callable[[dict], object]], None]
 EditTensors = Callable[[Callable[[dict[str, np.ndarray]], object]], None]
@@ -20,7 +22,7 @@ VISION = "model.vision_tower.vision_tower.model."
 
 
 def refusal(checkpoint: Path, error: type[CheckpointError] = CheckpointError) -> str:
-    """The one line of a failed export, which must leave nothing behind."""
+    """Return the one line of a refused export, which must leave no file behind."""
     destination = checkpoint.parent / "refused-onnx"
     before = set(checkpoint.parent.iterdir())
     with pytest.raises(error) as caught:
@@ -34,7 +36,7 @@ def refusal(checkpoint: Path, error: type[CheckpointError] = CheckpointError) ->
 # --- sizes ---------------------------------------------------------------------------------------
 
 
-def test_sizes_are_read_off_the_tensors_and_the_config(checkpoint: Path) -> None:
+def test_sizes_are_read_from_the_tensors_and_the_config(checkpoint: Path) -> None:
     config = open_checkpoint(checkpoint).config
     assert config.vision.widths == (16, 32, 64, 128, 256)
     assert config.vision.depths == (1, 2, 4, 3, 2)
@@ -49,7 +51,7 @@ def test_the_context_ends_where_predict_py_cuts_a_prompt(checkpoint: Path) -> No
     assert open_checkpoint(checkpoint).config.decoder.max_position_embeddings == 8192
 
 
-def test_a_head_of_its_own_is_used_whatever_the_config_says(
+def test_an_untied_lm_head_is_used_whatever_the_config_says(
     checkpoint: Path, edit_json: Edit, edit_tensors: EditTensors
 ) -> None:
     edit_json(checkpoint / "config.json", lambda c: c.update(tie_word_embeddings=True))
@@ -76,7 +78,7 @@ def test_tensors_are_read_when_they_are_needed_and_not_kept() -> None:
 # --- tensors -------------------------------------------------------------------------------------
 
 
-def test_the_unused_head_and_the_counters_are_left_out(checkpoint: Path) -> None:
+def test_the_classification_head_and_the_counters_are_not_exported(checkpoint: Path) -> None:
     names = open_checkpoint(checkpoint).tensors
     assert f"{VISION}head.proj" in names
     assert any(name.endswith("num_batches_tracked") for name in names)
@@ -201,13 +203,13 @@ def test_a_checkpoint_without_any_tokenizer_is_refused(checkpoint: Path) -> None
     assert "vocab.json" in refusal(checkpoint)
 
 
-def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     assert "found no config.json" in refusal(folder)
 
 
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
     assert "absent: no such folder" in refusal(tmp_path / "absent")
 
 
@@ -252,7 +254,7 @@ def test_a_configuration_that_is_not_built_is_named_with_its_value(
         ("eos_token_id", 429),
     ],
 )
-def test_a_field_that_makes_no_sense_is_named_with_its_value(
+def test_an_invalid_field_is_named_with_its_value(
     checkpoint: Path, edit_json: Edit, field: str, value: object
 ) -> None:
     edit_json(checkpoint / "config.json", lambda c: c.update({field: value}))
@@ -260,7 +262,7 @@ def test_a_field_that_makes_no_sense_is_named_with_its_value(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null"])
-def test_a_config_that_is_no_object(checkpoint: Path, text: str) -> None:
+def test_a_config_that_is_no_json_object_is_refused(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text)
     assert "config.json" in refusal(checkpoint)
 
@@ -279,3 +281,28 @@ def test_added_tokens_that_do_not_follow_the_vocabulary_are_refused(
 ) -> None:
     edit_json(checkpoint / "added_tokens.json", lambda a: a.update({"<|im_end|>": 480}))
     assert "<|im_end|> the id 480" in refusal(checkpoint)
+
+
+# --- completeness --------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_found_whole_without_reading_its_tensors(
+    checkpoint: Path, edit_tensors: Callable
+) -> None:
+    # A comparison of the two matrices would read a NaN, which is refused.
+    def store_nan_twice(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.embed_tokens.weight"][0, 0] = np.nan
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    edit_tensors(store_nan_twice)
+    with pytest.raises(CheckpointError, match="NaN"):
+        open_checkpoint(checkpoint)
+    assert is_whole_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "merges.txt", "model.safetensors"])
+def test_a_checkpoint_with_a_cut_file_is_not_whole(checkpoint: Path, name: str) -> None:
+    assert is_whole_checkpoint(checkpoint)
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[: len(content) // 2])
+    assert not is_whole_checkpoint(checkpoint)

@@ -17,13 +17,14 @@ from random_checkpoint import LanguageSize, write_random_checkpoint
 import fastvlm_onnx
 from fastvlm_onnx import UnsupportedError
 from fastvlm_onnx.cli import main
-from fastvlm_onnx.export.checkpoint.layouts import PROJECTOR_PREFIX, VISION_PREFIX
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISION_PREFIX
+from fastvlm_onnx.export.graphs.fixed_shapes import fix_axes
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.tensors.lazy_array import Weights
-from fastvlm_onnx.export.verification.coreml_check import check_graph, check_package, fix_axes
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
+from fastvlm_onnx.export.tensors.weights import Weights
+from fastvlm_onnx.export.verification.coreml_check import check_graph, check_package
 from fastvlm_onnx.names import BATCH_SIZE, NUM_IMAGE_TOKENS
 from fastvlm_onnx.package import read_manifest
 
@@ -47,10 +48,10 @@ def folder(
 
 
 def test_every_node_is_taken(folder: Path) -> None:
-    shares = [share for share in check_package(folder) if ".coreml." in share.file]
-    assert len(shares) == 2
-    for share in shares:
-        assert share.taken == share.nodes > 0, share.refused
+    coverages = [c for c in check_package(folder) if ".coreml." in c.file]
+    assert len(coverages) == 2
+    for coverage in coverages:
+        assert coverage.taken == coverage.nodes > 0, coverage.refused
 
 
 def test_features_are_those_of_fp32(folder: Path, picture: Path) -> None:
@@ -103,8 +104,8 @@ def test_every_node_is_taken_as_onnx_runtime_rewrites_it(tmp_path: Path) -> None
         options.optimized_model_filepath = str(tmp_path / "seen.onnx")
         onnxruntime.InferenceSession(written, options)
         for path in (written, tmp_path / "seen.onnx"):
-            share = check_graph(path)
-            assert share.taken == share.nodes, share.refused
+            coverage = check_graph(path)
+            assert coverage.taken == coverage.nodes, coverage.refused
 
 
 def test_the_target_names_the_variant(tmp_path: Path) -> None:

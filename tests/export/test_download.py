@@ -1,67 +1,28 @@
-"""Apple's archives over a network that fails: nothing half-fetched is ever taken for whole."""
+"""Downloads of Apple's archives: whole checkpoints, damaged archives, disks and destinations."""
 
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from apple_archive import NAME, files_of, left_in, zip_of
-from archive_server import ArchiveServer, serve
+from archive_server import ArchiveServer
 
-from fastvlm_onnx import CheckpointError, InputError, PackageError
-from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx import InputError, PackageError
 from fastvlm_onnx.export.pipeline import export_package
-from fastvlm_onnx.export.sources import apple_zoo, http_resume
+from fastvlm_onnx.export.sources import apple_zoo
 from fastvlm_onnx.export.sources.apple_zoo import (
-    LICENSE_NOTICE,
     download_checkpoint,
-    downloaded_checkpoint,
+    find_or_download_checkpoint,
 )
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
-PART = f"{NAME}.zip.part"
 Download = Callable[..., Path]
 Usage = namedtuple("Usage", "total used free")
 
 
-@pytest.fixture
-def server(archive: bytes) -> Iterator[ArchiveServer]:
-    with serve(ArchiveServer(f"/datasets/{NAME}.zip", archive)) as started:
-        yield started
-
-
-@pytest.fixture
-def fetched(tmp_path: Path, server: ArchiveServer) -> Download:
-    """Download from the server into the test's own folder, without waiting between tries."""
-
-    def run(**options: object) -> Path:
-        options = {"base_url": f"{server.address}/datasets", "pauses_seconds": (0, 0)} | options
-        return download_checkpoint("0.5b", 3, tmp_path / NAME, **options)
-
-    return run
-
-
-@pytest.fixture
-def refusal(fetched: Download, tmp_path: Path) -> Callable[..., str]:
-    """The one line that a download ends with; no checkpoint is there then."""
-
-    def run(kind: type[FastVLMError] = CheckpointError, **options: object) -> str:
-        with pytest.raises(kind) as caught:
-            fetched(**options)
-        assert left_in(tmp_path) <= {PART, f"{PART}.json"}
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    return run
-
-
-# --- the way it should go ------------------------------------------------------------------------
+# --- downloads that succeed ----------------------------------------------------------------------
 
 
 def test_a_download_is_the_checkpoint_and_nothing_else(
@@ -78,10 +39,10 @@ def test_a_download_is_the_checkpoint_and_nothing_else(
         assert done[0][0] == 0
         assert done[-1][0] == done[-1][1]
     out, err = capfd.readouterr()
-    assert (out, err) == ("", f"{LICENSE_NOTICE}\n")
+    assert (out, err) == ("", "")  # a library prints nothing
 
 
-def test_what_is_there_already_is_not_downloaded_again(
+def test_a_whole_checkpoint_is_not_downloaded_again(
     fetched: Download, server: ArchiveServer
 ) -> None:
     fetched()
@@ -106,7 +67,7 @@ def test_the_download_and_its_zip_export_to_the_same_bytes_as_the_folder(
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b") == files_of(tmp_path / "c")
 
 
-def test_a_size_means_the_folder_here_or_the_one_in_the_user_s_data(
+def test_a_size_is_looked_for_here_then_in_the_user_s_data(
     server: ArchiveServer,
     user_folder: Path,
     tmp_path: Path,
@@ -121,208 +82,18 @@ def test_a_size_means_the_folder_here_or_the_one_in_the_user_s_data(
     assert left_in(user_folder) == {NAME}
     assert len(server.ranges) == 1
     shutil.copytree(demo_checkpoint, NAME)
-    assert downloaded_checkpoint("0.5b") == tmp_path / NAME
+    assert find_or_download_checkpoint("0.5b") == tmp_path / NAME
     (tmp_path / NAME / "model.safetensors").write_bytes(b"cut")
-    assert downloaded_checkpoint("0.5b") == user_folder / NAME
+    assert find_or_download_checkpoint("0.5b") == user_folder / NAME
 
 
-# --- networks and servers that fail --------------------------------------------------------------
-
-
-@pytest.mark.parametrize("with_etag", [True, False], ids=["ETag", "Last-Modified"])
-def test_a_cut_download_goes_on_where_it_was_cut(
-    fetched: Download, server: ArchiveServer, archive: bytes, with_etag: bool
-) -> None:
-    if not with_etag:
-        server.etag, server.modified = 'W/"weak"', "Mon, 05 May 2025 10:00:00 GMT"
-    # More cuts than tries: each brings the file further.
-    server.cuts = [1_000_000] * 4
-    assert open_checkpoint(fetched())
-    assert server.ranges == [None, *(f"bytes={n}000000-" for n in range(1, 5))]
-    assert server.sent_bytes == len(archive)
-
-
-def test_a_later_run_goes_on_from_an_earlier_one(
-    fetched: Download, refusal: Callable, server: ArchiveServer, tmp_path: Path, archive: bytes
-) -> None:
-    server.cuts = [1_000_000]
-    assert "goes on where it stopped" in refusal(pauses_seconds=())
-    assert (tmp_path / PART).read_bytes() == archive[:1_000_000]
-    fetched()
-    assert server.ranges == [None, "bytes=1000000-"]
-    assert left_in(tmp_path) == {NAME}
-
-
-def test_a_server_that_ignores_ranges_is_read_from_the_start(
-    fetched: Download, server: ArchiveServer
-) -> None:
-    server.cuts, server.ignores_ranges = [1_000_000], True
-    assert open_checkpoint(fetched())
-
-
-def test_a_server_that_always_cuts_and_ignores_ranges_comes_to_an_end(
-    refusal: Callable, server: ArchiveServer
-) -> None:
-    server.cuts, server.ignores_ranges, server.for_good = [1_000_000], True, True
-    assert "the connection ended after 1000000 of" in refusal()
-    assert len(server.ranges) == 3
-
-
-def test_without_etag_and_date_nothing_is_resumed(fetched: Download, server: ArchiveServer) -> None:
-    server.etag, server.cuts = None, [1_000_000]
-    assert open_checkpoint(fetched())
-    assert server.ranges == [None, None]
-
-
-@pytest.mark.parametrize("ignores_if_range", [False, True])
-def test_a_file_that_changed_between_two_tries_is_not_spliced(
-    fetched: Download,
-    refusal: Callable,
-    server: ArchiveServer,
-    demo_checkpoint: Path,
-    ignores_if_range: bool,
-) -> None:
-    server.cuts = [1_000_000]
-    refusal(pauses_seconds=())
-    files = {f"{NAME}/{p.name}": p.read_bytes() for p in reversed(list(demo_checkpoint.iterdir()))}
-    server.content, server.etag = zip_of(files | {f"{NAME}/new.txt": b"new"}), '"second"'
-    server.ignores_if_range = ignores_if_range
-    assert files_of(fetched())["new.txt"] == b"new"
-
-
-def test_a_file_that_changed_at_the_same_length_is_not_spliced(
-    fetched: Download, refusal: Callable, server: ArchiveServer, demo_checkpoint: Path
-) -> None:
-    files = {f"{NAME}/{p.name}": p.read_bytes() for p in demo_checkpoint.iterdir()}
-    first, second = (zip_of({f"{NAME}/a.txt": text} | files) for text in (b"old", b"new"))
-    assert len(first) == len(second)
-    server.content, server.cuts = first, [1_000_000]
-    refusal(pauses_seconds=())
-    server.content, server.etag, server.ignores_if_range = second, '"second"', True
-    assert files_of(fetched())["a.txt"] == b"new"
-
-
-def test_a_file_that_became_shorter_is_fetched_anew(
-    fetched: Download, refusal: Callable, server: ArchiveServer, archive: bytes
-) -> None:
-    server.content, server.cuts = archive + bytes(1000), [len(archive) + 500]
-    refusal(pauses_seconds=())
-    server.content, server.ignores_if_range = archive, True
-    assert open_checkpoint(fetched())
-
-
-@pytest.mark.parametrize("total", [10**9, 1_500_000])
-def test_a_part_of_another_total_is_not_appended(
-    refusal: Callable, server: ArchiveServer, tmp_path: Path, total: int
-) -> None:
-    server.cuts, server.total = [1_000_000], total
-    refusal(pauses_seconds=(0,))
-    assert left_in(tmp_path) == set()
-
-
-def test_a_connection_that_falls_silent_is_given_up_and_resumed(
-    fetched: Download, server: ArchiveServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_resume, "TIMEOUT_SECONDS", 0.2)
-    server.cuts, server.stall_seconds = [1_000_000], 1.0
-    assert open_checkpoint(fetched())
-    assert len(server.ranges) == 2
-
-
-@pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_server_that_fails_once_is_asked_again(
-    fetched: Download, server: ArchiveServer, status: int
-) -> None:
-    server.statuses = [status]
-    assert open_checkpoint(fetched())
-
-
-def test_a_server_that_fails_forever_is_said(
-    refusal: Callable, server: ArchiveServer, tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
-    server.statuses, server.for_good = [500], True
-    line = refusal()
-    assert f"{server.address}/datasets/{NAME}.zip" in line
-    assert "status 500, and did so 3 times" in line
-    assert len(server.ranges) == 3
-    assert left_in(tmp_path) == set()
-    assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize("status", [404, 403, 410])
-def test_an_archive_that_is_not_there_is_asked_for_once(
-    refusal: Callable, server: ArchiveServer, tmp_path: Path, status: int
-) -> None:
-    server.statuses = [status]
-    assert f"status {status}" in refusal()
-    assert len(server.ranges) == 1
-    assert left_in(tmp_path) == set()
-
-
-def test_a_server_that_is_not_there_is_said(refusal: Callable) -> None:
-    assert "cannot be reached" in refusal(base_url="http://127.0.0.1:9")
-
-
-@pytest.mark.parametrize("address", ["file:///etc", "http://", "http://[", "http://host:port", ""])
-def test_an_address_that_is_none_is_refused(refusal: Callable, address: str) -> None:
-    assert "base URL" in refusal(InputError, base_url=address)
-
-
-def test_a_length_beyond_the_file_is_never_whole(
-    refusal: Callable, server: ArchiveServer, archive: bytes
-) -> None:
-    server.length = len(archive) + 10
-    assert f"after {len(archive)} of {len(archive) + 10} bytes" in refusal(pauses_seconds=())
-    refusal()
-
-
-def test_a_length_short_of_the_file_is_never_whole(
-    refusal: Callable, server: ArchiveServer, archive: bytes, tmp_path: Path
-) -> None:
-    server.length = len(archive) - 10
-    assert "not a whole zip archive" in refusal()
-    assert left_in(tmp_path) == set()
-
-
-def test_a_server_that_states_no_length_is_refused(
-    refusal: Callable, server: ArchiveServer
-) -> None:
-    server.states_length = False
-    assert "expected a file of a stated length" in refusal()
-
-
-def test_a_log_in_page_costs_nothing_of_what_was_fetched(
-    fetched: Download, refusal: Callable, server: ArchiveServer, archive: bytes, tmp_path: Path
-) -> None:
-    server.cuts = [1_000_000]
-    refusal(pauses_seconds=())
-    server.content, server.etag = b"<html>Please log in.</html>", '"page"'
-    assert "expected a zip archive" in refusal()
-    server.content, server.etag = archive, '"first"'
-    fetched()
-    assert server.ranges[-1] == "bytes=1000000-"
-
-
-def test_two_processes_do_not_fill_one_part(
-    fetched: Download, refusal: Callable, server: ArchiveServer
-) -> None:
-    server.seconds = 0.02
-    first = threading.Thread(target=fetched)
-    first.start()
-    while not server.sent_bytes:
-        time.sleep(0.01)
-    assert "another process" in refusal(PackageError)
-    server.seconds = 0
-    first.join()
-
-
-# --- archives that are damaged or hostile --------------------------------------------------------
+# --- damaged and hostile archives ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
-def test_a_damaged_archive_is_refused_and_fetched_anew(
+def test_a_damaged_archive_is_refused_and_downloaded_anew(
     fetched: Download,
-    refusal: Callable,
+    refused_download: Callable,
     server: ArchiveServer,
     archive: bytes,
     tmp_path: Path,
@@ -330,17 +101,17 @@ def test_a_damaged_archive_is_refused_and_fetched_anew(
 ) -> None:
     at = int(place * len(archive))
     server.content = archive[:at] + bytes([archive[at] ^ 0xFF]) + archive[at + 1 :]
-    assert "'llava-fastvithd_0.5b_stage3/model.safetensors' in it is damaged" in refusal()
+    assert "'llava-fastvithd_0.5b_stage3/model.safetensors' in it is damaged" in refused_download()
     assert left_in(tmp_path) == set()
     server.content = archive
     assert open_checkpoint(fetched())
 
 
 def test_an_archive_without_a_checkpoint_is_refused(
-    refusal: Callable, server: ArchiveServer, tmp_path: Path
+    refused_download: Callable, server: ArchiveServer, tmp_path: Path
 ) -> None:
     server.content = zip_of({f"{NAME}/config.json": b"{}"})
-    assert "no whole checkpoint" in refusal()
+    assert "no whole checkpoint" in refused_download()
     assert left_in(tmp_path) == set()
 
 
@@ -348,34 +119,37 @@ def test_an_archive_without_a_checkpoint_is_refused(
 
 
 def test_a_full_disk_is_noticed_before_the_download(
-    refusal: Callable, server: ArchiveServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    refused_download: Callable,
+    server: ArchiveServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(10**9, 0, 10_000_000))
-    assert "10 MB are free" in refusal(PackageError)
+    assert "10 MB are free" in refused_download(PackageError)
     assert left_in(tmp_path) == set()
     assert len(server.ranges) == 1
 
 
-def test_a_disk_too_full_to_unpack_keeps_what_was_fetched(
+def test_a_disk_too_full_to_unpack_keeps_the_part(
     fetched: Download,
-    refusal: Callable,
+    refused_download: Callable,
     server: ArchiveServer,
     archive: bytes,
     monkeypatch: pytest.MonkeyPatch,
     demo_checkpoint: Path,
 ) -> None:
-    # The archive and as much again fit, and what it unpacks to does not.
+    # The disk has room for twice the archive, and not for the unpacked files.
     files = {f"{NAME}/{p.name}": p.read_bytes() for p in demo_checkpoint.iterdir()}
     server.content = zip_of(files | {f"{NAME}/zeros": bytes(30_000_000)})
     free = 2 * len(server.content)
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: Usage(10**9, 0, free))
-        assert "MB are free" in refusal(PackageError)
+        assert "MB are free" in refused_download(PackageError)
     fetched()
     assert len(server.ranges) == 1
 
 
-def test_what_is_there_and_no_checkpoint_is_never_replaced(
+def test_a_destination_with_other_files_is_never_replaced(
     fetched: Download, server: ArchiveServer, tmp_path: Path
 ) -> None:
     destination = tmp_path / NAME
@@ -395,82 +169,15 @@ def test_what_is_there_and_no_checkpoint_is_never_replaced(
     assert server.ranges == []
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, server: ArchiveServer) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, server: ArchiveServer) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PackageError, match="could not be written"):
         download_checkpoint("0.5b", 3, tmp_path / "file" / NAME, base_url=server.address)
 
 
 @pytest.mark.parametrize(("size", "stage"), [("3b", 3), ("0.5b", 1), ("../x", 2)])
-def test_only_apple_s_six_are_known(tmp_path: Path, size: str, stage: int) -> None:
+def test_only_apple_s_six_checkpoints_can_be_downloaded(
+    tmp_path: Path, size: str, stage: int
+) -> None:
     with pytest.raises(InputError, match="expected"):
         download_checkpoint(size, stage, tmp_path / NAME)
-
-
-# --- the command ---------------------------------------------------------------------------------
-
-
-def start(server: ArchiveServer, folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fastvlm_onnx", "download", "0.5b", *options]
-    return subprocess.Popen(
-        [*command, "--base-url", f"{server.address}/datasets"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests may have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def wait_for_bytes(server: ArchiveServer, process: subprocess.Popen[str], part: Path) -> None:
-    while process.poll() is None and not (part.exists() and part.stat().st_size > 500_000):
-        time.sleep(0.01)
-    assert process.poll() is None
-
-
-def test_the_command_says_what_to_type_next(server: ArchiveServer, tmp_path: Path) -> None:
-    first = start(server, tmp_path)
-    out, err = first.communicate()
-    assert (first.returncode, out) == (0, "")
-    next_line = f"next: fastvlm-onnx export {NAME}"
-    assert err.splitlines() == [*LICENSE_NOTICE.splitlines(), f"wrote {NAME}", next_line]
-    second = start(server, tmp_path)
-    out, err = second.communicate()
-    assert (second.returncode, out) == (0, "")
-    assert err.splitlines() == [f"{NAME} is there already and whole", next_line]
-
-
-def test_the_command_says_what_is_missing_in_one_line(
-    server: ArchiveServer, tmp_path: Path
-) -> None:
-    process = start(server, tmp_path, "--stage", "2", "-o", "mine")
-    out, err = process.communicate()
-    assert (process.returncode, out) == (2, "")
-    (line,) = err.splitlines()
-    assert "llava-fastvithd_0.5b_stage2.zip" in line
-    assert "404" in line
-    assert left_in(tmp_path) == set()
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_or_interrupted_download_goes_on_where_it_was(
-    server: ArchiveServer, tmp_path: Path, how: signal.Signals, demo_checkpoint: Path
-) -> None:
-    server.seconds = 0.03
-    process = start(server, tmp_path)
-    wait_for_bytes(server, process, tmp_path / PART)
-    process.send_signal(how)
-    _, err = process.communicate()
-    if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert err.splitlines()[-1] == "interrupted"
-    assert left_in(tmp_path) == {PART, f"{PART}.json"}
-    fetched_bytes = (tmp_path / PART).stat().st_size
-    server.seconds = 0
-    again = start(server, tmp_path)
-    assert again.communicate()[0] == ""
-    assert again.returncode == 0
-    assert server.ranges == [None, f"bytes={fetched_bytes}-"]
-    assert files_of(tmp_path / NAME) == files_of(demo_checkpoint)
-    assert left_in(tmp_path) == {NAME}

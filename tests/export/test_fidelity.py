@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from fastvlm_onnx.export.checkpoint.tokenizer_files import read_tokenizer
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
 from fastvlm_onnx.runtime.engine.sampling import Sampler
-from fastvlm_onnx.runtime.text.tokenizer import TextStream, TextTokenizer
+from fastvlm_onnx.runtime.text.text_stream import TextStream
+from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def test_ids_are_qwen2_s_where_special_tokens_are_text(
         assert tokenizer.encode(text) == ids == slow.encode(text, as_text=special), ascii(text)
 
 
-def test_marks_are_composed_before_special_tokens_are_found(
+def test_combining_marks_are_composed_before_special_tokens_are_found(
     tokenizer: TextTokenizer, slow: SlowQwen2
 ) -> None:
     # As in predict.py: the mark makes another character of the last one, and no token is left.

@@ -13,8 +13,8 @@ from random_checkpoint import LanguageSize, fastvithd_tensors, write_random_chec
 from safetensors.torch import load_file
 
 from fastvlm_onnx.export.architecture.config import VisionConfig
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification.reference_model import FastViTHD, ReferenceFastVLM
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.engine.decoder import Decoder

@@ -1,4 +1,4 @@
-"""int8 products give numpy's integers on every processor, and the graphs let them.
+"""int8 products give numpy's integers on every processor, in every graph.
 
 A processor with AVX2 and without VNNI saturates where products read int8 weights (`runtime/
 saturation.py`). Where this machine is no such processor, QEMU stands for it.
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from onnxscript import nn
 from saturation_probe import PROBE, build_probe
 
-from fastvlm_onnx.export.graphs.layers import Graph, Op
+from fastvlm_onnx.export.graphs.layers import Graph, Op, register_parameters
 from fastvlm_onnx.export.graphs.layers_int8 import (
     Int8Linear,
     QuantizedActivation,
     quantize_activation,
     scan,
 )
-from fastvlm_onnx.export.graphs.linear import BlockProjection, Int8Projection
+from fastvlm_onnx.export.graphs.linear import BlockLinear, PerTokenInt8Linear
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.verification.metrics import relative_error
@@ -148,7 +148,7 @@ class InScan(nn.Module):
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         activation = quantize_activation(op, x)
-        self.linear.register(op)
+        register_parameters(op, self.linear)
         shape = [ROWS // 4, INNER]
         tiles = scan(
             op,
@@ -171,7 +171,7 @@ class DynamicInScan(nn.Module):
         self.linear = Int8Linear(weight)
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        self.linear.register(op)
+        register_parameters(op, self.linear)
         shape = [ROWS // 4, INNER]
         tiles = scan(
             op,
@@ -189,12 +189,12 @@ def quantized_first(weight: LazyArray) -> Callable[[Op, ir.Value], ir.Value]:
 
 
 def per_token(weight: LazyArray) -> Callable[[Op, ir.Value], ir.Value]:
-    return lambda op, x: Int8Projection([weight])(op, x)[0]
+    return lambda op, x: PerTokenInt8Linear([weight])(op, x)[0]
 
 
 def in_blocks(bits: int, block_size: int) -> Block:
     def build(weight: LazyArray) -> Callable[[Op, ir.Value], ir.Value]:
-        projection = BlockProjection([weight], block_size=block_size, bits=bits)
+        projection = BlockLinear([weight], block_size=block_size, bits=bits)
         return lambda op, x: projection(op, x)[0]
 
     return build
@@ -296,7 +296,7 @@ def test_every_quantised_block_gives_numpys_integers_on_avx2(blocks: Path) -> No
 
 
 @needs_qemu
-def test_the_emulated_processor_saturates(
+def test_int8_products_saturate_on_the_emulated_processor(
     blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the probe's verdict the same blocks are wrong there: the test above can fail."""

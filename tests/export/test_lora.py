@@ -1,4 +1,4 @@
-"""A LoRA adapter over a base: merged as peft merges it, or refused with the reason."""
+"""A LoRA adapter over a base is merged as peft merges it, or refused with a reason."""
 
 import json
 import warnings
@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import fastvlm_onnx
 from fastvlm_onnx import CheckpointError, UnsupportedError
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification.reference_model import build_decoder
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -25,7 +25,7 @@ Train = Callable[..., Merged]
 
 
 def language_model(base: Path) -> torch.nn.Module:
-    """The base's Qwen2, all rows of its embeddings included, which is what a trainer sees."""
+    """Build the base's Qwen2 with all rows of its embeddings, as a trainer does."""
     checkpoint = open_checkpoint(base)
     rows = checkpoint.tensors["model.embed_tokens.weight"].shape[0]
     model = build_decoder(replace(checkpoint.config.decoder, vocab_size=rows))
@@ -46,7 +46,7 @@ def adapter(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def train(checkpoint: Path, adapter: Path) -> Train:
-    """Write an adapter with peft as if it were trained; the weights peft merges it to."""
+    """Write a random adapter with peft, and return the weights that peft merges."""
 
     def write(*, pickled: bool = False, **options: object) -> Merged:
         torch.manual_seed(3)
@@ -145,7 +145,7 @@ def refusal(
     return str(caught.value)
 
 
-def test_an_adapter_without_a_base_says_which_it_wants(
+def test_an_adapter_without_a_base_names_the_base(
     adapter: Path, train: Train, edit_json: Callable
 ) -> None:
     train()
@@ -190,7 +190,9 @@ def test_another_kind_of_adapter_is_named(
     assert f"{field} is {value!r}" in refusal(adapter, checkpoint, UnsupportedError)
 
 
-def test_half_a_pair_is_refused(adapter: Path, checkpoint: Path, train: Train) -> None:
+def test_an_adapter_with_half_a_pair_is_refused(
+    adapter: Path, checkpoint: Path, train: Train
+) -> None:
     train()
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -207,7 +209,7 @@ def test_an_adapter_without_weights_is_refused(
     assert "adapter_model.safetensors" in refusal(adapter, checkpoint)
 
 
-def test_an_alpha_that_is_no_number_is_refused(
+def test_an_alpha_that_is_not_a_number_is_refused(
     adapter: Path, checkpoint: Path, train: Train
 ) -> None:
     train()

@@ -1,4 +1,4 @@
-"""transformers' own layout (`fast_vlm`): other names, other fields, the same model."""
+"""transformers' own layout (`fast_vlm`): other names and fields give the same model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 import fastvlm_onnx
 from fastvlm_onnx import CheckpointError, UnsupportedError
 from fastvlm_onnx.export.checkpoint.layouts import PROMPT
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.package import PromptFormat
 
 Edit = Callable[[Path, Callable[[dict], object]], None]
@@ -25,7 +25,7 @@ def native(checkpoint: Path) -> Path:
     return folder
 
 
-def test_the_same_model_comes_out(native: Path, checkpoint: Path) -> None:
+def test_both_layouts_give_the_same_model(native: Path, checkpoint: Path) -> None:
     found, expected = open_checkpoint(native), open_checkpoint(checkpoint)
     assert found.config.vision == expected.config.vision
     assert found.config.decoder.vocab_size == 429  # neither <image> nor the rows behind it
@@ -41,7 +41,7 @@ def test_the_same_model_comes_out(native: Path, checkpoint: Path) -> None:
         np.testing.assert_array_equal(values, other, err_msg=name)
 
 
-def test_the_package_is_the_same_but_for_its_name_and_context(
+def test_both_layouts_give_the_same_weights_and_answers(
     tmp_path: Path, demo_checkpoint: Path, questions: dict, picture: Path
 ) -> None:
     write_native_checkpoint(demo_checkpoint, tmp_path / "native")
@@ -53,6 +53,14 @@ def test_the_package_is_the_same_but_for_its_name_and_context(
     model = fastvlm_onnx.load(tmp_path / "native-onnx")
     for prompt, answer in questions[picture.name].items():
         assert model.generate(picture, prompt).text == answer
+
+
+def test_the_manifest_names_the_model_type_of_the_checkpoint(
+    native: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    for source, model_type in ((native, "fast_vlm"), (checkpoint, "llava_qwen2")):
+        manifest = export_package(source, tmp_path / f"{model_type}-onnx")
+        assert manifest.source.model_type == model_type
 
 
 def test_the_chat_template_is_the_checkpoint_s_own(native: Path) -> None:
@@ -121,9 +129,7 @@ def test_a_template_that_cannot_be_rendered_is_refused(native: Path, template: s
         open_checkpoint(native)
 
 
-def test_apple_s_own_checkpoint_is_asked_as_predict_py_asks(
-    checkpoint: Path, edit_json: Edit
-) -> None:
+def test_apple_s_layout_ignores_a_chat_template(checkpoint: Path, edit_json: Edit) -> None:
     (checkpoint / "chat_template.jinja").write_text("something else")
     assert open_checkpoint(checkpoint).prompt == PROMPT
 
@@ -153,7 +159,7 @@ def test_a_configuration_that_is_not_built_is_named(
     assert not native.with_name("onnx").exists()
 
 
-def test_other_rotations_are_refused(native: Path, edit_json: Edit) -> None:
+def test_another_rope_type_is_refused(native: Path, edit_json: Edit) -> None:
     edit_json(
         native / "config.json",
         lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn"),

@@ -1,4 +1,6 @@
-"""Weights in 8 and 4 bits: as close as they can be, and as MatMulNBits reads them."""
+"""Weights in 8 and 4 bits: their error is small, and MatMulNBits reads them."""
+
+import itertools
 
 import numpy as np
 import onnx_ir as ir
@@ -7,13 +9,15 @@ import pytest
 from numpy.typing import NDArray
 
 from fastvlm_onnx.export.graphs.layers import Graph
-from fastvlm_onnx.export.graphs.linear import BlockProduct
+from fastvlm_onnx.export.graphs.linear import MatMulNBits
+from fastvlm_onnx.export.tensors import lazy_array
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.tensors.quantization import (
     dequantize_blocks,
     quantize_blocks,
     quantize_rows,
 )
+from fastvlm_onnx.export.tensors.quantized_weight import quantize_blocks_lazily
 
 FloatArray = NDArray[np.float32]
 
@@ -35,7 +39,7 @@ def relative_error(found: FloatArray, expected: FloatArray) -> float:
 
 
 def rounded_to_nearest(weight: FloatArray, block_size: int) -> FloatArray:
-    """int4 with the largest value of a block at -8, and nothing searched."""
+    """int4 where the largest value of a block becomes -8, without a search for scales."""
     blocks = weight.reshape(-1, block_size)
     peaks = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
     scales = peaks / np.float32(-8)
@@ -63,7 +67,7 @@ def test_onnx_runtime_multiplies_with_the_dequantised_weights(bits: int, in_size
     lazy = LazyArray(weight.shape, lambda: weight, lambda start, stop: weight[start:stop])
     graph = Graph("product")
     x = graph.input("x", ir.DataType.FLOAT, [3, in_size])
-    product = BlockProduct(lazy, 64, bits)
+    product = MatMulNBits(lazy, 64, bits)
     product._set_name("product")
     graph.output("y", product(graph.op, x), [3, 48])
     model = ir.to_proto(graph.finish())
@@ -75,7 +79,7 @@ def test_onnx_runtime_multiplies_with_the_dequantised_weights(bits: int, in_size
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_zero_stays_zero(bits: int) -> None:
+def test_zero_weights_stay_zero(bits: int) -> None:
     weight = draws("one-sided")
     weight[3] = 0
     weight[:, ::5] = 0
@@ -94,3 +98,43 @@ def test_very_small_and_very_large_weights_stay_finite(value: float) -> None:
         assert np.isfinite(found).all()
         if value > 1e-35:  # closer to zero, numbers have few digits left
             assert relative_error(found / value, weight / value) < 0.1
+
+
+# --- quantised when written ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted_weight() -> tuple[LazyArray, list[int]]:
+    """A weight, and the rows of each reading of it."""
+    weight, reads = draws("normal", 96, 128), []
+
+    def read(start: int, stop: int) -> FloatArray:
+        reads.append(stop - start)
+        return weight[start:stop]
+
+    return LazyArray(weight.shape, lambda: read(0, len(weight)), read), reads
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_quantised_weight_s_tensors_are_the_same_in_any_order(
+    counted_weight: tuple[LazyArray, list[int]], order: tuple[int, ...]
+) -> None:
+    lazy, _ = counted_weight
+    found = quantize_blocks_lazily(lazy, 64, 4)
+    expected = quantize_blocks(lazy.read(), 64, 4)
+    tensors = (found.values, found.scales, found.zero_points)
+    arrays = (expected.packed, expected.scales, expected.zero_points)
+    for i in order:
+        np.testing.assert_array_equal(tensors[i].read(), arrays[i])
+
+
+def test_values_then_scales_read_a_weight_once(
+    counted_weight: tuple[LazyArray, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazy, reads = counted_weight
+    monkeypatch.setattr(lazy_array, "CHUNK_BYTES", 10_000)
+    weight = quantize_blocks_lazily(lazy, 64, 4)
+    for tensor in (weight.values, weight.scales, weight.zero_points):
+        list(tensor.chunks())
+    assert sum(reads) == lazy.shape[0]
+    assert len(reads) > 2

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, ProviderError
 from fastvlm_onnx.export.graphs import decoder_precisions
-from fastvlm_onnx.export.graphs.decoder_precisions import DecoderForm, LMHead
+from fastvlm_onnx.export.graphs.decoder_precisions import DecoderPrecision, LMHead
 from fastvlm_onnx.export.graphs.layers import parameter
-from fastvlm_onnx.export.graphs.linear import HalfProjection, split
+from fastvlm_onnx.export.graphs.linear import split
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.tensors.lazy_array import stacked, transposed
 from fastvlm_onnx.export.verification.verify import verify_package
@@ -141,13 +141,8 @@ def test_float16_variants_are_near_float32(
 def test_a_decoder_all_in_float16_would_overflow(
     export: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class NarrowProjection(HalfProjection):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)
-            self.is_wide = False
-
-    form = replace(decoder_precisions.FORMS["fp16"], projection=NarrowProjection)
-    monkeypatch.setitem(decoder_precisions.FORMS, "fp16", form)
+    form = replace(decoder_precisions.DECODER_PRECISIONS["fp16"], down_linear=None)
+    monkeypatch.setitem(decoder_precisions.DECODER_PRECISIONS, "fp16", form)
     folder = export("fp16", "narrow")
     down = next(n for n in nodes(folder, "fp16") if "layers.2.mlp.down_proj.weight" in n.input)
     (product,) = run_as_written(folder, "fp16", [down.output[0]])
@@ -162,8 +157,8 @@ def rounded(op, x: ir.Value) -> ir.Value:
     return op.Cast(op.Cast(x, to=BFLOAT16), to=FLOAT)
 
 
-class RoundedProjection(nn.Module):
-    """HalfProjection's twin for the CPU: rounded to bfloat16 at the same places, in float32."""
+class RoundedLinear(nn.Module):
+    """Float16Linear's twin for the CPU: rounded to bfloat16 at the same places, in float32."""
 
     def __init__(self, weights: list, bias: object = None) -> None:
         super().__init__()
@@ -179,8 +174,8 @@ class RoundedProjection(nn.Module):
 def test_bfloat16_only_loses_digits(
     export: Callable[..., Path], exact: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    twin = DecoderForm(RoundedProjection, lambda weight: LMHead(weight, FLOAT))
-    monkeypatch.setitem(decoder_precisions.FORMS, "fp16", twin)
+    twin = DecoderPrecision(RoundedLinear, lambda weight: LMHead(weight, FLOAT))
+    monkeypatch.setitem(decoder_precisions.DECODER_PRECISIONS, "fp16", twin)
     found = logits_of(fastvlm_onnx.load(export("fp16", "rounded"), precision="fp16"))
     assert np.isfinite(found).all()
     assert relative_error(found, exact) < 0.05

@@ -1,4 +1,4 @@
-"""Where a checkpoint may come from, and in which files: all of them give the same model."""
+"""Sources and file formats of checkpoints: all of them give the same model."""
 
 import json
 import os
@@ -15,8 +15,9 @@ from hub import serve_hub
 from safetensors.numpy import load_file
 
 from fastvlm_onnx import CheckpointError
-from fastvlm_onnx.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 Refusal = Callable[[Path], str]
 
@@ -91,7 +92,7 @@ def test_pytorch_s_shards_hold_the_same_model(pickled: Path, checkpoint: Path) -
 
 
 class Attack:
-    """What a hostile file would have unpickled."""
+    """An object whose unpickling makes a folder."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, (os.environ["ATTACK_FOLDER"],)
@@ -111,24 +112,24 @@ def test_a_pickle_that_runs_code_is_refused_unrun(
     [([torch.ones(2)], "holds a list"), ({"epoch": 3}, "epoch is a int")],
     ids=["list", "training state"],
 )
-def test_a_pickle_of_something_else_is_named(
+def test_a_pickle_without_tensors_is_refused(
     pickled: Path, refusal: Refusal, content: object, words: str
 ) -> None:
     torch.save(content, pickled / "pytorch_model.bin")
     assert words in refusal(pickled)
 
 
-def test_a_pickle_that_was_cut_off_is_named(pickled: Path, refusal: Refusal) -> None:
+def test_a_cut_pickle_is_refused(pickled: Path, refusal: Refusal) -> None:
     path = pickled / "pytorch_model.bin"
     path.write_bytes(path.read_bytes()[:-5000])
     assert f"{path}: not a file of PyTorch tensors" in refusal(pickled)
 
 
-# --- what the values may be ----------------------------------------------------------------------
+# --- values --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_no_numbers_are_refused_by_name(
+def test_nan_and_infinite_weights_are_refused_by_name(
     checkpoint: Path, edit_tensors: Callable, refusal: Refusal, value: float
 ) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
@@ -139,8 +140,8 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
     export_package(checkpoint, checkpoint.parent / "allowed-onnx", allow_nonfinite=True)
 
 
-def test_large_weights_are_no_infinities(checkpoint: Path, edit_tensors: Callable) -> None:
-    # Their sum is beyond float32, and each of them is not.
+def test_weights_whose_sum_overflows_are_accepted(checkpoint: Path, edit_tensors: Callable) -> None:
+    # The sum is beyond the range of float32, and no value is.
     edit_tensors(lambda t: t["model.norm.weight"].fill(3e38))
     assert np.isfinite(open_checkpoint(checkpoint).tensors["model.norm.weight"].read()).all()
 
@@ -156,7 +157,7 @@ def test_a_head_that_equals_the_embeddings_is_stored_once(
     export_package(checkpoint, checkpoint.parent / "tied-onnx")
 
 
-# --- files that lie ------------------------------------------------------------------------------
+# --- headers that do not fit the file ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [2**63 - 1, 10**9, 3], ids=["huge", "too long", "too short"])
@@ -183,7 +184,7 @@ def test_a_safetensors_header_with_false_offsets_is_refused(
 
 
 def export(source: str, destination: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: huggingface_hub reads its settings when it is imported."""
+    """Export in another process, since huggingface_hub reads its settings when it is imported."""
     command = [sys.executable, "-m", "fastvlm_onnx", "export", source, "-o", str(destination)]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | environment
@@ -213,7 +214,7 @@ def test_a_hub_id_is_downloaded_once_and_then_needs_no_network(
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "a", "c"}
 
 
-def test_a_hub_that_fails_is_said_in_one_line(tmp_path: Path, demo_checkpoint: Path) -> None:
+def test_a_failing_hub_is_reported_in_one_line(tmp_path: Path, demo_checkpoint: Path) -> None:
     with serve_hub("apple/FastVLM-tiny", demo_checkpoint, status=403) as address:
         done = export(
             "apple/FastVLM-tiny", tmp_path / "a", HF_ENDPOINT=address, HF_HOME=str(tmp_path / "c")
@@ -223,7 +224,7 @@ def test_a_hub_that_fails_is_said_in_one_line(tmp_path: Path, demo_checkpoint: P
     assert "cannot be downloaded from Hugging Face" in done.stderr
 
 
-def test_a_path_that_looks_like_an_id_is_not_looked_for_in_the_world(
+def test_a_path_that_looks_like_a_hub_id_is_not_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "checkpoints").mkdir()

@@ -20,7 +20,7 @@ from native_checkpoint import write_native_checkpoint
 from random_checkpoint import LanguageSize, write_random_checkpoint
 from safetensors.torch import load_file, save_file
 
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
 
 pytestmark = pytest.mark.slow

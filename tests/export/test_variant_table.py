@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import fastvlm_onnx
 from fastvlm_onnx.cli import cli
-from fastvlm_onnx.export.graphs.decoder_precisions import FORMS
+from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.variants import DECODER_OPERATORS, VISION_PRECISIONS
 from fastvlm_onnx.export.verification.verify import verify_package
@@ -41,7 +41,9 @@ every_variant = pytest.mark.parametrize("spec", VARIANTS.values(), ids=list(VARI
 @every_variant
 def test_the_exporter_builds_every_graph_precision(spec: VariantSpec) -> None:
     assert spec.vision_precision in VISION_PRECISIONS
-    assert {spec.decoder_precision, spec.prefill_precision or spec.decoder_precision} <= set(FORMS)
+    assert {spec.decoder_precision, spec.prefill_precision or spec.decoder_precision} <= set(
+        DECODER_PRECISIONS
+    )
     assert set(spec.operator_sets) <= set(OPERATOR_SETS) == set(DECODER_OPERATORS)
 
 
@@ -49,7 +51,7 @@ def test_no_graph_precision_is_without_a_variant() -> None:
     rows = VARIANTS.values()
     decoders = {p for spec in rows for p in (spec.decoder_precision, spec.prefill_precision) if p}
     assert {spec.vision_precision for spec in rows} == set(VISION_PRECISIONS)
-    assert decoders == set(FORMS)
+    assert decoders == set(DECODER_PRECISIONS)
 
 
 @every_variant

@@ -109,7 +109,7 @@ def test_a_batch_of_images_has_the_features_of_each_image(
 # --- outlier tokens ------------------------------------------------------------------------------
 
 
-class PerTensorProjection(nn.Module):
+class PerTensorInt8Linear(nn.Module):
     """What must not be: one activation scale for all tokens."""
 
     def __init__(self, weights: list, bias: object = None) -> None:
@@ -169,8 +169,8 @@ def test_outlier_tokens_cost_the_others_nothing(outlier_checkpoint: Path, exact:
 def test_one_scale_for_all_tokens_would_fail(
     outlier_checkpoint: Path, exact: FastVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = replace(decoder_precisions.FORMS["int8"], projection=PerTensorProjection)
-    monkeypatch.setitem(decoder_precisions.FORMS, "int8", form)
+    form = replace(decoder_precisions.DECODER_PRECISIONS["int8"], linear=PerTensorInt8Linear)
+    monkeypatch.setitem(decoder_precisions.DECODER_PRECISIONS, "int8", form)
     folder = outlier_checkpoint.with_name("per-tensor-onnx")
     export_package(outlier_checkpoint, folder, precisions=["int8"])
     assert worst_cosine(fastvlm_onnx.load(folder), exact) < 0.995

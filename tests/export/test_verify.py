@@ -28,8 +28,8 @@ from fastvlm_onnx import (
 )
 from fastvlm_onnx.agreement import Agreement, Tolerance, agreement_table
 from fastvlm_onnx.cli import cli
-from fastvlm_onnx.export.checkpoint.reader import open_checkpoint
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification import metrics, reference_run, verify
 from fastvlm_onnx.export.verification.comparison import compare_answers
 from fastvlm_onnx.export.verification.verify import verify_package

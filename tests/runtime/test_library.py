@@ -271,7 +271,8 @@ def test_a_lazy_vision_encoder_tells_its_placement_when_asked(package: Path) -> 
         vision_encoder = lazy.sessions[VISION_ENCODER]
         assert not isinstance(vision_encoder, session.GraphSession)
         # ONNX Runtime tells no placement before 1.23.
-        opened = session.GraphSession(vision_encoder.path, ProviderChoice(CPU), records_placement=True)
+        on_cpu = ProviderChoice(CPU)
+        opened = session.GraphSession(vision_encoder.path, on_cpu, records_placement=True)
         assert vision_encoder.placement == opened.placement
 
 

@@ -1,0 +1,161 @@
+"""The decoder's attention over its KV cache, as com.microsoft GroupQueryAttention.
+
+The operator applies the rotary embedding and appends new keys and values to a buffer that the
+runtime owns.
+
+Source: Qwen2 (arXiv 2407.10671); transformers 4.48.3 modeling_qwen2.py.
+"""
+
+from enum import Enum, auto
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import nn
+
+from fastvlm_onnx.export.architecture.config import DecoderConfig
+from fastvlm_onnx.export.graphs.decoder_precisions import LinearFactory
+from fastvlm_onnx.export.graphs.layers import MICROSOFT, Graph, Op, parameter
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, stacked
+from fastvlm_onnx.export.tensors.weights import Weights
+from fastvlm_onnx.names import ATTENTION_MASK, BATCH_SIZE, TOTAL_SEQUENCE_LENGTH
+
+KeyValue = tuple[ir.Value, ir.Value]
+"""Keys and values of one layer, each [B, num_key_value_heads, positions, head_dim]."""
+
+
+class LayerOutput(Enum):
+    """The part of a layer's output that the rest of the graph reads."""
+
+    ALL_POSITIONS = auto()
+    LAST_POSITION = auto()
+    CACHE_ONLY = auto()
+    """Keys and values, and no hidden states."""
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the cache; one product gives queries, keys and values."""
+
+    def __init__(self, weights: Weights, config: DecoderConfig, linear: LinearFactory) -> None:
+        super().__init__()
+        self.config = config
+        kv_width = config.num_key_value_heads * config.head_dim
+        q_width = config.num_attention_heads * config.head_dim
+        widths = {"q_proj": q_width, "k_proj": kv_width, "v_proj": kv_width}
+        qkv = [
+            weights.take(f"{name}.weight", width, config.hidden_size)
+            for name, width in widths.items()
+        ]
+        bias = [weights.take(f"{name}.bias", width) for name, width in widths.items()]
+        self.qkv_proj = linear([stacked(qkv)], stacked(bias))
+        self.o_proj = linear([weights.take("o_proj.weight", config.hidden_size, q_width)])
+
+    def forward(
+        self, op: Op, x: ir.Value, past: KeyValue, inputs: "AttentionInputs", output: LayerOutput
+    ) -> tuple[ir.Value | None, KeyValue]:
+        """Return the update of the residual stream (None for CACHE_ONLY), and present keys, values.
+
+        Args:
+            x: float32 [B, sequence_length, hidden_size], normalised.
+            past: the layer's cache before this run.
+            inputs: the inputs that all layers share.
+            output: the part of the output to compute.
+        """
+        (qkv,) = self.qkv_proj(op, x)
+        mixed, key, value = self.attend(op, inputs.cast(op, qkv), past, inputs)
+        if output is LayerOutput.CACHE_ONLY:
+            return None, (key, value)
+        if output is LayerOutput.LAST_POSITION:
+            mixed = last_position(op, mixed)
+        (update,) = self.o_proj(op, inputs.cast_back(op, mixed))
+        return update, (key, value)
+
+    def attend(
+        self, op: Op, qkv: ir.Value, past: KeyValue, inputs: "AttentionInputs"
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Return the attention's output [B, sequence_length, heads * head_dim], key and value.
+
+        Args:
+            qkv: queries, keys and values side by side in the last axis.
+            past: the layer's cache before this run.
+            inputs: the inputs that all layers share.
+        """
+        return op.GroupQueryAttention(
+            qkv,
+            None,
+            None,
+            *past,
+            inputs.seqlens_k,
+            inputs.total_sequence_length,
+            inputs.cos,
+            inputs.sin,
+            num_heads=self.config.num_attention_heads,
+            kv_num_heads=self.config.num_key_value_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+            _domain=MICROSOFT,
+            _outputs=3,
+        )
+
+
+def last_position(op: Op, x: ir.Value) -> ir.Value:
+    """Cut [B, sequence_length, width] to its last position, [B, 1, width]."""
+    return op.Slice(x, [-1], [np.iinfo(np.int64).max], [1])
+
+
+class AttentionInputs:
+    """Inputs of attention that all layers share: lengths, rotary tables, and the cache's dtype.
+
+    Attributes:
+        dtype: the dtype of keys and values.
+        cos: the cosine table of the rotary embedding, [context, head_dim / 2].
+        sin: the sine table, of the same shape.
+        seqlens_k: int32 [B], the number of valid positions less one.
+        total_sequence_length: int32 scalar, the length of the attention mask.
+    """
+
+    def __init__(
+        self, graph: Graph, config: DecoderConfig, dtype: ir.DataType, inputs_embeds: ir.Value
+    ) -> None:
+        op, self.dtype, self.inputs_embeds = graph.op, dtype, inputs_embeds
+        mask = graph.input(ATTENTION_MASK, ir.DataType.INT64, [BATCH_SIZE, TOTAL_SEQUENCE_LENGTH])
+        self.cos, self.sin = (
+            op.initializer(parameter(table, dtype).const_value, name)
+            for name, table in zip(("cos_cache", "sin_cache"), rotary_tables(config), strict=True)
+        )
+        valid = op.ReduceSum(mask, [1], keepdims=0)
+        self.read_lengths(op, valid, op.Shape(mask, start=1, end=2))
+
+    def read_lengths(self, op: Op, valid: ir.Value, total: ir.Value) -> None:
+        """Compute the lengths in the form that the attention operator takes.
+
+        Args:
+            valid: int64 [B], each sequence's length without padding.
+            total: int64 [1], the length with padding.
+        """
+        self.seqlens_k = op.Cast(op.Sub(valid, 1), to=ir.DataType.INT32)
+        self.total_sequence_length = op.Cast(op.Squeeze(total, [0]), to=ir.DataType.INT32)
+
+    def cast(self, op: Op, x: ir.Value) -> ir.Value:
+        """Cast float32 to the cache's dtype."""
+        return x if self.dtype == ir.DataType.FLOAT else op.Cast(x, to=self.dtype)
+
+    def cast_back(self, op: Op, x: ir.Value) -> ir.Value:
+        """Cast the cache's dtype to float32."""
+        return x if self.dtype == ir.DataType.FLOAT else op.Cast(x, to=ir.DataType.FLOAT)
+
+
+def rotary_tables(config: DecoderConfig) -> tuple[LazyArray, LazyArray]:
+    """Return cos and sin of position * rope_theta^(-2i / head_dim), [context, head_dim / 2]."""
+    half = config.head_dim // 2
+
+    def angles() -> FloatArray:
+        # transformers' Qwen2RotaryEmbedding computes in float32; float64 would give other tables
+        # at distant positions.
+        exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+        frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
+        positions = np.arange(config.max_position_embeddings, dtype=np.float32)
+        table: FloatArray = positions[:, None] * frequencies.astype(np.float32)[None]
+        return table
+
+    shape = (config.max_position_embeddings, half)
+    return LazyArray(shape, lambda: np.cos(angles())), LazyArray(shape, lambda: np.sin(angles()))

@@ -25,7 +25,7 @@ develop: .venv/installed-all .types
 test: .venv/installed-all test-runtime
 	.venv/bin/python -m pytest
 
-# The runtime's tests where numpy, onnxruntime, tokenizers, pillow and click are all there is.
+# The runtime's tests where the runtime's own dependencies are all that is installed.
 test-runtime: .venv/installed-all .venv-cpu/installed
 	$(MAKE) test-packages
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
@@ -46,10 +46,13 @@ test-packages: .venv/installed-all
 test-slow: .venv/installed-all test-openvino
 	.venv/bin/python -m pytest -m slow
 
-# A provider that is not the CPU's, for real: ONNX Runtime's OpenVINO build, in place of the usual.
-test-openvino: .venv/installed-all .venv-openvino/installed
+# A provider other than the CPU's: OpenVINO as a build of ONNX Runtime, and as a plugin beside it.
+# The plugin offers no device on AMD processors; its tests are then skipped.
+test-openvino: .venv/installed-all .venv-openvino/installed .venv-openvino-plugin/installed
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-openvino/bin/python -m pytest -m slow \
+		tests/runtime/test_openvino.py
+	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-openvino-plugin/bin/python -m pytest -m slow \
 		tests/runtime/test_openvino.py
 
 # --- lint and types ------------------------------------------------------------------------------
@@ -101,10 +104,16 @@ format: .venv/installed-all
 		-e . onnxruntime-openvino==1.24.1 pytest
 	touch $@
 
+.venv-openvino-plugin/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-openvino-plugin
+	.venv-openvino-plugin/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e ".[cpu]" onnxruntime-ep-openvino==1.8.1 pytest
+	touch $@
+
 # --- the built-in model, from nothing (about an hour and a half on two cores) --------------------
 
 train: .venv/installed-all
 	.venv/bin/python benchmarks/train_demo.py
 
 clean:
-	rm -rf .venv .venv-cpu .venv-oldest .venv-openvino .types .training demo-onnx build dist *.egg-info
+	rm -rf .venv .venv-cpu .venv-oldest .venv-openvino .venv-openvino-plugin .types .training demo-onnx build dist *.egg-info

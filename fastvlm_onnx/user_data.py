@@ -1,10 +1,8 @@
-"""Folders that outlive a command: the last export, and the built-in model once exported."""
+"""Folders that outlive a command: the last export, and the exported built-in model."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-import click
 
 MODEL_VARIABLE = "FASTVLM_ONNX_MODEL"
 HOME_VARIABLE = "FASTVLM_ONNX_HOME"
@@ -12,24 +10,33 @@ HOME_VARIABLE = "FASTVLM_ONNX_HOME"
 
 @dataclass(frozen=True)
 class DefaultModel:
-    """A package nobody named, and why it was chosen; `folder` is None for the built-in model."""
+    """The package that is taken when the user names none.
+
+    Attributes:
+        folder: the package's folder; None for the built-in model.
+        reason: why this package was chosen.
+    """
 
     folder: Path | None
     reason: str
 
 
 def user_folder() -> Path:
-    """`$FASTVLM_ONNX_HOME`, or this user's folder for application data."""
-    return Path(os.environ.get(HOME_VARIABLE) or click.get_app_dir("fastvlm-onnx"))
+    """Return `$FASTVLM_ONNX_HOME`, or this user's folder for application data."""
+    if home := os.environ.get(HOME_VARIABLE):
+        return Path(home)
+    import click  # only commands and CoreML need the folder; importing the library does not
+
+    return Path(click.get_app_dir("fastvlm-onnx"))
 
 
 def demo_package(version: str) -> Path:
-    """Where the built-in model is kept once exported; another version exports anew."""
+    """Return the folder of the exported built-in model. Each version has its own."""
     return user_folder() / f"demo-{version}"
 
 
 def remember_export(folder: Path) -> None:
-    """Note the folder as the one `generate` takes by default; a failure to is not an error."""
+    """Make the folder the default package. A failure to write it down is ignored."""
     try:
         user_folder().mkdir(parents=True, exist_ok=True)
         _last_export_file().write_text(f"{folder}\n", encoding="utf-8")
@@ -38,7 +45,7 @@ def remember_export(folder: Path) -> None:
 
 
 def default_model() -> DefaultModel:
-    """The environment's package, else the last export if it still exists, else the built-in one."""
+    """Choose the environment's package, else an existing last export, else the built-in model."""
     if named := os.environ.get(MODEL_VARIABLE):
         return DefaultModel(Path(named), f"${MODEL_VARIABLE}")
     try:

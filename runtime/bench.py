@@ -16,6 +16,7 @@ from fastvlm_onnx.runtime.answering.results import Generation
 from fastvlm_onnx.runtime.loading import load
 from fastvlm_onnx.runtime.ort.hardware import peak_rss_bytes
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
+from fastvlm_onnx.runtime.ort.session import GraphSession
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
     )
     runs: list[float] = []
     for graph in (DECODER, PREFILL):
-        if graph in model.sessions:
-            model.sessions[graph].observer = runs.append
+        if isinstance(session := model.sessions.get(graph), GraphSession):
+            session.observer = runs.append
     answers = []
     for number in range(case.warmup + case.repeats):
         generation = model.generate(

@@ -1,41 +1,41 @@
-"""Many pictures, one question: JSON lines, a picture each, safe against whatever ends the run.
+"""One question about many pictures: a file with a line of JSON for each picture.
 
-A line is written and flushed when its picture is done, so a run that ends in any way, kill -9
-included, leaves whole lines and at most one begun; `resume` cuts that off and goes on behind it.
+A line is written and flushed when its picture is done. A run that is killed leaves complete lines
+and at most one incomplete line. `resume` removes the incomplete line and appends to the others.
 """
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
+
+from filelock import FileLock, Timeout
 
 from fastvlm_onnx.errors import FastVLMError, InputError
 from fastvlm_onnx.runtime.answering.results import Generation
 from fastvlm_onnx.runtime.vision.image_encoder import ImageFeatures, PixelValues
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.model import FastVLM
 
-# What a folder is searched for; a file that is named itself is taken whatever it is called.
+# Suffixes of the files that are taken from a folder. A file given by its name may have any suffix.
 SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What came of one picture.
+    """The result for one picture: an answer or an error.
 
     Attributes:
-        path: as it was given or found.
-        generation: None where `error` says why there is none.
+        path: the picture's path, as it was given or found.
+        generation: the answer; None if the picture could not be read.
+        error: why the picture could not be read; None if there is an answer.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Caption:
     error: str | None
 
     def to_json(self) -> str:
-        """One line."""
+        """Return the caption as one line of JSON."""
         fields: dict[str, Any] = {"path": self.path}
         if self.generation is None:
             fields["error"] = self.error
@@ -54,7 +54,7 @@ class Caption:
             fields["finish_reason"] = self.generation.finish_reason
             fields["seconds"] = round(seconds, 3)
         line = json.dumps(fields, ensure_ascii=False)
-        # A file's name may be no UTF-8; escaped, it comes back as it was.
+        # A file's name may be invalid UTF-8. JSON's escapes keep its bytes.
         return line if _is_utf8(line) else json.dumps(fields)
 
 
@@ -67,13 +67,17 @@ def _is_utf8(text: str) -> bool:
 
 
 def find_pictures(given: Iterable[str]) -> list[str]:
-    """Files as they are named, folders with what lies in them at any depth, patterns with matches.
+    """Find the pictures that files, folders and patterns mean.
+
+    Args:
+        given: paths of files, paths of folders (searched at any depth for SUFFIXES), and patterns
+            such as `photos/*.jpg`.
 
     Returns:
-        Paths in order, each once.
+        Paths without duplicates, in the order of `given`; sorted within a folder or pattern.
 
     Raises:
-        InputError: a name is nothing of these, or nothing was found.
+        InputError: a path is empty, or no picture was found.
     """
     found: dict[str, None] = {}
     for name in given:
@@ -106,19 +110,23 @@ def caption(
     batch_size: int,
     **options: Any,
 ) -> Iterator[Caption]:
-    """Ask the same about each picture, some at once; the next ones are decoded meanwhile.
+    """Ask the same question about each picture, in batches.
 
-    A picture that cannot be read is an error of its own, and so is one that is gone by now.
+    The next batch's pictures are read while a batch is answered. A picture that cannot be read
+    gives a caption with an error.
 
     Args:
-        options: as `FastVLM.generate_batch` takes them.
+        model: answers the question.
+        paths: files with pictures.
+        prompt: the question.
+        batch_size: pictures in a batch, 1 or more.
+        options: the keyword arguments of `FastVLM.generate_batch`.
 
     Yields:
-        In the order of `paths`.
+        A caption for each path, in the order of `paths`.
     """
     orient = bool(options.get("orient", False))
     batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
-
     encoder = model.image_encoder
 
     def read(path: str) -> PixelValues | ImageFeatures | FastVLMError:
@@ -128,15 +136,15 @@ def caption(
             return error
 
     with ThreadPoolExecutor(1) as pool:
-        # One batch ahead: pixel_values of a large folder would not fit in memory.
-        waiting = [pool.submit(read, path) for path in batches[0]]
+        # Only one batch is read ahead, because pixel_values of a large folder do not fit in memory.
+        reading = [pool.submit(read, path) for path in batches[0]]
         for number, batch in enumerate(batches):
-            images = [future.result() for future in waiting]
-            following = batches[number + 1] if number + 1 < len(batches) else ()
-            waiting = [pool.submit(read, path) for path in following]
-            good = [image for image in images if not isinstance(image, FastVLMError)]
-            features = [encoder.encode(image) for image in good]
-            answers = iter(model.generate_batch(features, prompt, **options) if good else [])
+            images = [future.result() for future in reading]
+            next_batch = batches[number + 1] if number + 1 < len(batches) else ()
+            reading = [pool.submit(read, path) for path in next_batch]
+            readable = [image for image in images if not isinstance(image, FastVLMError)]
+            features = [encoder.encode(image) for image in readable]
+            answers = iter(model.generate_batch(features, prompt, **options) if readable else [])
             for path, image in zip(batch, images, strict=True):
                 if isinstance(image, FastVLMError):
                     yield Caption(path, None, str(image))
@@ -145,80 +153,163 @@ def caption(
 
 
 class CaptionFile:
-    """The file of captions, held by this run alone.
+    """A file of captions that this run alone writes.
 
     Attributes:
-        done: paths that were in it when it was opened.
+        path: the file.
+        answered: paths of pictures that have an answer in the file.
+        failed: paths of pictures that have an error in the file and no answer.
     """
 
-    def __init__(self, file: IO[bytes], done: set[str]) -> None:
-        self._file, self.done = file, done
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        """Read the lines of a file, and remove an incomplete line at its end.
 
-    def write(self, line: str) -> None:
-        """Append a line, whole or not at all.
+        Args:
+            path: the file's path.
+            file: the same file, opened for reading and writing without a buffer.
 
         Raises:
-            InputError: it cannot be written; the lines before it are safe.
+            InputError: a line is not a caption.
+        """
+        self.path, self._file = path, file
+        self.answered, self.failed = _read_captions(file, path)
+
+    def write(self, caption: Caption) -> None:
+        """Append a caption's line, complete or not at all.
+
+        Raises:
+            InputError: the line cannot be written; the lines before it are kept.
         """
         end = self._file.tell()
-        content = memoryview(line.encode() + b"\n")
+        content = memoryview(caption.to_json().encode() + b"\n")
         try:
-            while content:  # a disk that fills takes a part first
+            while content:  # a disk that fills up takes a part of the line first
                 content = content[self._file.write(content) :]
         except OSError as error:
             os.ftruncate(self._file.fileno(), end)
-            raise InputError(
-                f"{self._file.name}: cannot be written ({error.strerror}); what is there is whole: "
-                "make room, then go on with --resume."
-            ) from None
+            raise self._not_written(error) from None
+        (self.failed if caption.error is not None else self.answered).add(caption.path)
+
+    def drop_errors(self, paths: Iterable[str]) -> None:
+        """Remove the error lines of pictures that are about to be tried again.
+
+        The file is replaced at once, so a run that is killed here leaves the old lines or the new.
+
+        Raises:
+            InputError: the file cannot be written; it is kept as it was.
+        """
+        dropped = self.failed & set(paths)
+        if not dropped:
+            return
+        self._file.seek(0)
+        lines = self._file.read().splitlines(keepends=True)
+        kept = [line for line in lines if _read_line(line)[0] not in dropped]
+        target = Path(os.path.realpath(self.path))  # a symbolic link stays one
+        copy = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            copy.write_bytes(b"".join(kept))
+            shutil.copymode(target, copy)
+            self._file.close()  # Windows replaces no file that is open
+            copy.replace(target)
+            self._file = target.open("r+b", buffering=0)
+        except OSError as error:
+            copy.unlink(missing_ok=True)
+            raise self._not_written(error) from None
+        self._file.seek(0, os.SEEK_END)
+        self.failed -= dropped
+
+    def close(self) -> None:
+        """Close the file, and remove it if it is empty, so that the next run can make it."""
+        is_empty = not self.answered and not self.failed
+        self._file.close()
+        if is_empty:
+            self.path.unlink(missing_ok=True)
+
+    def _not_written(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self.path}: cannot be written ({error.strerror}); the lines in it are complete: "
+            "free some space, then go on with --resume."
+        )
 
 
 @contextmanager
 def caption_file(path: Path, *, resume: bool) -> Iterator[CaptionFile]:
-    """Open a file of captions, new or to go on with.
+    """Open a file of captions and lock it.
+
+    Args:
+        path: the file.
+        resume: append to the file if it exists; without it, an existing file is an error.
 
     Raises:
-        InputError: it is there already, held by another run, no such file, or cannot be written.
+        InputError: the file exists already, another run is writing it, a line of it is not a
+            caption, or it cannot be written.
     """
+    # The lock is a file of its own: `drop_errors` replaces the file of captions.
+    lock_path = path.with_name(f".{path.name}.lock")
+    lock = FileLock(lock_path)
+    try:
+        if not path.parent.is_dir():  # some versions of filelock make the folder
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{path}: another run is writing it; wait for that run, or name another file."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}).") from None
+    try:
+        with closing(_open_captions(path, resume)) as file:
+            yield file
+    finally:
+        # Removed while it is held: a run that waits for it sees that. Windows removes it itself.
+        with suppress(OSError):
+            lock_path.unlink()
+        lock.release()
+
+
+def _open_captions(path: Path, resume: bool) -> CaptionFile:
     try:
         file = path.open("r+b" if resume and path.exists() else "x+b", buffering=0)
     except FileExistsError:
         raise InputError(
-            f"{path}: exists already; go on with it by --resume, or name another file."
+            f"{path}: exists already; append to it with --resume, or name another file."
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}).") from None
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"{path}: another run is writing it; wait for that, or name another file."
-                ) from None
-        try:
-            yield CaptionFile(file, _read_done(file, path))
-        finally:
-            # A run that ended before its first line leaves nothing to be in the way of the next.
-            if os.fstat(file.fileno()).st_size == 0:
-                path.unlink(missing_ok=True)
+    try:
+        return CaptionFile(path, file)
+    except InputError:
+        file.close()
+        raise
 
 
-def _read_done(file: IO[bytes], path: Path) -> set[str]:
-    """Paths in a file of captions; what is left of a line at its end is cut off."""
-    done = set()
-    whole = 0
+def _read_captions(file: IO[bytes], path: Path) -> tuple[set[str], set[str]]:
+    """Read the complete lines, and cut off an incomplete line at the end.
+
+    Returns:
+        The paths with an answer, and the paths with an error and no answer.
+    """
+    answered: set[str] = set()
+    failed: set[str] = set()
+    complete_bytes = 0
     for number, line in enumerate(file.read().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
         try:
-            done.add(str(json.loads(line)["path"]))
+            picture, is_error = _read_line(line)
         except (ValueError, KeyError, TypeError):
             raise InputError(
-                f"{path}: line {number} is no caption; expected JSON with a path. Name another "
-                "file, or repair it."
+                f"{path}: line {number} is not a caption; expected JSON with a path. Name another "
+                "file, or repair this one."
             ) from None
-        whole += len(line)
-    os.ftruncate(file.fileno(), whole)
-    file.seek(whole)
-    return done
+        (failed if is_error else answered).add(picture)
+        complete_bytes += len(line)
+    os.ftruncate(file.fileno(), complete_bytes)
+    file.seek(complete_bytes)
+    return answered, failed - answered
+
+
+def _read_line(line: bytes) -> tuple[str, bool]:
+    """Return the path of a caption's line, and whether the line has an error."""
+    fields = json.loads(line)
+    return str(fields["path"]), "error" in fields

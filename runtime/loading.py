@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ from fastvlm_onnx.names import PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import Manifest, Variant, parse_version, read_manifest
 from fastvlm_onnx.package_files import check_files, check_hashes, check_sizes
 from fastvlm_onnx.runtime.arrays import FloatArray
+from fastvlm_onnx.runtime.hub import package_folder
 from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
 from fastvlm_onnx.runtime.ort.coreml import check_features
 from fastvlm_onnx.runtime.ort.graph_sessions import graph_files, open_sessions
@@ -33,6 +33,7 @@ from fastvlm_onnx.runtime.ort.providers import (
 from fastvlm_onnx.runtime.ort.session import GraphSession
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder
+from fastvlm_onnx.samples import SAMPLE_PICTURE
 from fastvlm_onnx.variants import variants_for_provider
 
 # Their int8 vision encoders cannot be made exact where int8 products saturate.
@@ -55,7 +56,8 @@ def load(
     """Open an exported package.
 
     Args:
-        folder: the package's folder.
+        folder: the package's folder, or its id on the Hugging Face hub: owner/name or
+            owner/name@revision. A package on the hub is downloaded into Hugging Face's cache.
         precision: a variant of the package; the variant that suits the providers best when None.
         providers: the providers that run the graphs: `auto` (described in docs/providers.md), a
             name like `cuda`, `vision=coreml,decoder=cpu` as text or as a mapping, or a list in
@@ -81,7 +83,7 @@ def load(
         raise InputError(f"threads is {threads}; expected 1 or more.")
     if image_cache_bytes < 0:
         raise InputError(f"image_cache_bytes is {image_cache_bytes}; expected 0 (off) or more.")
-    path = Path(folder)
+    path = package_folder(folder)
     manifest = read_manifest(path)
     asked = parse_providers(providers, provider_options)
     variant = choose_variant(manifest, precision, path, asked)
@@ -134,8 +136,7 @@ def check_coreml(model: FastVLM) -> None:
     if all(session.choice.ep != COREML for session in graphs):
         return
     encoder = model.image_encoder
-    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / "shapes.png"
-    pixel_values = preprocess(read_picture(sample.read_bytes()), model.image_size)
+    pixel_values = preprocess(read_picture(SAMPLE_PICTURE), model.image_size)
 
     def encode_on_cpu(pixel_values: FloatArray) -> FloatArray:
         vision_encoder, projector = (

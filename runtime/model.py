@@ -26,7 +26,7 @@ from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.options import GenerationConfig, GenerationOptions
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
-from fastvlm_onnx.runtime.ort.session import GraphSession
+from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession
 from fastvlm_onnx.runtime.text.prompt import PromptPart, PromptTemplate, question, room_for_answer
 from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 from fastvlm_onnx.runtime.vision.image_encoder import (
@@ -63,7 +63,7 @@ class FastVLM:
         manifest: Manifest,
         precision: str,
         image_size: int,
-        sessions: Mapping[str, GraphSession],
+        sessions: Mapping[str, GraphRunner],
         threads: int | None,
         *,
         image_cache_bytes: int,
@@ -78,6 +78,10 @@ class FastVLM:
         self.providers = {graph: session.choice.ep for graph, session in sessions.items()}
         self.load_seconds = 0.0
         self._folder, self._process_id = folder, os.getpid()
+        decoder, prefill = sessions[DECODER], sessions.get(PREFILL)
+        # Only the vision encoder may be a session that opens for each run.
+        assert isinstance(decoder, GraphSession)
+        assert prefill is None or isinstance(prefill, GraphSession)
         sizes = manifest.decoder
         embed_tokens = folder / manifest.variants[precision].embed_tokens
         self._components: Components | None = Components(
@@ -91,7 +95,7 @@ class FastVLM:
                 cache_bytes=image_cache_bytes,
             ),
             LanguageModel(
-                Decoder(sessions[DECODER], sizes, sessions.get(PREFILL)),
+                Decoder(decoder, sizes, prefill),
                 TokenEmbedding(embed_tokens, sizes),
                 sizes,
             ),

@@ -12,7 +12,11 @@ import pytest
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
+from fastvlm_onnx.telemetry import disable_telemetry
 from fastvlm_onnx.variants import CPU_VARIANTS
+
+# Some tests import ONNX Runtime before the library does.
+disable_telemetry()
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path(fastvlm_onnx.__file__).parent / "demo"

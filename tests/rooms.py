@@ -54,7 +54,6 @@ ALLOWED: dict[str, set[str]] = {
         "export.writing",
     },
     "export.verification": {
-        "fastvlm_onnx",
         "export.architecture",
         "export.checkpoint",
         "export.sources",

@@ -25,19 +25,6 @@ FOLDERS = {
 EXPORT_PACKAGES = {"onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"}
 # The files that run PyTorch. weight_files.py needs it only for checkpoints in PyTorch's format.
 TORCH_MODULES = {"reference_model", "reference_run", "weight_files"}
-# Rooms whose imports do not equal their row of the table yet.
-UNFINISHED = {
-    "commands",
-    "export",
-    "export.checkpoint",
-    "export.graphs",
-    "export.pipeline",
-    "export.variants",
-    "export.verification",
-    "export.writing",
-    "runtime.loading",
-}
-
 Edges = Mapping[str, set[str]]
 
 
@@ -114,18 +101,10 @@ def circles(edges: Edges) -> list[str]:
     return sorted(" <-> ".join(sorted(group)) for group in groups)
 
 
-def all_rooms() -> list[object]:
-    """Every room of the table as a test parameter; unfinished rooms are expected to fail."""
-    mark = pytest.mark.xfail(strict=True, reason="this room's imports are not cut yet")
-    return [
-        pytest.param(room, marks=[mark] if room in UNFINISHED else []) for room in sorted(ALLOWED)
-    ]
-
-
 # --- rooms ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("room", all_rooms())
+@pytest.mark.parametrize("room", sorted(ALLOWED))
 def test_a_room_imports_exactly_the_rooms_of_its_table_row(room: str) -> None:
     found = room_edges().get(room, set())
     assert found - ALLOWED[room] == set(), "imports that the table does not allow"
@@ -143,9 +122,6 @@ def test_no_circle_in_the_table_of_rooms() -> None:
     assert circles(ALLOWED) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="reading, locating and downloading checkpoints import each other"
-)
 def test_no_circle_between_files() -> None:
     assert circles(file_edges()) == []
 

@@ -55,7 +55,13 @@ def parser(command: Any) -> ArgumentParser:
 def test_its_options_are_those_of_our_own_command(parser: ArgumentParser) -> None:
     ours = {name for p in cli.export.params if isinstance(p, click.Option) for name in p.opts}
     theirs = {name for action in parser._actions for name in action.option_strings}
-    assert theirs == ours - {"-o", "--output"} | {"-m", "--model", "-h", "--help"}
+    assert theirs == ours - {"-o", "--output"} | {
+        "-m",
+        "--model",
+        "--debug",
+        "-h",
+        "--help",
+    }
     assert "Folder to make." in parser.format_help()
 
 
@@ -69,7 +75,7 @@ def test_its_options_are_those_of_our_own_command(parser: ArgumentParser) -> Non
     ],
     ids=" ".join,
 )
-def test_it_refuses_in_the_words_of_our_own_command(
+def test_it_refuses_with_the_message_of_our_own_command(
     options: tuple[str, ...],
     command: Any,
     parser: ArgumentParser,
@@ -88,6 +94,16 @@ def test_it_refuses_in_the_words_of_our_own_command(
     assert not Path(output).exists()
 
 
+def test_debug_shows_a_traceback_under_optimum(
+    command: Any, parser: ArgumentParser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-m", str(tmp_path / "absent"), str(tmp_path / "onnx")]
+    for options, is_shown in (([], False), (["--debug"], True)):
+        with pytest.raises(SystemExit):
+            command(parser.parse_args([*arguments, *options])).run()
+        assert ("Traceback" in capsys.readouterr().err) == is_shown
+
+
 def test_a_checkpoint_that_looks_like_an_option_is_a_checkpoint(
     command: Any, parser: ArgumentParser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,7 +112,7 @@ def test_a_checkpoint_that_looks_like_an_option_is_a_checkpoint(
     assert "-x: no such folder" in capsys.readouterr().err
 
 
-def test_nothing_of_optimum_is_imported_unless_optimum_asks() -> None:
+def test_the_commands_import_nothing_of_optimum() -> None:
     names = "('optimum', 'fastvlm_onnx.optimum_')"
     check = (
         f"import fastvlm_onnx.cli, sys; print([m for m in sys.modules if m.startswith({names})])"
@@ -158,7 +174,9 @@ def test_neither_pytorch_nor_transformers_is_needed(bin_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_optimum_works_on_when_ours_is_gone(bin_folder: Path) -> None:  # the last one: it removes
+def test_optimum_works_after_our_package_is_uninstalled(
+    bin_folder: Path,
+) -> None:  # the last one: it removes
     assert run(bin_folder / "pip", "uninstall", "--yes", "fastvlm-onnx").returncode == 0
     done = run(bin_folder / "optimum-cli", "export", "--help")
     assert done.returncode == 0, done.stderr

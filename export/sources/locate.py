@@ -1,6 +1,5 @@
 """Locate a checkpoint's folder: a path, a zip, a Hugging Face id, a size, or the built-in one."""
 
-import re
 import shutil
 import tempfile
 import weakref
@@ -12,11 +11,11 @@ import fastvlm_onnx
 from fastvlm_onnx.errors import CheckpointError
 from fastvlm_onnx.export.sources.apple_zoo import SIZES, find_or_download_checkpoint
 from fastvlm_onnx.export.sources.archive import unpack_checkpoint
+from fastvlm_onnx.hub_snapshot import download_snapshot, is_hub_id
 from fastvlm_onnx.progress import Progress, no_progress
 
 DEMO: Final = "demo"
 DEMO_CHECKPOINT: Final = "demo/checkpoint"
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 # PyTorch's weights are left out at first: many repositories hold the same weights as safetensors.
 _HUB_FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors", "LICENSE*"]
 _HUB_PICKLED = "pytorch_model*.bin"
@@ -59,8 +58,7 @@ def locate(source: str | Path, progress: Progress = no_progress) -> LocatedCheck
     if text.lower() in SIZES:
         folder = find_or_download_checkpoint(text.lower(), progress)
         return LocatedCheckpoint(folder, folder.name)
-    # A mistyped path is not taken for an id: its parent folder exists.
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not path.parent.is_dir():
+    if isinstance(source, str) and is_hub_id(source):
         return LocatedCheckpoint(_download(source), source.partition("@")[0])
     raise CheckpointError(
         f"{source}: no such folder or zip; expected a FastVLM checkpoint, a Hugging Face id such "
@@ -84,47 +82,8 @@ def _unpack(path: Path, progress: Progress) -> LocatedCheckpoint:
 
 
 def _download(hub_id: str) -> Path:
-    """Download a snapshot into Hugging Face's own cache, which later works without a network.
-
-    Args:
-        hub_id: owner/name, or owner/name@revision.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    repository, _, revision = hub_id.partition("@")
-    try:
-        files = list(_HUB_FILES)
-        folder = Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=files)
-        )
-        if not any(folder.glob("*.safetensors")):
-            files.append(_HUB_PICKLED)
-            folder = Path(
-                snapshot_download(repository, revision=revision or None, allow_patterns=files)
-            )
+    """Download a checkpoint; PyTorch's weights only if the repository has no others."""
+    folder = download_snapshot(hub_id, _HUB_FILES, CheckpointError)
+    if any(folder.glob("*.safetensors")):
         return folder
-    except GatedRepoError:
-        reason = "its owner grants access by request; ask for it there and run `hf auth login`"
-    except RevisionNotFoundError:
-        reason = f"it has no revision {revision!r}; give a revision that it has"
-    except RepositoryNotFoundError:
-        reason = "no such repository, or a private one; check the id, or run `hf auth login`"
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        reason = (
-            "it is not in the cache and the hub cannot be reached; connect, unset HF_HUB_OFFLINE, "
-            "or give a folder"
-        )
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "no")
-        reason = f"the hub answered with status {status}; try again later"
-    except OSError as error:
-        reason = f"{error}"
-    raise CheckpointError(f"{hub_id}: cannot be downloaded from Hugging Face: {reason}.")
+    return download_snapshot(hub_id, [*_HUB_FILES, _HUB_PICKLED], CheckpointError)

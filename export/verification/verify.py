@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-import fastvlm_onnx
 from fastvlm_onnx.agreement import (
     Agreement,
     StageAgreement,
@@ -54,11 +53,11 @@ from fastvlm_onnx.runtime.text.prompt import (
 )
 from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
+from fastvlm_onnx.samples import SAMPLE_PICTURES, SAMPLE_QUESTIONS
 from fastvlm_onnx.variants import VARIANTS, variants_without_cpu
 
 FloatArray = NDArray[np.float32]
 
-SAMPLE_PICTURES: Final = Path(fastvlm_onnx.__file__).parent / "demo" / "pictures"
 DEFAULT_PROMPT: Final = "Describe the image."
 COMPARED_SIZES: Final = (
     "hidden_size",
@@ -229,9 +228,7 @@ def _choose_questions(
     Raises:
         InputError: a picture cannot be read.
     """
-    samples: dict[str, dict[str, str]] = json.loads(
-        (SAMPLE_PICTURES / "questions.json").read_text("utf-8")
-    )
+    samples: dict[str, dict[str, str]] = json.loads(SAMPLE_QUESTIONS.read_text("utf-8"))
     first = {SAMPLE_PICTURES / name: next(iter(answers)) for name, answers in samples.items()}
     files = dict.fromkeys(map(Path, pictures)) if pictures else first
     for file in files:

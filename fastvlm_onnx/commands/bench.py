@@ -6,47 +6,45 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvlm_onnx.commands.numbers import numbers
-from fastvlm_onnx.commands.progress import count, progress_bar
+from fastvlm_onnx.commands.load_options import parse_numbers
+from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.samples import SAMPLE_PICTURE
 
 if TYPE_CHECKING:
     from fastvlm_onnx.package import Manifest
     from fastvlm_onnx.runtime.bench import Case, Figures
-
-SAMPLE = "shapes.png"
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--precision",
-    help="Variants to compare, with commas, or `all`; what suits the provider if none.",
+    help="Variants to compare, with commas, or `all`; by default the best for the provider.",
 )
-@click.option("--image-size", help="Pixels to compare, with commas, or `all`; the default if none.")
-@click.option("--threads", help="Numbers to compare, with commas; one per physical core if none.")
+@click.option(
+    "--image-size", help="Sizes to compare, with commas, or `all`; by default the package's."
+)
+@click.option("--threads", help="Numbers to compare, with commas; by default the physical cores.")
 @click.option(
     "--provider",
     "providers",
     multiple=True,
     default=("auto",),
     show_default=True,
-    help="As `generate` takes it; may be repeated to compare.",
+    help="A provider, as for `generate`; may be repeated to compare.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="A sample by default.")
+@click.option("--picture", type=click.Path(path_type=Path), help="By default a sample picture.")
 @click.option("--prompt", default="Describe the image.", show_default=True)
-@click.option(
-    "--warmup", default=1, show_default=True, help="Answers before the first that counts."
-)
-@click.option("--repeats", default=5, show_default=True, help="Answers that count.")
+@click.option("--warmup", default=1, show_default=True, help="Answers before the measurement.")
+@click.option("--repeats", default=5, show_default=True, help="Answers that are measured.")
 @click.option("--new-tokens", default=64, show_default=True, help="Length of each answer.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def bench(
     folder: Path,
     precision: str | None,
@@ -62,8 +60,8 @@ def bench(
 ) -> None:
     """Measure the package DIR on this machine.
 
-    Each row is a process of its own. A row that cannot be measured says why, and the command then
-    exits with 1.
+    Each row is measured in a process of its own. A row that cannot be measured shows the reason,
+    and the exit code is then 1.
     """
     from fastvlm_onnx.package import read_manifest
     from fastvlm_onnx.runtime.bench import Case
@@ -76,30 +74,26 @@ def bench(
     ):
         if value < least:
             raise InputError(f"{option} is {value}; expected {least} or more.")
-    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / SAMPLE
-    with resources.as_file(sample) as sample_path:
-        asked = picture or sample_path
-        read_picture(asked)
-        cases = [
-            Case(
-                str(folder),
-                name,
-                size,
-                number,
-                provider,
-                str(asked),
-                prompt,
-                warmup,
-                repeats,
-                new_tokens,
-            )
-            for provider in providers
-            for name, size in _variants(
-                read_manifest(folder), folder, precision, image_size, provider
-            )
-            for number in (numbers(threads, "--threads") if threads else [None])
-        ]
-        measured = _measure_all(cases)
+    image = picture or SAMPLE_PICTURE
+    read_picture(image)
+    cases = [
+        Case(
+            str(folder),
+            name,
+            size,
+            number,
+            provider,
+            str(image),
+            prompt,
+            warmup,
+            repeats,
+            new_tokens,
+        )
+        for provider in providers
+        for name, size in _variants(read_manifest(folder), folder, precision, image_size, provider)
+        for number in (parse_numbers(threads, "--threads") if threads else [None])
+    ]
+    measured = _measure_all(cases)
     click.echo(_as_json(measured) if as_json else _table(measured))
     if any(isinstance(found, str) for _, found in measured):
         sys.exit(1)
@@ -125,7 +119,7 @@ def _variants(
         if image_size == "all":
             sizes = sorted(map(int, manifest.variants[name].vision_encoder))
         elif image_size:
-            sizes = numbers(image_size, "--image-size")
+            sizes = parse_numbers(image_size, "--image-size")
         pairs += [(name, choose_image_size(manifest, name, size, folder)) for size in sizes]
     return pairs
 
@@ -134,10 +128,14 @@ def _variants(
 
 
 def _measure_all(cases: Sequence["Case"]) -> list[tuple["Case", "Figures | str"]]:
-    """What was found of each case: figures, or why there are none."""
+    """Measure each case.
+
+    Returns:
+        Each case with its figures, or with the reason that it cannot be measured.
+    """
     total = sum(case.warmup + case.repeats for case in cases)
     found: list[tuple[Case, Figures | str]] = []
-    with progress_bar("bench", count) as update:
+    with progress_bar("bench", " answers") as update:
         done = 0
         for case in cases:
             stage = f"{case.precision}, {case.image_size} pixels"
@@ -155,10 +153,10 @@ def _measure(case: "Case", answered: Callable[[], None]) -> "Figures | str":
     from fastvlm_onnx.runtime.bench import Figures
 
     command = [sys.executable, "-m", "fastvlm_onnx.runtime.bench", json.dumps(asdict(case))]
-    # What a provider says goes to a file: a pipe that nobody reads would stop it when full.
+    # stderr goes to a file, because a full pipe without a reader would stop the process.
     with (
-        tempfile.TemporaryFile("w+", errors="replace") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        tempfile.TemporaryFile("w+", errors="replace") as messages,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True) as process,
     ):
         assert process.stdout is not None
         for text in process.stdout:
@@ -169,34 +167,33 @@ def _measure(case: "Case", answered: Callable[[], None]) -> "Figures | str":
                 return str(line["error"])
             answered()
         process.wait()
-        said.seek(0)
-        last_words = said.read().strip().splitlines()
-    if process.returncode < 0:  # out of memory, as a rule
+        messages.seek(0)
+        last_lines = messages.read().strip().splitlines()
+    if process.returncode < 0:  # usually for lack of memory
         return f"killed by signal {-process.returncode}"
-    return last_words[-1] if last_words else f"exit code {process.returncode}"
+    return last_lines[-1] if last_lines else f"exit code {process.returncode}"
 
 
 def _int8_weights(measured: "Iterable[Figures]") -> str:
-    """A sentence on how int8 weights were read; empty where no variant has any."""
+    """Say how int8 weights were read; empty if no variant has int8 weights."""
     if not (read := {found.int8_weights for found in measured} - {None}):
         return ""
     if "uint8" in read:
-        return " int8 weights: rewritten as uint8, since this processor saturates int8 products."
-    return " int8 weights: as they are, since this processor's int8 products are exact."
+        return " int8 weights: rewritten as uint8, because this processor saturates int8 products."
+    return " int8 weights: as they are, because this processor's int8 products are exact."
 
 
-# --- what is said of it ------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------
 
 
 def _conditions(case: "Case") -> dict[str, Any]:
-    import onnxruntime
-
     from fastvlm_onnx.runtime.ort.hardware import cores, processor
+    from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 
     return {
         "processor": processor(),
         "cores": cores(),
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": import_onnxruntime().__version__,
         "warmup": case.warmup,
         "repeats": case.repeats,
     }
@@ -215,7 +212,7 @@ def _as_json(measured: "list[tuple[Case, Figures | str]]") -> str:
     return json.dumps(_conditions(measured[0][0]) | {"cases": rows}, ensure_ascii=False)
 
 
-# Heading -> field of an answer, factor, format.
+# Heading of a column -> field of an answer, factor, format.
 COLUMNS = {
     "preprocess ms": ("preprocess", 1e3, "{:.1f}"),
     "vision ms": ("vision", 1e3, "{:.1f}"),
@@ -227,16 +224,18 @@ COLUMNS = {
 
 
 def _table(measured: "list[tuple[Case, Figures | str]]") -> str:
-    """Markdown: medians, and the least in brackets."""
-    what = ["variant", "pixels", "threads", "provider"]
-    header = [*what, "load s", *COLUMNS, "tokens/s", "peak RSS MB"]
+    """Return a Markdown table of medians, with the least values in brackets."""
+    identity = ["variant", "pixels", "threads", "provider"]
+    header = [*identity, "load s", *COLUMNS, "tokens/s", "peak RSS MB"]
     rows = [header, ["---"] * len(header)]
     tokens = []
     for case, found in measured:
         threads = str(case.threads or "all")
         cells = [case.precision, str(case.image_size), threads, case.providers]
         if isinstance(found, str):
-            rows.append([*cells, found.replace("|", "/"), *[""] * (len(header) - len(what) - 1)])
+            rows.append(
+                [*cells, found.replace("|", "/"), *[""] * (len(header) - len(identity) - 1)]
+            )
             continue
         tokens.append(
             f"{found.prompt_tokens} of prompt and {found.new_tokens} of answer "

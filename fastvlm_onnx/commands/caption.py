@@ -8,39 +8,41 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.load_options import Opening, opening_options
-from fastvlm_onnx.commands.progress import count_with_rate, progress_bar
+from fastvlm_onnx.commands.default_package import package_or_default
+from fastvlm_onnx.commands.generation_options import generation_options
+from fastvlm_onnx.commands.load_options import LoadOptions, load_options
+from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.errors import InputError
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.captions import CaptionFile
+    from fastvlm_onnx.runtime.engine.options import GenerationOptions
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--prompt", default="Describe the image.", show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file; stdout if none.")
-@click.option("--resume", is_flag=True, help="Go on with a file that an earlier run left.")
-@click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
-@opening_options
-@click.option("--batch-size", default=4, show_default=True, help="Pictures decoded at once.")
-@click.option("--max-new-tokens", default=256, show_default=True)
-@click.option("--orient", is_flag=True, help="Turn the pictures as their EXIF data say.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File; stdout by default.")
+@click.option("--resume", is_flag=True, help="Append to the file of an earlier run.")
+@click.option("--model", help="An exported folder, or the hub id of a package.")
+@load_options
+@click.option("--batch-size", default=4, show_default=True, help="Pictures answered at once.")
+@generation_options("max_new_tokens", "orient")
 def caption(
     paths: tuple[str, ...],
     prompt: str,
     output: Path | None,
     resume: bool,
-    model: Path | None,
-    opening: Opening,
+    model: str | None,
+    options: LoadOptions,
     batch_size: int,
-    max_new_tokens: int,
-    orient: bool,
+    generation: "GenerationOptions",
 ) -> None:
-    """Ask the same about many pictures; one line of JSON for each.
+    """Ask the same question about many pictures, and write a line of JSON for each.
 
-    PATHS are files, folders, patterns, or `-` for names on standard input, a line each. A picture
-    that cannot be read is a line with an `error`; the exit code is 3 if there was any.
+    PATHS are files, folders, patterns, or `-` for file names on standard input, one in a line. A
+    picture that cannot be read gives a line with an `error`, and the exit code is then 3. --resume
+    tries such pictures again.
     """
     from fastvlm_onnx.runtime.captions import caption as caption_each
     from fastvlm_onnx.runtime.captions import caption_file, find_pictures
@@ -50,38 +52,43 @@ def caption(
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; expected 1 or more.")
     if resume and output is None:
-        raise InputError("--resume wants the file that an earlier run left; name it with -o.")
+        raise InputError("--resume needs -o FILE, the file of the earlier run.")
     found = find_pictures(_names(paths))
     with ExitStack() as stack:
         file: CaptionFile | None = None
         if output is not None:
             file = stack.enter_context(caption_file(output, resume=resume))
-            found = [path for path in found if path not in file.done]
+            # Pictures that could not be read are tried again.
+            found = [path for path in found if path not in file.answered]
             if not found:
                 click.echo(f"{output}: every picture is there already", err=True)
+                _exit_if_unreadable(len(file.failed), len(file.answered) + len(file.failed))
                 return
-        loaded = opening.load(model)
-        update = stack.enter_context(progress_bar("caption", count_with_rate()))
-        failed = 0
+        options.register_libraries()
+        loaded = options.load(package_or_default(model))
+        if file is not None:
+            file.drop_errors(found)
+        update = stack.enter_context(progress_bar("caption", " pictures"))
+        unreadable = 0
         update("reading", 0, len(found))
-        captions = caption_each(
-            loaded,
-            found,
-            prompt,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            orient=orient,
-        )
-        for number, one in enumerate(captions, 1):
-            failed += one.error is not None
+        captions = caption_each(loaded, found, prompt, batch_size=batch_size, **generation)
+        for number, result in enumerate(captions, 1):
+            unreadable += result.error is not None
             if file is None:
-                click.echo(one.to_json())
+                click.echo(result.to_json())
                 sys.stdout.flush()
             else:
-                file.write(one.to_json())
-            update(Path(one.path).name, number, len(found))
-    if failed:
-        click.echo(f"{failed} of {len(found)} pictures could not be read", err=True)
+                file.write(result)
+            update(Path(result.path).name, number, len(found))
+    if file is None:
+        _exit_if_unreadable(unreadable, len(found))
+    else:
+        _exit_if_unreadable(len(file.failed), len(file.answered) + len(file.failed))
+
+
+def _exit_if_unreadable(unreadable: int, total: int) -> None:
+    if unreadable:
+        click.echo(f"{unreadable} of {total} pictures could not be read", err=True)
         sys.exit(3)
 
 
@@ -89,7 +96,7 @@ def _names(paths: tuple[str, ...]) -> list[str]:
     names: list[str] = []
     for path in paths:
         if path == "-":
-            # Bytes, since a file's name may be no UTF-8.
+            # Read as bytes, because a file's name may be invalid UTF-8.
             content = sys.stdin.buffer.read() if sys.stdin else b""
             names += [os.fsdecode(line) for line in content.splitlines() if line.strip()]
         else:

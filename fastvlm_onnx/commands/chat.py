@@ -2,38 +2,34 @@
 
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.load_options import Opening, opening_options
+from fastvlm_onnx.commands.default_package import package_or_default
+from fastvlm_onnx.commands.generation_options import generation_options
+from fastvlm_onnx.commands.load_options import LoadOptions, load_options
 from fastvlm_onnx.errors import FastVLMError, InputError
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.answering.chat import Chat
     from fastvlm_onnx.runtime.answering.results import Generation
+    from fastvlm_onnx.runtime.engine.options import GenerationOptions
 
-HELP = "/image PATH adds a picture, /reset begins anew, /stats says where the time went, /exit ends"
+COMMANDS_HELP = "/image PATH adds a picture, /reset starts anew, /stats shows times, /exit ends"
 
 
 @click.command()
 @click.argument("image", required=False)
-@click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
-@opening_options
-@click.option("--max-new-tokens", default=256, show_default=True)
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", type=int, help="Repeat drawn answers.")
-@click.option("--orient", is_flag=True, help="Turn pictures as their EXIF data say.")
-@click.option("--drop-oldest", is_flag=True, help="Forget the oldest turns where none fits in.")
+@click.option("--model", help="An exported folder, or the hub id of a package.")
+@load_options
+@generation_options("max_new_tokens", "temperature", "seed", "orient")
+@click.option("--drop-oldest", is_flag=True, help="Drop the oldest turns when the context is full.")
 def chat(
     image: str | None,
-    model: Path | None,
-    opening: Opening,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int | None,
-    orient: bool,
+    model: str | None,
+    options: LoadOptions,
+    generation: "GenerationOptions",
     drop_oldest: bool,
 ) -> None:
     """Talk about pictures in the terminal, or answer standard input line by line.
@@ -41,37 +37,30 @@ def chat(
     Lines that begin with a slash are commands: /image PATH, /reset, /stats, /exit. Ctrl-C stops an
     answer.
     """
-    loaded = opening.load(model)
+    options.register_libraries()
+    loaded = options.load(package_or_default(model))
     with loaded, loaded.chat(drop_oldest=drop_oldest) as conversation:
-        terminal = Terminal(
-            conversation,
-            {
-                "max_new_tokens": max_new_tokens,
-                "temperature": temperature,
-                "seed": seed,
-                "orient": orient,
-            },
-        )
+        terminal = Terminal(conversation, generation)
         if image is not None:
             terminal.add_image(image)
         terminal.run()
 
 
 class Terminal:
-    """What is typed, and what is shown."""
+    """Reads lines from standard input and shows the conversation."""
 
-    def __init__(self, chat: "Chat", options: dict[str, object]) -> None:
+    def __init__(self, chat: "Chat", options: "GenerationOptions") -> None:
         self._chat, self._options = chat, options
         self._image: str | None = None
         self._latest: Generation | None = None
-        # Questions and answers are for people here; piped in, only answers are put out.
+        # With a pipe as standard input, only answers are printed.
         self._is_interactive = sys.stdin is not None and sys.stdin.isatty()
 
     def run(self) -> None:
-        """Until /exit or the end of what is typed."""
+        """Answer lines until /exit or the end of standard input."""
         if self._is_interactive:
             self._keep_history()
-            click.echo(f"{HELP}.", err=True)
+            click.echo(f"{COMMANDS_HELP}.", err=True)
         while (line := self._read()) is not None:
             line = line.strip()
             if not line:
@@ -80,20 +69,20 @@ class Terminal:
                 return
             try:
                 if line.startswith("/"):
-                    self._obey(line)
+                    self._run_command(line)
                 else:
                     self._answer(line)
             except FastVLMError as error:
-                # Of one line; the conversation is as it was.
+                # The line had no effect on the conversation.
                 click.echo(f"error: {error}", err=True)
                 if not self._is_interactive:
                     sys.exit(2)
 
     def add_image(self, path: str) -> None:
-        """Note the picture that comes with the next question.
+        """Add a picture to the next question.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the picture cannot be read.
         """
         from fastvlm_onnx.runtime.vision.image import read_picture
 
@@ -113,26 +102,26 @@ class Terminal:
             except KeyboardInterrupt:
                 if not self._is_interactive:
                     raise
-                click.echo(err=True)  # what was typed is given up
+                click.echo(err=True)  # the line is dropped
 
-    def _obey(self, line: str) -> None:
+    def _run_command(self, line: str) -> None:
         command, _, rest = line.partition(" ")
         if command == "/image":
             if not rest.strip():
-                raise InputError("/image wants the path of a picture.")
+                raise InputError("/image needs a path, for example /image photo.jpg.")
             self.add_image(rest.strip())
         elif command == "/reset":
             self._chat.reset()
             self._image = self._latest = None
         elif command == "/stats":
-            self._say_stats()
+            self._print_stats()
         else:
-            raise InputError(f"{command} is no command; {HELP}.")
+            raise InputError(f"{command} is not a command; {COMMANDS_HELP}.")
 
-    def _answer(self, words: str) -> None:
+    def _answer(self, question: str) -> None:
         before, pieces = self._chat.turns, None
         try:
-            pieces = self._chat.stream(words, self._image, **self._options)  # type: ignore[arg-type]
+            pieces = self._chat.stream(question, self._image, **self._options)
             for piece in pieces:
                 click.echo(piece.text, nl=False)
                 sys.stdout.flush()
@@ -141,15 +130,15 @@ class Terminal:
             click.echo(" ...", nl=False)
         finally:
             if pieces is not None:
-                pieces.close()  # the answer so far is part of the conversation
-            if self._chat.turns is not before:  # else the picture goes with the next question
+                pieces.close()  # the answer so far becomes part of the conversation
+            if self._chat.turns is not before:  # without a turn, the next question has the picture
                 self._image = None
         click.echo()
 
-    def _say_stats(self) -> None:
+    def _print_stats(self) -> None:
         turns = len(self._chat.turns)
         if self._latest is None:
-            click.echo(f"{turns} turns; nothing was answered to its end yet", err=True)
+            click.echo(f"{turns} turns; no answer is complete yet", err=True)
             return
         timings = self._latest.timings
         click.echo(
@@ -160,6 +149,6 @@ class Terminal:
         )
 
     def _keep_history(self) -> None:
-        """Arrow keys bring back earlier lines, where Python was built to."""
+        """Let arrow keys bring back earlier lines, if Python was built with readline."""
         with suppress(ImportError):
-            import readline  # noqa: F401  input() uses it once it is imported
+            import readline  # noqa: F401  input() uses the module once it is imported

@@ -8,62 +8,64 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.load_options import Opening, opening_options
+from fastvlm_onnx.commands.load_options import LoadOptions, load_options
+from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.errors import FastVLMError, InputError
+from fastvlm_onnx.samples import SAMPLE_PICTURE
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.model import FastVLM
 
-PROMPT = "Describe the image."
-NEW_TOKENS = 8
+SAMPLE_PROMPT = "Describe the image."
+SAMPLE_NEW_TOKENS = 8
 INT8_WEIGHTS = {
-    "int8": "as they are, since this processor's int8 products are exact",
-    "uint8": "rewritten as uint8, since this processor saturates int8 products",
+    "int8": "as they are, because this processor's int8 products are exact",
+    "uint8": "rewritten as uint8, because this processor saturates int8 products",
 }
 
 
 @click.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-@opening_options
+@load_options
 @click.option(
     "--static",
     type=click.Choice(["coreml"]),
-    help="Hold every node of DIR's vision graphs against what this provider takes, without it.",
+    help="Check each node of DIR's vision graphs against this provider's operators.",
 )
 def doctor(
     folder: Path | None,
-    opening: Opening,
+    options: LoadOptions,
     static: str | None,
 ) -> None:
-    """Say what this machine has, what would run where, and what to change.
+    """Show this machine, the providers of each graph, and possible improvements.
 
-    With DIR, its graphs are opened and one picture is asked about. Exit code 1 when something that
-    was asked for does not work.
+    With DIR, its graphs are opened and one picture is asked about. The exit code is 1 if a
+    requested provider or package does not work.
     """
     if static:
         if folder is None:
-            raise InputError("--static wants a package; give its folder.")
+            raise InputError("--static needs a package; give its folder.")
         sys.exit(0 if _static_coreml(folder) else 1)
     from fastvlm_onnx.runtime.ort.provider_selection import parse_providers
 
     try:
-        _machine(opening.threads)
-        opening.register()
-        _plan()
+        _print_machine(options.threads)
+        options.register_libraries()
+        _print_providers()
         if folder is None:
-            parse_providers(opening.providers, opening.options)
+            parse_providers(options.providers, options.provider_options)
         else:
-            _package(folder, opening)
+            _print_package(folder, options)
     except FastVLMError as error:
-        _say("problem", str(error))
+        _show("problem", str(error))
         sys.exit(1)
 
 
-def _say(heading: str, text: str) -> None:
+def _show(heading: str, text: str) -> None:
     click.echo(f"{heading:<18}{text}")
 
 
-def _machine(threads: int | None) -> None:
+def _print_machine(threads: int | None) -> None:
     from fastvlm_onnx.runtime.ort.hardware import (
         cgroup_cores,
         cores,
@@ -72,10 +74,10 @@ def _machine(threads: int | None) -> None:
         processor,
     )
 
-    _say("system", f"{platform.platform()}, Python {platform.python_version()}")
+    _show("system", f"{platform.platform()}, Python {platform.python_version()}")
     limit = cgroup_cores()
     used = threads or physical_cores()
-    _say(
+    _show(
         "processor",
         f"{processor()}, {cores()} logical cores for this process"
         + (f", {limit} by its cgroup" if limit else "")
@@ -83,10 +85,10 @@ def _machine(threads: int | None) -> None:
     )
     total, free = memory_bytes()
     if total and free:
-        _say("memory", f"{total / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are free")
+        _show("memory", f"{total / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are free")
 
 
-def _plan() -> None:
+def _print_providers() -> None:
     from fastvlm_onnx.runtime.ort.provider_selection import AUTO_RULES, usable_providers
     from fastvlm_onnx.runtime.ort.providers import (
         PROVIDERS,
@@ -101,17 +103,17 @@ def _plan() -> None:
         for found in distributions()
         if (found.metadata["Name"] or "").lower().startswith("onnxruntime")
     )
-    _say("ONNX Runtime", f"{ort.__version__} ({', '.join(wheels) or 'no wheel'})")
+    _show("ONNX Runtime", f"{ort.__version__} ({', '.join(wheels) or 'no wheel'})")
     if len({wheel.split()[0] for wheel in wheels if "-ep-" not in wheel}) > 1:
-        _say("problem", "these wheels fill one folder; uninstall all, and install one again.")
+        _show("problem", "these wheels share one folder; uninstall all of them, then install one.")
     installed, usable = installed_providers(), usable_providers()
-    _say("providers", ", ".join(installed))
+    _show("providers", ", ".join(installed))
     saturate = int8_products_saturate()
-    _say("int8 products", "saturate: int8 weights are rewritten as uint8" if saturate else "exact")
-    click.echo("auto takes, for each graph, the first that is there:")
+    _show("int8 products", "saturate: int8 weights are rewritten as uint8" if saturate else "exact")
+    click.echo("auto takes, for each graph, the first provider that is installed:")
     for rule in AUTO_RULES:
         provider = PROVIDERS[rule.provider]
-        state = "there" if provider.ep in usable else f"not there: {provider.install}"
+        state = "installed" if provider.ep in usable else f"not installed: {provider.install}"
         if provider.ep in installed and provider.ep not in usable:
             state = "installed, but no NVIDIA card is found"
         click.echo(
@@ -121,17 +123,17 @@ def _plan() -> None:
         )
 
 
-def _package(folder: Path, opening: Opening) -> None:
-    model = opening.load(folder, records_placement=True)
-    _say("package", f"{folder}: {', '.join(model.manifest.variants)}; opened {model.precision}")
+def _print_package(folder: Path, options: LoadOptions) -> None:
+    model = options.load(folder, records_placement=True)
+    _show("package", f"{folder}: {', '.join(model.manifest.variants)}; opened {model.precision}")
     for graph, session in model.sessions.items():
-        _say(f"  {graph}", f"{session.path.name}")
+        _show(f"  {graph}", f"{session.path.name}")
         if session.choice.reason:
             click.echo(f"{'':<18}{session.choice.name}: {session.choice.reason}")
         if session.int8_weights:
             click.echo(f"{'':<18}int8 weights: {INT8_WEIGHTS[session.int8_weights]}")
         if session.placement is None:
-            click.echo(f"{'':<18}ONNX Runtime does not say where its nodes run")
+            click.echo(f"{'':<18}this ONNX Runtime does not tell where the nodes run")
             continue
         total = sum(sum(operators.values()) for operators in session.placement.values())
         for ep, operators in session.placement.items():
@@ -140,20 +142,17 @@ def _package(folder: Path, opening: Opening) -> None:
             if ep != session.choice.ep:
                 left = ": " + ", ".join(f"{n} {name}" for name, n in operators.most_common())
             click.echo(f"{'':<18}{ep}: {count} of {total} nodes{left}")
-    _answer(model)
+    _print_answer(model)
     for line in _advice(folder, model):
-        _say("to change", line)
+        _show("to change", line)
 
 
-def _answer(model: "FastVLM") -> None:
-    from importlib import resources
-
-    sample = resources.files("fastvlm_onnx") / "demo" / "pictures" / "shapes.png"
-    model.generate(sample.read_bytes(), PROMPT, max_new_tokens=NEW_TOKENS)
-    answer = model.generate(sample.read_bytes(), PROMPT, max_new_tokens=NEW_TOKENS)
+def _print_answer(model: "FastVLM") -> None:
+    model.generate(SAMPLE_PICTURE, SAMPLE_PROMPT, max_new_tokens=SAMPLE_NEW_TOKENS)
+    answer = model.generate(SAMPLE_PICTURE, SAMPLE_PROMPT, max_new_tokens=SAMPLE_NEW_TOKENS)
     timings = answer.timings
-    _say("answer", answer.text)
-    _say(
+    _show("answer", answer.text)
+    _show(
         "seconds",
         f"load {timings.load:.2f}, vision {timings.vision:.3f}, prefill {timings.prefill:.3f}, "
         f"first token {timings.first_token:.3f}; {timings.tokens_per_second:.1f} tokens a second",
@@ -177,26 +176,21 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
             and not set(variants_for_provider(name)) & set(variants)
         ):
             lines.append(
-                f"{name} is there, and the package has no variant for it: "
+                f"{name} is installed, and the package has no variant for it: "
                 f"{command} --precision {variants_for_provider(name)[0]}"
             )
     is_on_cpu = all(session.choice.ep == CPU for session in model.sessions.values())
     if is_on_cpu and not {"fast", "int8", "int4"} & set(variants):
-        lines.append(f"a variant that is faster on the CPU: {command} --precision fast")
+        lines.append(f"a faster variant on the CPU: {command} --precision fast")
     if model.threads and model.threads > cores():
-        lines.append(f"--threads {model.threads} is more than the {cores()} cores there are")
+        lines.append(f"--threads {model.threads} is more than the {cores()} cores of this machine")
     return lines
 
 
 def _static_coreml(folder: Path) -> bool:
-    """Whether CoreML would take all of the graphs that are meant for it."""
-    try:
+    """Print the share of nodes that CoreML takes; return whether it takes its graphs whole."""
+    with optional_packages("checking", "export"):
         from fastvlm_onnx.export.verification.coreml_check import check_package
-    except ImportError as error:
-        raise InputError(
-            f"checking needs packages that are not installed ({error.name}); "
-            'run `pip install "fastvlm-onnx[export]"`.'
-        ) from None
     from fastvlm_onnx.package import read_manifest
     from fastvlm_onnx.variants import variants_for_target
 
@@ -213,5 +207,5 @@ def _static_coreml(folder: Path) -> bool:
         for reason, count in share.refused.items() if share in meant or not meant else ():
             click.echo(f"  {count} {reason}")
     if not meant:
-        click.echo("no graph is meant for CoreML; `fastvlm-onnx export --target coreml` makes them")
+        click.echo("no graph is for CoreML; `fastvlm-onnx export --target coreml` makes them")
     return bool(meant) and all(share.taken == share.nodes for share in meant)

@@ -6,8 +6,8 @@ from typing import Final
 
 import click
 
-from fastvlm_onnx.commands.progress import megabytes, progress_bar
-from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.commands.optional_packages import optional_packages
+from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.progress import Progress
 
 LICENSE_NOTICE: Final = """\
@@ -25,24 +25,19 @@ def download(size: str, stage: int, output: Path | None, base_url: str | None) -
 
     After an interruption, the same command continues the download.
     """
-    try:
+    with optional_packages("downloading", "export"):
         from fastvlm_onnx.export.checkpoint.reader import is_whole_checkpoint
         from fastvlm_onnx.export.sources.apple_zoo import (
             APPLE_BASE_URL,
             checkpoint_name,
             download_checkpoint,
         )
-    except ImportError as error:
-        raise InputError(
-            f"downloading needs packages that are not installed ({error.name}); "
-            'run `pip install "fastvlm-onnx[export]"`.'
-        ) from None
     name = checkpoint_name(size, stage)
     folder = output or Path(name)
     if is_whole_checkpoint(folder):
         click.echo(f"{folder}: already holds the whole checkpoint", err=True)
     else:
-        with progress_bar("download", megabytes()) as progress:
+        with progress_bar("download", BYTES) as progress:
             download_checkpoint(
                 size,
                 stage,

@@ -8,10 +8,10 @@ import click
 
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
 from fastvlm_onnx.commands.download import with_license_notice
-from fastvlm_onnx.commands.numbers import numbers
-from fastvlm_onnx.commands.progress import count, megabytes, progress_bar
+from fastvlm_onnx.commands.load_options import parse_numbers
+from fastvlm_onnx.commands.optional_packages import optional_packages
+from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
-from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.user_data import remember_export
 from fastvlm_onnx.variants import OPERATOR_SETS, TARGETS, VARIANTS, variants_for_target
 
@@ -61,7 +61,7 @@ def export(
         folder,
         verify,
         precisions=_precisions(precision, target, add),
-        image_sizes=None if image_size is None else numbers(image_size, "--image-size"),
+        image_sizes=None if image_size is None else parse_numbers(image_size, "--image-size"),
         operators=operators,
         base=base,
         allow_nonfinite=allow_nonfinite,
@@ -87,21 +87,16 @@ def export_with_progress(
     Raises:
         InputError: packages that exporting or verifying needs are not installed.
     """
-    try:
+    with optional_packages("exporting", "export"):
         from fastvlm_onnx.export.pipeline import export_package
-    except ImportError as error:
-        raise InputError(
-            f"exporting needs packages that are not installed ({error.name}); "
-            'run `pip install "fastvlm-onnx[export]"`.'
-        ) from None
     verify_package = import_verify_package() if verify else None
     with ExitStack() as stack:
-        progress = stack.enter_context(progress_bar("export", megabytes()))
+        progress = stack.enter_context(progress_bar("export", BYTES))
 
         def measure(folder: Path, opened: Any) -> Agreement:
             stack.close()  # the export's bar is done
             assert verify_package is not None
-            with progress_bar("verify", count) as verifying:
+            with progress_bar("verify", " steps") as verifying:
                 return verify_package(folder, opened, progress=verifying)
 
         manifest = export_package(

@@ -3,46 +3,44 @@
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.commands.load_options import Opening, opening_options
+from fastvlm_onnx.commands.default_package import package_or_default
+from fastvlm_onnx.commands.generation_options import generation_options
+from fastvlm_onnx.commands.load_options import LoadOptions, load_options
 from fastvlm_onnx.errors import InputError
+
+if TYPE_CHECKING:
+    from fastvlm_onnx.runtime.engine.options import GenerationOptions
 
 
 @click.command()
 @click.argument("image")
 @click.argument("prompt")
-@click.option("--model", type=click.Path(path_type=Path), help="An exported folder.")
-@opening_options
-@click.option("--max-new-tokens", default=256, show_default=True)
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", default=50, show_default=True, help="0 is off.")
-@click.option("--top-p", default=1.0, show_default=True)
-@click.option("--min-p", default=0.0, show_default=True)
-@click.option("--repetition-penalty", default=1.0, show_default=True)
-@click.option("--seed", type=int, help="Repeat a drawn answer.")
-@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
-@click.option("--max-time", type=float, help="Seconds, after which the answer is what it has.")
-@click.option("--orient", is_flag=True, help="Turn the picture as its EXIF data say.")
-@click.option("--stats", is_flag=True, help="Where the time went, on stderr.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")
+@click.option("--model", help="An exported folder, or the hub id of a package.")
+@load_options
+@generation_options(
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "max_time",
+    "orient",
+)
+@click.option("--stats", is_flag=True, help="Print times on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def generate(
     image: str,
     prompt: str,
-    model: Path | None,
-    opening: Opening,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    seed: int | None,
-    stop: tuple[str, ...],
-    max_time: float | None,
-    orient: bool,
+    model: str | None,
+    options: LoadOptions,
+    generation: "GenerationOptions",
     stats: bool,
     as_json: bool,
 ) -> None:
@@ -51,46 +49,35 @@ def generate(
     IMAGE is a file, or `-` for standard input.
     """
     picture = _standard_input() if image == "-" else image
-    loaded = opening.load(model)
-    pieces = loaded.stream(
-        picture,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-        max_time=max_time,
-        orient=orient,
-    )
-    generation = None
-    for piece in pieces:
+    options.register_libraries()
+    loaded = options.load(package_or_default(model))
+    final = None
+    for piece in loaded.stream(picture, prompt, **generation):
         if not as_json:
             click.echo(piece.text, nl=False)
             sys.stdout.flush()
-        generation = piece.generation
-    assert generation is not None
-    fields = asdict(generation)
-    del fields["logprobs"]  # nobody can ask for them here
+        final = piece.generation
+    assert final is not None
+    fields = asdict(final)
+    del fields["logprobs"]  # no option of this command asks for them
     click.echo(json.dumps(fields, ensure_ascii=False) if as_json else "")
     if stats:
-        timings = generation.timings
+        timings = final.timings
         click.echo(
             f"load {timings.load:.3f} s, preprocess {timings.preprocess:.3f} s, "
             f"vision {timings.vision:.3f} s, prefill {timings.prefill:.3f} s "
-            f"({generation.prompt_tokens} tokens), first token {timings.first_token:.3f} s, "
-            f"decode {timings.decode:.3f} s ({len(generation.token_ids)} tokens, "
-            f"{timings.tokens_per_second:.1f} a second), finish_reason {generation.finish_reason}",
+            f"({final.prompt_tokens} tokens), first token {timings.first_token:.3f} s, "
+            f"decode {timings.decode:.3f} s ({len(final.token_ids)} tokens, "
+            f"{timings.tokens_per_second:.1f} a second), finish_reason {final.finish_reason}",
             err=True,
         )
 
 
 def _standard_input() -> bytes:
-    # A process started without standard input has None there.
+    # sys.stdin is None in a process that was started without standard input.
     content = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
     if not content:
-        raise InputError("standard input holds no picture; pipe one in, or give a file's path.")
+        raise InputError(
+            "standard input holds no picture; pipe a picture in, or give a file's path."
+        )
     return content

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from fastvlm_onnx.agreement import Agreement, agreement_table
-from fastvlm_onnx.commands.progress import count, progress_bar
-from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.commands.optional_packages import optional_packages
+from fastvlm_onnx.commands.progress import progress_bar
 
 
 @click.command()
@@ -45,7 +45,7 @@ def verify(
     loads. The 0.5B takes 6 GB, the 7B 62 GB.
     """
     verify_package = import_verify_package()
-    with progress_bar("verify", count) as progress:
+    with progress_bar("verify", " steps") as progress:
         agreement = verify_package(
             folder,
             checkpoint,
@@ -71,13 +71,8 @@ def import_verify_package() -> Callable[..., Agreement]:
     Raises:
         InputError: packages that it needs are not installed.
     """
-    try:
+    with optional_packages("verifying", "verify"):
         from fastvlm_onnx.export.verification.verify import verify_package
-    except ImportError as error:
-        raise InputError(
-            f"verifying needs packages that are not installed ({error.name}); "
-            'run `pip install "fastvlm-onnx[verify]"`.'
-        ) from None
     return verify_package
 
 

@@ -1,6 +1,6 @@
-"""Installs as optimum/commands/register/: makes `optimum-cli export fastvlm-onnx` known to optimum.
+"""Installs into optimum/commands/register/, where optimum finds `export fastvlm-onnx`.
 
-optimum imports every file of that folder at each start, so this one stays light.
+optimum imports every file of that folder at each start, so this file imports little.
 """
 
 from optimum.commands.export.base import ExportCommand

@@ -1,4 +1,4 @@
-"""What CoreML needs besides a session: compiled models kept on disk, and proof of its numbers."""
+"""CoreML's compiled models on disk, and a check of its image features."""
 
 import shutil
 from collections.abc import Callable
@@ -18,28 +18,39 @@ from fastvlm_onnx.user_data import user_folder
 FloatArray = NDArray[np.float32]
 
 CACHE_OPTION: Final = "ModelCacheDirectory"
-# Rounding to float16 costs a thousandth or two; a wrong result is of another size.
+# Rounding to float16 gives a relative error of 0.001 to 0.002. A wrong result exceeds 0.05.
 MOST_RELATIVE_ERROR: Final = 0.05
 
 
 def with_model_cache(choice: ProviderChoice, sha256: str) -> ProviderChoice:
-    """The choice, with a folder for the compiled model unless the caller named one.
+    """Add a folder for the compiled model to a choice of CoreML.
 
-    ONNX Runtime looks at neither the graph's content nor its own version when it reads from there:
-    both are in the folder's name.
+    ONNX Runtime checks neither the graph's content nor its own version when it reads a compiled
+    model, so the folder's name has both.
+
+    Args:
+        choice: the provider of a graph.
+        sha256: hash of the graph's file.
+
+    Returns:
+        The same choice for another provider, or if the caller named a folder.
     """
     if choice.ep != COREML or CACHE_OPTION in choice.options:
         return choice
     folder = _folder(sha256) / import_onnxruntime().__version__
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # compiled anew each time, then
+    except OSError:  # without a folder, the model is compiled for each session
         return choice
     return replace(choice, options={**choice.options, CACHE_OPTION: str(folder)})
 
 
 def wipe_model_cache(choice: ProviderChoice) -> bool:
-    """Empty the folder of compiled models if it is ours; whether there was anything in it."""
+    """Empty the folder of compiled models, if this library made it.
+
+    Returns:
+        Whether the folder held a compiled model.
+    """
     folder = Path(choice.options.get(CACHE_OPTION, ""))
     if choice.ep != COREML or user_folder() not in folder.parents or not folder.is_dir():
         return False
@@ -56,28 +67,28 @@ def check_features(
     encode: Callable[[FloatArray], FloatArray],
     encode_on_cpu: Callable[[FloatArray], FloatArray],
 ) -> float:
-    """Encode an image, and hold its features against the CPU's.
+    """Compare CoreML's image features with the CPU's.
 
-    The CPU is asked once for each graph; its features are kept beside the compiled model.
+    The CPU encodes the image once for each graph. Its features are kept beside the compiled model.
 
     Args:
-        sha256: of the vision encoder's file.
-        pixel_values: of a sample image, float32 [1, 3, image_size, image_size].
-        encode: pixel_values -> image_features, on CoreML.
-        encode_on_cpu: the same on the CPU.
+        sha256: hash of the vision encoder's file.
+        pixel_values: a sample image, float32 [1, 3, image_size, image_size].
+        encode: computes image_features from pixel_values on CoreML.
+        encode_on_cpu: computes image_features from pixel_values on the CPU.
 
     Returns:
-        Relative error.
+        The relative error.
 
     Raises:
-        ProviderError: the features are others.
+        ProviderError: the features differ.
     """
     file = _folder(sha256) / f"features.{pixel_values.shape[-1]}.npy"
     try:
         expected = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # none yet, or cut off
+    except (OSError, ValueError, EOFError):  # no file yet, or an incomplete one
         expected = encode_on_cpu(pixel_values)
-        with suppress(OSError):  # made anew next time, then
+        with suppress(OSError):  # without a file, the CPU encodes the image next time too
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, expected)
     found = encode(pixel_values)
@@ -87,7 +98,7 @@ def check_features(
     if not error <= MOST_RELATIVE_ERROR:
         raise ProviderError(
             f"CoreML gives wrong image features on this machine (relative error {error:.2g}, at "
-            f"most {MOST_RELATIVE_ERROR:g}, against the CPU's); take --provider cpu, "
+            f"most {MOST_RELATIVE_ERROR:g}, against the CPU's); use --provider cpu, "
             "or --provider-option RequireStaticInputShapes=0, which helps on macOS 15."
         )
     return error

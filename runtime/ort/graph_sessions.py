@@ -7,7 +7,7 @@ from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import Manifest
 from fastvlm_onnx.runtime.ort.coreml import with_model_cache
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
-from fastvlm_onnx.runtime.ort.session import GraphSession, LazySession
+from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession, LazySession
 
 
 def graph_files(
@@ -38,7 +38,7 @@ def open_sessions(
     *,
     lazy_vision: bool,
     record_placement: bool,
-) -> dict[str, GraphSession]:
+) -> dict[str, GraphRunner]:
     """Open graphs.
 
     Args:

@@ -1,4 +1,4 @@
-"""The machine this process runs on, in words and numbers."""
+"""The machine that this process runs on: its processor, cores and memory."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The processor's name, as Linux gives it, or what Python knows."""
+    """Return the processor's name: from Linux if it tells it, else from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -43,16 +43,16 @@ def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def cores() -> int:
-    """Logical cores that this process may use."""
+    """Return the number of logical cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def peak_rss_bytes() -> int | None:
-    """The most memory this process ever held; None where the system does not say."""
+    """Return the largest resident set of this process; None if the system does not tell it."""
     try:
-        # Not getrusage where it can be helped: on Linux it counts what the parent held before exec.
+        # On Linux, getrusage also counts the memory that the parent process held before exec.
         status = Path("/proc/self/status").read_text("utf-8")
     except OSError:
         return _peak_rss_of_getrusage()
@@ -70,9 +70,12 @@ def _peak_rss_of_getrusage() -> int | None:
 
 
 def physical_cores() -> int | None:
-    """Cores with arithmetic of their own that this process may use; None where nobody says.
+    """Return the number of physical cores that this process may use.
 
-    Counts what the scheduler lets it run on and what its cgroup pays for, not what the machine has.
+    The process's affinity and its cgroup's limit both restrict the number.
+
+    Returns:
+        None if the system does not tell which logical cores share a physical core.
     """
     if not hasattr(os, "sched_getaffinity"):
         return None
@@ -87,7 +90,11 @@ def physical_cores() -> int | None:
 
 
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Cores' worth of time that this process's cgroup allows, at least 1; None without a limit."""
+    """Return the cgroup's limit of processor time as a number of cores.
+
+    Returns:
+        At least 1; None without a limit.
+    """
     try:
         try:
             quota, period = (root / "cpu.max").read_text("utf-8").split()
@@ -97,13 +104,13 @@ def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
                 for name in ("quota", "period")
             )
         limit = int(quota) / int(period)
-    except (OSError, ValueError):  # no cgroups, or "max"
+    except (OSError, ValueError):  # no cgroups, or the limit "max"
         return None
     return max(1, int(limit)) if limit > 0 else None
 
 
 def memory_bytes() -> tuple[int | None, int | None]:
-    """Memory of the machine, and what of it is free; None where the system does not say."""
+    """Return the machine's memory and its free memory; None if the system does not tell them."""
     try:
         text = Path("/proc/meminfo").read_text("utf-8")
     except OSError:

@@ -9,6 +9,7 @@ from typing import Final
 
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.package import parse_version
+from fastvlm_onnx.telemetry import disable_telemetry
 
 ProviderOptions = Mapping[str, str]
 
@@ -88,6 +89,7 @@ def import_onnxruntime() -> ModuleType:
     Raises:
         ProviderError: ONNX Runtime is not installed, or older than every variant needs.
     """
+    disable_telemetry()
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,11 +1,12 @@
-"""ONNX Runtime sessions: options, opening, proof of placement; the decoder with its cache."""
+"""ONNX Runtime sessions: their options, how a graph is opened, and which nodes run where."""
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
@@ -24,25 +25,50 @@ from fastvlm_onnx.runtime.ort.providers import (
 from fastvlm_onnx.runtime.ort.saturation import EXACT_PRODUCTS, int8_weights_of
 
 Placement = Mapping[str, Counter[str]]
-"""Nodes by provider (ONNX Runtime's name), then by operator."""
+"""Number of nodes, by provider (ONNX Runtime's name) and operator."""
 
 RECORD_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
 log = logging.getLogger("fastvlm_onnx")
 log.addHandler(logging.NullHandler())
 
 
-class GraphSession:
-    """One graph, open on the provider that was chosen for it.
+class GraphRunner(Protocol):
+    """A graph that can be run, from arrays to arrays.
 
     Attributes:
         path: the graph's file.
-        choice: what it runs on.
-        placement: which provider took which nodes; None where ONNX Runtime does not say, or nobody
-            wanted to know.
-        int8_weights: "int8" where products read the weights as the package holds them; "uint8"
-            where ONNX Runtime rewrote them, because int8 products saturate on this processor; None
-            for a graph without such products.
-        observer: is called with the seconds of each bound run, where it is set.
+        choice: the provider that runs the graph, with its options.
+        placement: the nodes that each provider took; None if they were not recorded, or if this
+            ONNX Runtime does not tell them.
+        int8_weights: "int8" if products read the weights as the package holds them; "uint8" if
+            ONNX Runtime rewrote the weights, because int8 products saturate on this processor;
+            None for a graph without int8 products.
+    """
+
+    path: Path
+    choice: ProviderChoice
+    placement: Placement | None
+    int8_weights: str | None
+
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """Run the graph once.
+
+        Args:
+            outputs: names of the outputs that are returned; all outputs when None.
+            feeds: an array for each input.
+
+        Raises:
+            ProviderError: the provider failed, for example for lack of memory. The graph can be
+                run again.
+        """
+        ...
+
+
+class GraphSession:
+    """A graph that stays open on its provider; see `GraphRunner` for its other attributes.
+
+    Attributes:
+        observer: called with the seconds of each bound run; None for no calls.
     """
 
     def __init__(
@@ -54,22 +80,25 @@ class GraphSession:
         has_int8_products: bool = False,
         records_placement: bool = False,
     ) -> None:
-        """Open it.
+        """Open the graph.
 
         Args:
-            threads: intra-op threads; one per physical core when None.
+            path: the graph's file.
+            choice: the provider that runs the graph, with its options.
+            threads: intra-op threads; one for each physical core when None.
             has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
                 record in the manifest says.
-            records_placement: also where the CPU is all there is.
+            records_placement: record the placement on the CPU too.
 
         Raises:
             InputError: `threads` is below 1.
-            PackageError: the graph cannot be loaded on the CPU.
-            ProviderError: it cannot be on another provider, or that takes no node of it.
+            PackageError: the CPU provider cannot load the graph.
+            ProviderError: another provider cannot load the graph, or takes no node of it.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; expected 1 or more.")
         self.path, self.choice = path, choice
+        self.placement: Placement | None = None
         self.observer: Callable[[float], object] | None = None
         self._ort = import_onnxruntime()
         self._is_on_cpu = choice.ep == CPU
@@ -82,11 +111,11 @@ class GraphSession:
         records = records_placement or not self._is_on_cpu
         if records:
             options.add_session_config_entry(RECORD_PLACEMENT, "1")
-        # ONNX Runtime's exceptions share no base below Exception.
+        # ONNX Runtime's exceptions have no base class of their own.
         try:
             self._session = self._open(options)
         except Exception as error:
-            # What was compiled by another version, or cut off, is no reason to give up.
+            # A compiled model of another version, or an incomplete one, is compiled again.
             if not wipe_model_cache(choice):
                 raise self._refused(error) from None
             try:
@@ -95,21 +124,25 @@ class GraphSession:
                 raise self._refused(again) from None
         self._returning = self._ort.RunOptions()
         self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self.placement = placement_of(self._session) if records else None
+        if records:
+            self.placement = placement_of(self._session)
         if not self._is_on_cpu:
             self._check_placement()
 
     def _open(self, options: Any) -> Any:
         ort, choice = self._ort, self.choice
         chain = [(choice.ep, dict(choice.options)), *((ep, dict(o)) for ep, o in choice.others)]
-        if choice.ep in ort.get_available_providers():
+        # A registered plugin is also in ONNX Runtime's list of available providers, but it starts
+        # from its devices only.
+        if self._is_on_cpu or not plugin_devices(choice.ep):
             if not self._is_on_cpu:
                 chain.append((CPU, {}))
             return ort.InferenceSession(str(self.path), options, providers=chain, enable_fallback=0)
-        # A plugin's: named by its devices.
         for ep, given in chain:
-            devices = [device for device in ort.get_ep_devices() if device.ep_name == ep]
-            options.add_provider_for_devices(devices, given)
+            if plugin_devices(ep):
+                options.add_provider_for_devices(*_chosen_devices(ep, given))
+            else:
+                options.add_provider(ep, given)
         return ort.InferenceSession(str(self.path), options, enable_fallback=0)
 
     def _refused(self, error: Exception) -> Exception:
@@ -125,7 +158,11 @@ class GraphSession:
         )
 
     def _check_placement(self) -> None:
-        """Raise ProviderError where the provider is not used, warn where it left something."""
+        """Check that the provider took nodes; log a warning if it left nodes to the CPU.
+
+        Raises:
+            ProviderError: the provider did not start, or took no node.
+        """
         ep = self.choice.ep
         if ep not in self._session.get_providers():
             provider = PROVIDERS.get(self.choice.name)
@@ -154,25 +191,23 @@ class GraphSession:
             )
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
-        """Run once, from arrays to arrays; all outputs when None.
-
-        Raises:
-            ProviderError: the provider failed, of memory for one; the session stays usable.
-        """
+        """Run the graph once; see `GraphRunner.run`."""
         try:
             return self._session.run(outputs, feeds)
         except Exception as error:
             raise self._failed(error) from None
 
     def run_with_iobinding(self, binding: Any, *, returns_memory: bool = False) -> None:
-        """Run once, on what is bound.
+        """Run the graph once on bound tensors.
 
         Args:
-            returns_memory: give back what the activations took, instead of keeping it for the next
-                run.
+            binding: made by `io_binding`, with all inputs and outputs bound.
+            returns_memory: release the activations' memory after the run. Without it, the memory is
+                kept for the next run.
 
         Raises:
-            ProviderError: as `run`.
+            ProviderError: the provider failed, for example for lack of memory. The session stays
+                usable.
         """
         options = self._returning if returns_memory and self._is_on_cpu else None
         began = time.perf_counter()
@@ -186,21 +221,24 @@ class GraphSession:
     def _failed(self, error: Exception) -> ProviderError:
         return ProviderError(
             f"{self.path.name}: {self.choice.ep} failed while running it ({in_one_line(error)}); "
-            "where memory was short, free some, or take a smaller variant or image size."
+            "if memory was short, free some, or take a smaller variant or image size."
         )
 
     def io_binding(self) -> Any:
+        """Return a new binding for `run_with_iobinding`."""
         return self._session.io_binding()
 
     def get_inputs(self) -> list[Any]:
+        """Return names, types and shapes of the inputs, as ONNX Runtime has them."""
         return self._session.get_inputs()
 
     def get_outputs(self) -> list[Any]:
+        """Return names, types and shapes of the outputs, as ONNX Runtime has them."""
         return self._session.get_outputs()
 
 
-class LazySession(GraphSession):
-    """A graph that is open only while it runs, each time anew."""
+class LazySession:
+    """A graph that is opened for each run and closed after it; see `GraphRunner`."""
 
     def __init__(
         self,
@@ -211,41 +249,80 @@ class LazySession(GraphSession):
         has_int8_products: bool = False,
         records_placement: bool = False,
     ) -> None:
-        """Note what to open; off the CPU, see that it opens."""
-        self.path, self.choice, self._threads, self.placement = path, choice, threads, None
-        self._has_int8_products = has_int8_products
+        """Take the graph; open it once if a provider other than the CPU's is to be checked.
+
+        Args:
+            path: the graph's file.
+            choice: the provider that runs the graph, with its options.
+            threads: intra-op threads; one for each physical core when None.
+            has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
+                record in the manifest says.
+            records_placement: record the placement on the CPU too.
+
+        Raises:
+            ProviderError: the provider cannot load the graph, or takes no node of it.
+        """
+        self.path, self.choice = path, choice
+        self.placement: Placement | None = None
         self.int8_weights = int8_weights_of(has_int8_products)
+        self._open_session = partial(
+            GraphSession, path, choice, threads, has_int8_products=has_int8_products
+        )
         if choice.ep != CPU or records_placement:
-            self.placement = self._opened(records_placement).placement
+            self.placement = self._open_session(records_placement=records_placement).placement
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
-        return self._opened().run(outputs, feeds)
-
-    def _opened(self, records_placement: bool = False) -> GraphSession:
-        return GraphSession(
-            self.path,
-            self.choice,
-            self._threads,
-            has_int8_products=self._has_int8_products,
-            records_placement=records_placement,
-        )
+        """Open the graph, run it once and close it; see `GraphRunner.run`."""
+        return self._open_session().run(outputs, feeds)
 
 
 def session_options(threads: int | None) -> Any:
-    """ONNX Runtime's SessionOptions as every graph has them."""
+    """Make the SessionOptions that all graphs share.
+
+    Args:
+        threads: intra-op threads; one for each physical core when None.
+    """
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads or physical_cores() or 0
     options.log_severity_level = 3
-    # A pattern is one block for all activations, beside what the first run took: a fifth more
-    # memory for the vision encoder, and no faster.
+    # The memory-pattern allocator costs 20 % more memory for the vision encoder and is no faster.
     options.enable_mem_pattern = False
-    # Sessions take turns: an idle one whose workers spin takes a core from the busy one.
+    # Sessions take turns: spinning workers of an idle session take a core from the busy session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
+def plugin_devices(ep: str) -> list[Any]:
+    """Return the devices that a plugin provider offers; empty for a provider of the build."""
+    ort = import_onnxruntime()
+    if not hasattr(ort, "get_ep_devices"):
+        return []
+    return [device for device in ort.get_ep_devices() if device.ep_name == ep]
+
+
+def _chosen_devices(ep: str, options: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
+    """Choose a plugin's devices by the option `device_type`, which plugins themselves ignore.
+
+    Returns:
+        The devices, and the options without `device_type`.
+
+    Raises:
+        ProviderError: the plugin has no device of this type.
+    """
+    devices = plugin_devices(ep)
+    others = dict(options)
+    device_type = others.pop("device_type", None)
+    if device_type is None:
+        return devices, others
+    chosen = [device for device in devices if device.device.type.name == device_type]
+    if not chosen:
+        offered = ", ".join(sorted({device.device.type.name for device in devices}))
+        raise ProviderError(f"device_type is {device_type}, and the plugin offers {offered}")
+    return chosen, others
+
+
 def placement_of(session: Any) -> Placement | None:
-    """Which provider took which nodes; None where this ONNX Runtime does not say."""
+    """Return the nodes that each provider took; None if this ONNX Runtime does not tell them."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return None
     placement: dict[str, Counter[str]] = {}

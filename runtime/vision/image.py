@@ -1,17 +1,18 @@
-"""A picture in any form -> pixel_values, with the arithmetic of Apple's predict.py.
+"""An image in any form -> pixel_values, with the arithmetic of Apple's predict.py.
 
-Black borders to a square, Pillow's bicubic on uint8, then /255. EXIF rotation is ignored unless
-asked for, alpha is dropped, 16-bit values are clipped to 255, nothing is cropped: predict.py does
-the same.
+Black borders make the image square, Pillow's bicubic filter resizes it as uint8, and a division by
+255 follows. EXIF rotation is ignored unless the caller asks for it. The alpha channel is dropped,
+16-bit values are clipped to 255, and nothing is cropped. predict.py does the same.
 
 Source: apple/ml-fastvlm @592b4ad (predict.py, mm_utils.expand2square), transformers 4.48.3
 (CLIPImageProcessor).
 """
 
 import io
+import math
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,28 +24,34 @@ Content = bytes | bytearray | memoryview
 Picture = str | os.PathLike[str] | Content | IO[bytes] | Image.Image | NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
 
-# Where Pillow itself refuses to decode a file; arrays and Pillow images are held to the same.
+# Pillow refuses to decode a larger file. Arrays and Pillow images have the same limit here.
 MAX_PIXELS = 178_956_970
-# The longest side that a JPEG can have; work and memory grow with the square around a picture.
+# The longest side that a JPEG can have. Work and memory grow with the longer side.
 MAX_SIDE = 65_535
+# Pillow finds the format in a file's content. Its other decoders are for formats that no camera
+# writes, and the EPS decoder starts Ghostscript on the file.
+FORMATS: Final = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
+# Decoders that some builds of Pillow have, and that pillow_heif registers.
+PLUGIN_FORMATS: Final = ("AVIF", "HEIF")
 
-# Rows of a picture that are padded and narrowed at a time.
+# Rows of an image that are padded and narrowed at a time.
 _STRIP_ROWS = 256
 
-# uint8 -> float64 * (1/255) -> float32, the rounding of transformers' rescale, for each value once.
+# uint8 -> float64 * (1/255) -> float32, the rounding of transformers' rescale, for each value.
 _RESCALED = (np.arange(256) * (1 / 255)).astype(np.float32)
 
 
 def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
-    """Open a picture and decode it to RGB; of an animation, the first frame.
+    """Open an image and decode it to RGB. The first frame of an animation is taken.
 
     Args:
-        picture: a path, a file's bytes, a binary file (read from where it stands), a Pillow image,
-            or uint8 [H, W, 3].
-        orient: turn the picture as its EXIF data say; predict.py does not.
+        picture: a path, the bytes of a file, a binary file (read from its position to its end), a
+            Pillow image, or a uint8 array [height, width, 3] in RGB order.
+        orient: rotate the image as its EXIF data say. predict.py does not rotate.
 
     Raises:
-        InputError: no such file, not a picture, cut off, empty, or over MAX_PIXELS or MAX_SIDE.
+        InputError: the file does not exist, has none of FORMATS, is cut off or empty, or the image
+            exceeds MAX_PIXELS or MAX_SIDE.
     """
     name = str(Path(picture)) if isinstance(picture, str | os.PathLike) else "the picture"
     try:
@@ -52,7 +59,7 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
             return _from_array(picture, name)
         if isinstance(picture, Image.Image):
             return _decode(picture, name, orient)
-        with Image.open(_open_file(picture)) as opened:
+        with _open_image(_open_file(picture)) as opened:
             return _decode(opened, name, orient)
     except InputError:
         raise
@@ -60,13 +67,14 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
         raise InputError(f"{name}: no such picture; give the path of an image file.") from None
     except UnidentifiedImageError:
         raise InputError(
-            f"{name}: not a picture that Pillow can read; expected JPEG, PNG, WebP or the like."
+            f"{name}: not a picture in a known format; expected JPEG, PNG, WebP, GIF, BMP, TIFF "
+            "or PPM."
         ) from None
     except Image.DecompressionBombError:
         raise InputError(
-            f"{name}: has more than the {MAX_PIXELS:,} pixels that are read; make it smaller."
+            f"{name}: has more than {MAX_PIXELS:,} pixels, the most that are read; make it smaller."
         ) from None
-    # Pillow's decoders raise almost anything for a damaged file, SyntaxError and RuntimeError too.
+    # Pillow's decoders raise exceptions of almost any class for a damaged file.
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise InputError(
@@ -81,7 +89,7 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
 def _open_file(picture: Any) -> Path | io.BytesIO:
     if isinstance(picture, str | os.PathLike):
         return Path(picture)
-    # Of a file: Pillow would go back to the start, and could not read a pipe.
+    # Pillow would seek to the start of an open file, and cannot read a pipe.
     content = picture.read() if hasattr(picture, "read") else picture
     if not isinstance(content, Content):
         raise InputError(
@@ -89,6 +97,17 @@ def _open_file(picture: Any) -> Path | io.BytesIO:
             "Pillow image or a uint8 array."
         )
     return io.BytesIO(content)
+
+
+def _open_image(file: Path | io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        Image.init()  # Pillow registers its less common decoders here
+        plugins = tuple(name for name in PLUGIN_FORMATS if name in Image.OPEN)
+        if not plugins:
+            raise
+        return Image.open(file, formats=plugins)
 
 
 def _decode(image: Image.Image, name: str, orient: bool) -> Image.Image:
@@ -111,13 +130,25 @@ def _check_size(name: str, width: int, height: int) -> None:
     if width * height == 0:
         raise InputError(f"{found}; expected at least one.")
     if width * height > MAX_PIXELS:
-        raise InputError(f"{found}, more than the {MAX_PIXELS:,} that are read; make it smaller.")
+        raise InputError(
+            f"{found}, more than {MAX_PIXELS:,}, the most that are read; make it smaller."
+        )
     if max(width, height) > MAX_SIDE:
-        raise InputError(f"{found}; at most {MAX_SIDE:,} to a side are read: make it smaller.")
+        raise InputError(
+            f"{found}; a side may have at most {MAX_SIDE:,} pixels: make the picture smaller."
+        )
 
 
 def preprocess(image: Image.Image, image_size: int) -> FloatArray:
-    """RGB picture -> pixel_values float32 [1, 3, image_size, image_size] in 0..1."""
+    """Turn an RGB picture into pixel_values.
+
+    Args:
+        image: RGB, any size.
+        image_size: side of the output in pixels, a multiple of 64.
+
+    Returns:
+        float32 [1, 3, image_size, image_size], values from 0 to 1.
+    """
     if image.width != image.height:
         image = _pad_and_narrow(image, image_size)
     resized = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -125,17 +156,38 @@ def preprocess(image: Image.Image, image_size: int) -> FloatArray:
 
 
 def _pad_and_narrow(image: Image.Image, width: int) -> Image.Image:
-    """Black borders to a square, resized to `width` but not in height: [max(H, W), width].
+    """Add black borders up to a square, and resize its rows to `width` pixels.
 
-    Pillow resizes rows first and columns then, so this is the first half of resizing the square.
-    The square of a long thin picture does not fit in memory, and black rows need no resizing.
+    Pillow resizes rows first and columns second, so this is the first half of resizing the square.
+    The square of a long thin picture does not fit in memory, so it is made strip by strip. Columns
+    of the result that depend on the black borders only are black, and are not computed.
+
+    Returns:
+        RGB, `width` pixels wide and max(image.size) pixels high.
     """
     side = max(image.size)
     left, top = (side - image.width) // 2, (side - image.height) // 2
+    scale = side / width
+    # Pillow's bicubic filter reaches two pixels of the smaller grid to each side.
+    reach = 2 * max(scale, 1) + 2
+    # An edge between two groups of columns is exact in the float32 of Pillow's `box` argument, so
+    # that the filter's weights are those of the whole row.
+    groups = math.gcd(width, 64)
+    first = max(0, math.floor((left - reach) / side * groups))
+    last = min(groups, math.ceil((left + image.width + reach) / side * groups))
+    box_left, box_right = side * first / groups, side * last / groups
+    crop_left = max(0, math.floor(box_left - reach))
+    crop_right = min(side, math.ceil(box_right + reach))
+    columns = (last - first) * width // groups
     narrowed = Image.new("RGB", (width, side))
     for y in range(0, image.height, _STRIP_ROWS):
-        # Beyond the picture a crop is black.
-        strip = image.crop((-left, y, side - left, min(y + _STRIP_ROWS, image.height)))
-        strip = strip.resize((width, strip.height), Image.Resampling.BICUBIC)
-        narrowed.paste(strip, (0, top + y))
+        bottom = min(y + _STRIP_ROWS, image.height)
+        # Pixels of a crop that lie outside the picture are black.
+        strip = image.crop((crop_left - left, y, crop_right - left, bottom))
+        strip = strip.resize(
+            (columns, strip.height),
+            Image.Resampling.BICUBIC,
+            box=(box_left - crop_left, 0, box_right - crop_left, strip.height),
+        )
+        narrowed.paste(strip, (first * width // groups, top + y))
     return narrowed

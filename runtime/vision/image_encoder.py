@@ -12,7 +12,7 @@ import numpy as np
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, PIXEL_VALUES
 from fastvlm_onnx.runtime.arrays import FloatArray
-from fastvlm_onnx.runtime.ort.session import GraphSession
+from fastvlm_onnx.runtime.ort.session import GraphRunner
 from fastvlm_onnx.runtime.vision.feature_cache import FeatureCache
 from fastvlm_onnx.runtime.vision.image import Picture, preprocess, read_picture
 
@@ -75,8 +75,8 @@ class ImageEncoder:
 
     def __init__(
         self,
-        vision_encoder: GraphSession,
-        projector: GraphSession,
+        vision_encoder: GraphRunner,
+        projector: GraphRunner,
         *,
         image_size: int,
         num_image_tokens: int,

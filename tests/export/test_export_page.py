@@ -27,7 +27,6 @@ def test_the_page_describes_every_argument(function: Callable[..., object]) -> N
     assert set(re.findall(r"(\w+)=", section.split(")`")[0])) <= set(described)
 
 
-@pytest.mark.xfail(strict=True, reason="fastvlm_onnx.export has no public names yet")
 def test_the_python_of_the_export_page_runs(tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     done = subprocess.run(

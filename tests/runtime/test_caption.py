@@ -13,13 +13,14 @@ from command_line import refusal, run
 from PIL import Image
 
 from fastvlm_onnx import FastVLM
+from fastvlm_onnx.runtime.captions import caption_file
 
 PROMPT = "Describe the image."
 
 
 @pytest.fixture
 def photos(tmp_path: Path, picture: Path, questions: dict) -> Path:
-    """The sample pictures in two folders, and what is none."""
+    """The sample pictures in two folders, and a text file."""
     folder = tmp_path / "photos"
     (folder / "inner").mkdir(parents=True)
     for number, name in enumerate(questions):
@@ -83,7 +84,7 @@ def many(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_that_was_killed_is_gone_on_with_and_no_picture_comes_twice(
+def test_resume_after_a_kill_writes_every_picture_exactly_once(
     many: Path, package: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "captions.jsonl"
@@ -114,23 +115,76 @@ def test_a_file_that_is_there_is_not_written_over(
     output = tmp_path / "captions.jsonl"
     output.write_text("mine\n")
     command = ("caption", photos, "--model", package, "-o", output)
-    assert "exists already; go on with it by --resume" in refusal(*command)
-    assert "line 1 is no caption" in refusal(*command, "--resume")
+    assert "exists already; append to it with --resume" in refusal(*command)
+    assert "line 1 is not a caption" in refusal(*command, "--resume")
     assert output.read_text() == "mine\n"
 
 
-def test_a_file_that_another_run_holds_is_left_to_it(
+def test_a_file_that_another_run_is_writing_is_refused(
     photos: Path, package: Path, tmp_path: Path
 ) -> None:
-    fcntl = pytest.importorskip("fcntl", reason="this system has no locks on files")
     output = tmp_path / "captions.jsonl"
-    with output.open("wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        words = refusal("caption", photos, "--model", package, "-o", output, "--resume")
-    assert "another run is writing it" in words
+    output.touch()
+    with caption_file(output, resume=True):
+        line = refusal("caption", photos, "--model", package, "-o", output, "--resume")
+    assert "another run is writing it" in line
+    done = run("caption", photos, "--model", package, "-o", output, "--max-new-tokens", 2)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["captions.jsonl"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a file's size is Linux's")
+def test_resume_tries_unreadable_pictures_again(
+    photos: Path, package: Path, picture: Path, tmp_path: Path
+) -> None:
+    broken = photos / "broken.png"
+    broken.write_bytes(b"no picture")
+    output = tmp_path / "captions.jsonl"
+    command = ("caption", photos, "--model", package, "-o", output, "--max-new-tokens", 2)
+    assert run(*command).returncode == 3
+    first = captions_in(output.read_text())
+    assert str(broken) in {line["path"] for line in first if "error" in line}
+
+    still_broken = run(*command, "--resume")
+    assert still_broken.returncode == 3
+    assert f"1 of {len(first)} pictures could not be read" in still_broken.stderr
+    assert sorted(line["path"] for line in captions_in(output.read_text())) == sorted(
+        line["path"] for line in first
+    )
+
+    broken.write_bytes(picture.read_bytes())
+    repaired = run(*command, "--resume")
+    assert repaired.returncode == 0, repaired.stderr
+    lines = captions_in(output.read_text())
+    assert len(lines) == len(first)
+    assert all("text" in line for line in lines)
+
+
+def test_resume_reports_errors_of_pictures_that_are_not_asked_about(
+    photos: Path, package: Path, picture: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "captions.jsonl"
+    options = ("--model", package, "-o", output, "--max-new-tokens", 2)
+    assert run("caption", picture, photos / "gone.png", *options).returncode == 3
+    before = output.read_bytes()
+    done = run("caption", picture, *options, "--resume")
+    assert done.returncode == 3
+    assert "every picture is there already" in done.stderr
+    assert "1 of 2 pictures could not be read" in done.stderr
+    assert output.read_bytes() == before
+
+
+def test_a_run_that_cannot_begin_keeps_the_error_lines(
+    photos: Path, package: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "captions.jsonl"
+    command = ("caption", photos / "gone.png", "--model", package, "-o", output)
+    assert run(*command).returncode == 3
+    before = output.read_bytes()
+    assert "has no int3 variant" in refusal(*command, "--resume", "--precision", "int3")
+    assert output.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the size of a file")
 def test_a_full_disk_leaves_whole_lines(many: Path, package: Path, tmp_path: Path) -> None:
     """The limit on a file's size stands in for the disk's end."""
     output = tmp_path / "captions.jsonl"
@@ -154,8 +208,8 @@ def test_a_full_disk_leaves_whole_lines(many: Path, package: Path, tmp_path: Pat
     assert sorted(paths) == sorted(map(str, many.iterdir()))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 are Linux's")
-def test_a_name_that_is_no_utf8_comes_back_as_it_was(
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has file names that are not UTF-8")
+def test_file_names_that_are_not_utf8_are_kept(
     tmp_path: Path, package: Path, picture: Path
 ) -> None:
     folder = tmp_path / "odd"
@@ -177,7 +231,7 @@ def test_a_name_that_is_no_utf8_comes_back_as_it_was(
     assert os.fsencode(json.loads(piped.stdout)["path"]) == name
 
 
-def test_a_reader_who_leaves_ends_it_quietly(many: Path, package: Path) -> None:
+def test_caption_ends_quietly_when_the_reader_of_stdout_leaves(many: Path, package: Path) -> None:
     command = [sys.executable, "-m", "fastvlm_onnx", "caption", str(many), "--model", str(package)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -196,12 +250,12 @@ def test_a_reader_who_leaves_ends_it_quietly(many: Path, package: Path) -> None:
         (["{empty}/*.png"], "found no pictures"),
         ([""], "a path is empty"),
         (["x.png", "--batch-size", "0"], "--batch-size is 0"),
-        (["x.png", "--resume"], "--resume wants the file"),
+        (["x.png", "--resume"], "--resume needs -o FILE"),
         (["x.png", "--prompt", " "], "the prompt is empty"),
         (["x.png", "-o", "{empty}/no/where.jsonl"], "cannot be written"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_one_line(
+def test_bad_arguments_of_caption_are_refused_in_one_line(
     tmp_path: Path, package: Path, arguments: list[str], words: str
 ) -> None:
     empty = tmp_path / "empty"

@@ -35,14 +35,14 @@ def test_piped_lines_are_answered_on_standard_output(
     assert done.stdout.splitlines() == expected
 
 
-def test_commands_begin_with_a_slash(package: Path, picture: Path, model: FastVLM) -> None:
+def test_chat_commands_begin_with_a_slash(package: Path, picture: Path, model: FastVLM) -> None:
     lines = ["/stats", f"/image {picture}", PROMPT, "/reset", f"/image {picture}", PROMPT]
     done = piped("\n".join([*lines, "/stats", "/exit", "never asked"]), "--model", package)
     assert done.returncode == 0
     answer = model.generate(picture, PROMPT).text
     assert done.stdout.splitlines() == [answer, answer]
     nothing, stats = done.stderr.splitlines()
-    assert nothing == "0 turns; nothing was answered to its end yet"
+    assert nothing == "0 turns; no answer is complete yet"
     assert stats.startswith("1 turns, ")
 
 
@@ -50,18 +50,20 @@ def test_commands_begin_with_a_slash(package: Path, picture: Path, model: FastVL
     ("text", "words"),
     [
         ("/image nowhere.png", "nowhere.png: no such picture"),
-        ("/image", "/image wants the path"),
-        ("/fly", "/fly is no command; /image PATH"),
+        ("/image", "/image needs a path"),
+        ("/fly", "/fly is not a command; /image PATH"),
     ],
 )
-def test_a_wrong_line_ends_a_piped_chat_with_2(package: Path, text: str, words: str) -> None:
+def test_a_wrong_line_ends_a_piped_chat_with_exit_code_2(
+    package: Path, text: str, words: str
+) -> None:
     done = piped(f"{text}\nHi\n", "--model", package)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stdout == ""
 
 
-def test_a_picture_that_is_none_is_refused_before_anything_is_asked(package: Path) -> None:
+def test_chat_refuses_an_unreadable_picture_before_a_question(package: Path) -> None:
     done = piped("Hi\n", "nowhere.png", "--model", package)
     assert done.returncode == 2
     assert "no such picture" in done.stderr
@@ -118,13 +120,13 @@ def test_a_terminal_shows_answers_and_ends_with_exit(
     terminal.wait_for(model.generate(picture, PROMPT).text)
     terminal.wait_for("> ")
     terminal.type("/fly\n")
-    terminal.wait_for("error: /fly is no command")
+    terminal.wait_for("error: /fly is not a command")
     terminal.wait_for("> ")
     terminal.type("/exit\n")
     assert terminal.process.wait(30) == 0
 
 
-def test_ctrl_c_gives_up_the_line_and_not_the_program(
+def test_ctrl_c_drops_the_typed_line_and_the_chat_continues(
     terminal: InTerminal, model: FastVLM, picture: Path
 ) -> None:
     terminal.type("never mind")
@@ -139,7 +141,7 @@ def test_ctrl_c_gives_up_the_line_and_not_the_program(
     assert terminal.process.wait(30) == 0
 
 
-def test_an_earlier_line_comes_back_by_arrow_key(
+def test_the_arrow_key_brings_back_an_earlier_line(
     terminal: InTerminal, model: FastVLM, picture: Path
 ) -> None:
     pytest.importorskip("readline", reason="this Python was built without readline")
@@ -153,7 +155,7 @@ def test_an_earlier_line_comes_back_by_arrow_key(
     terminal.wait_for("> ")
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_program(
+def test_ctrl_c_stops_an_answer_and_the_chat_continues(
     model: FastVLM, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process: an interrupt in the middle of an answer is no matter of luck here."""
@@ -173,7 +175,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(
         assert len(chat.turns[0].token_ids) == 3
 
 
-def test_ctrl_c_while_something_is_shown_stops_the_answer_too(
+def test_ctrl_c_while_text_is_printed_stops_the_answer(
     model: FastVLM, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Describe the image.\nAnd now?\n"))
@@ -194,7 +196,7 @@ def test_ctrl_c_while_something_is_shown_stops_the_answer_too(
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ProviderError])
-def test_a_picture_whose_question_never_began_goes_with_the_next(
+def test_the_picture_of_an_unanswered_question_stays_for_the_next(
     model: FastVLM, picture: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
     encoder, tried = model.image_encoder, []

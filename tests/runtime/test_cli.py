@@ -1,9 +1,11 @@
 """The commands as a shell sees them: stdout, stderr, exit codes."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from command_line import refusal, run
 from PIL import Image
 
 import fastvlm_onnx
-from fastvlm_onnx.cli import cli
+from fastvlm_onnx.cli import cli, main
 
 PROMPT = "Describe the image."
 
@@ -105,7 +107,28 @@ def test_a_traceback_is_shown_only_with_debug(package: Path) -> None:
     assert "Traceback" in run("--debug", *arguments).stderr
 
 
-def test_a_reader_that_leaves_early_causes_no_traceback(package: Path, picture: Path) -> None:
+def test_debug_is_read_from_the_arguments_given_to_main(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "absent.png", PROMPT, "--model", str(package)]
+    for options, is_shown in (([], False), (["--debug"], True)):
+        with pytest.raises(SystemExit):
+            main([*options, *arguments])
+        assert ("Traceback" in capsys.readouterr().err) == is_shown
+
+
+def test_main_keeps_the_warning_filters_and_log_handlers_of_its_host(package: Path) -> None:
+    log = logging.getLogger("fastvlm_onnx")
+    before = (list(warnings.filters), list(log.handlers))
+    main(["inspect", str(package)])
+    with pytest.raises(SystemExit):
+        main(["inspect", "absent"])
+    assert (list(warnings.filters), list(log.handlers)) == before
+
+
+def test_a_reader_of_stdout_that_leaves_early_causes_no_traceback(
+    package: Path, picture: Path
+) -> None:
     command = [sys.executable, "-m", "fastvlm_onnx", "generate", str(picture), PROMPT]
     process = subprocess.Popen(
         [*command, "--model", str(package)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -213,7 +236,7 @@ def test_a_process_without_standard_input_is_refused(package: Path) -> None:
     assert b"standard input holds no picture" in done.stderr
 
 
-def test_a_picture_is_turned_when_asked_for(package: Path, picture: Path, tmp_path: Path) -> None:
+def test_a_picture_is_rotated_when_asked_for(package: Path, picture: Path, tmp_path: Path) -> None:
     with Image.open(picture) as upright:
         exif = Image.Exif()
         exif[0x0112] = 6  # to be turned clockwise
@@ -224,7 +247,7 @@ def test_a_picture_is_turned_when_asked_for(package: Path, picture: Path, tmp_pa
     assert turned.stdout == expected
 
 
-def test_inspect_says_what_a_package_holds(package: Path) -> None:
+def test_inspect_shows_the_contents_of_a_package(package: Path) -> None:
     done = run("inspect", package)
     assert done.returncode == 0, done.stderr
     first, second, variant = done.stdout.splitlines()
@@ -236,6 +259,6 @@ def test_inspect_says_what_a_package_holds(package: Path) -> None:
     assert list(manifest["variants"]) == ["fp32"]
 
 
-def test_inspect_finds_what_was_altered(copied_package: Path) -> None:
+def test_inspect_finds_an_altered_file(copied_package: Path) -> None:
     (copied_package / "LICENSE_MODEL").write_text("other")
     assert "LICENSE_MODEL" in refusal("inspect", copied_package)

@@ -1,4 +1,4 @@
-"""What CoreML needs besides a session. There is none here: it is pretended."""
+"""CoreML's compiled models on disk and the check of its features, with stand-ins for CoreML."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def test_compiled_models_are_kept_by_graph_and_version(
     assert coreml.with_model_cache(ProviderChoice(CPU), SHA) == ProviderChoice(CPU)
 
 
-def test_a_folder_that_cannot_be_made_is_no_matter(
+def test_a_cache_folder_that_cannot_be_made_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_made_is_no_matter(
 
 
 @pytest.mark.parametrize("left", [b"", b"\x93NUMPY\x01"])
-def test_features_that_were_cut_off_are_made_again(user_folder: Path, left: bytes) -> None:
+def test_an_incomplete_file_of_features_is_made_again(user_folder: Path, left: bytes) -> None:
     file = user_folder / "coreml" / SHA[:40] / "features.256.npy"
     file.parent.mkdir(parents=True)
     file.write_bytes(left)
@@ -62,7 +62,7 @@ def test_features_that_were_cut_off_are_made_again(user_folder: Path, left: byte
     np.testing.assert_array_equal(np.load(file), features)
 
 
-def test_a_compiled_model_that_does_not_load_is_wiped_and_made_again(
+def test_a_compiled_model_that_cannot_be_loaded_is_compiled_again(
     on_coreml: ProviderChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(on_coreml.options["ModelCacheDirectory"])
@@ -81,7 +81,7 @@ def test_a_compiled_model_that_does_not_load_is_wiped_and_made_again(
     assert [len(found) for found in opened] == [1, 0]
 
 
-def test_nothing_to_wipe_is_an_error_at_once(
+def test_a_graph_that_cannot_be_loaded_without_a_cache_is_an_error(
     on_coreml: ProviderChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: GraphSession, options: object) -> None:
@@ -92,7 +92,7 @@ def test_nothing_to_wipe_is_an_error_at_once(
         GraphSession(Path("vision_encoder.onnx"), on_coreml)
 
 
-def test_features_are_held_against_the_cpus_which_are_made_once(user_folder: Path) -> None:
+def test_features_are_compared_with_those_of_the_cpu(user_folder: Path) -> None:
     right, asked = np.ones((1, 16, 8), np.float32), []
 
     def encode_on_cpu(pixel_values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from fastvlm_onnx.runtime.ort import providers
 from fastvlm_onnx.runtime.ort.providers import CPU
 
 
-def test_doctor_says_what_is_there_and_what_would_run_where(package: Path) -> None:
+def test_doctor_shows_the_machine_and_the_provider_of_each_graph(package: Path) -> None:
     done = run("doctor", package)
     assert done.returncode == 0, done.stderr
     version = providers.import_onnxruntime().__version__
@@ -21,7 +21,7 @@ def test_doctor_says_what_is_there_and_what_would_run_where(package: Path) -> No
     assert "--add --precision fast" in done.stdout
 
 
-def test_doctor_ends_with_1_where_something_asked_for_does_not_work(package: Path) -> None:
+def test_doctor_exits_with_1_for_a_provider_that_does_not_work(package: Path) -> None:
     done = run("doctor", package, "--provider", "qnn")
     assert done.returncode == 1
     assert "QNNExecutionProvider is not in this ONNX Runtime" in done.stdout
@@ -29,11 +29,11 @@ def test_doctor_ends_with_1_where_something_asked_for_does_not_work(package: Pat
     assert run("doctor").returncode == 0
 
 
-def test_doctor_wants_a_package_for_its_static_check() -> None:
-    assert "--static wants a package" in refusal("doctor", "--static", "coreml")
+def test_the_static_check_needs_a_package() -> None:
+    assert "--static needs a package" in refusal("doctor", "--static", "coreml")
 
 
-def test_the_static_check_names_what_it_needs(package: Path) -> None:
+def test_the_static_check_names_the_packages_that_it_needs(package: Path) -> None:
     code = (
         "import sys\n"
         "sys.modules['onnx'] = None  # as where only the runtime is installed\n"
@@ -51,7 +51,7 @@ def test_an_option_without_a_value_is_refused(package: Path) -> None:
     assert "'device' is not NAME=VALUE" in text
 
 
-def test_json_says_what_ran_where(package: Path, picture: Path) -> None:
+def test_json_has_the_provider_of_each_graph(package: Path, picture: Path) -> None:
     done = run(
         "generate", picture, "Hi", "--model", package, "--max-new-tokens", "2", "--json",
         "--provider", "vision=cpu",

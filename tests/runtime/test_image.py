@@ -1,13 +1,15 @@
-"""Pictures: every form that is taken, the exact numbers, and what is refused."""
+"""Pictures: the forms and formats that are read, the exact numbers, and the refusals."""
 
 import io
+import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from fastvlm_onnx import FastVLM, InputError
 from fastvlm_onnx.runtime.vision.image import MAX_PIXELS, MAX_SIDE, preprocess, read_picture
@@ -49,7 +51,7 @@ class TestRefused:
         assert f"{tmp_path}: cannot be read (Is a directory)" in self.refusal(tmp_path)
 
     @pytest.mark.parametrize("picture", [None, ["a.jpg"], io.StringIO("text")])
-    def test_something_else_altogether(self, picture: object) -> None:
+    def test_an_object_of_another_type(self, picture: object) -> None:
         message = self.refusal(picture)
         assert message.startswith(f"the picture is a {type(picture).__name__}; expected a path")
 
@@ -71,17 +73,40 @@ class TestRefused:
         content = file.getvalue()
         self.refusal(content[: len(content) // 2])
 
-    def test_a_format_that_pillow_knows_only_in_part(self) -> None:
+    def test_a_compression_that_pillow_does_not_know(self) -> None:
         file = io.BytesIO()
-        Image.new("RGB", (4, 4)).save(file, "DDS")
+        Image.new("RGB", (4, 4)).save(file, "BMP")
         content = bytearray(file.getvalue())
-        content[80:84] = bytes(4)  # the kind of pixels
+        content[30:34] = struct.pack("<I", 9)  # the method of compression
         assert "cannot be decoded" in self.refusal(content)
+
+    @pytest.mark.parametrize("form", ["DDS", "ICO", "TGA", "SGI", "PCX", "JPEG2000"])
+    def test_a_format_that_is_not_on_the_list(self, form: str) -> None:
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(file, form)
+        assert "expected JPEG, PNG, WebP, GIF, BMP, TIFF or PPM" in self.refusal(file.getvalue())
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in program is a shell script")
+    def test_an_eps_file_named_png_starts_no_ghostscript(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = tmp_path / "started"
+        ghostscript = tmp_path / "gs"
+        ghostscript.write_text(f"#!/bin/sh\ntouch {started}\n")
+        ghostscript.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # the result of an earlier search
+        path = tmp_path / "picture.png"
+        path.write_text(
+            "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+        )
+        assert "picture.png: not a picture" in self.refusal(path)
+        assert not started.exists()
 
     def test_a_picture_of_a_billion_pixels(self) -> None:
         assert f"{MAX_PIXELS:,}" in self.refusal(png_header(40_000, 25_000))
 
-    def test_a_picture_between_pillows_warning_and_its_limit_is_not_too_large(self) -> None:
+    def test_a_picture_below_the_limit_is_not_refused_for_its_size(self) -> None:
         # It is refused for being cut off, not for its size.
         assert "cannot be decoded" in self.refusal(png_header(10_000, 10_000))
 
@@ -89,12 +114,12 @@ class TestRefused:
         assert "0 x 5" in self.refusal(Image.new("RGB", (0, 5)))
         assert "4 x 0" in self.refusal(np.zeros((0, 4, 3), np.uint8))
 
-    def test_a_picture_longer_than_a_square_can_be(self) -> None:
-        assert f"at most {MAX_SIDE:,} to a side" in self.refusal(png_header(1, MAX_SIDE + 1))
+    def test_a_side_beyond_the_limit(self) -> None:
+        assert f"at most {MAX_SIDE:,} pixels" in self.refusal(png_header(1, MAX_SIDE + 1))
         image = Image.new("L", (MAX_SIDE + 1, 1))
         assert f"{MAX_SIDE + 1} x 1 pixels" in self.refusal(image)
 
-    def test_an_array_as_large_as_files_are_refused_for(self) -> None:
+    def test_an_array_with_too_many_pixels(self) -> None:
         array = np.broadcast_to(np.uint8(0), (20_000, 10_000, 3))
         assert f"{MAX_PIXELS:,}" in self.refusal(array)
 
@@ -149,13 +174,63 @@ def test_the_whole_picture_is_kept() -> None:
     assert pixel_values[128, -1] > 0.9
 
 
-def test_the_longest_picture_needs_no_square_of_its_side() -> None:
+def test_the_longest_picture_is_padded_without_a_square_in_memory() -> None:
     # The square would have 4 billion pixels.
     line = Image.new("RGB", (MAX_SIDE, 1024), (255, 255, 255))
     found = pixels_of(line)[0, 0]
     assert (found[126:130] > 0.9).all()
     assert not found[:120].any()
     assert not found[136:].any()
+
+
+@pytest.mark.parametrize("image_size", [256, 768, 1024])
+@pytest.mark.parametrize(
+    "size", [(1, 900), (900, 1), (3, 2000), (41, 700), (700, 41), (255, 256), (5, 2), (2, 5)]
+)
+def test_thin_pictures_have_the_pixels_of_the_whole_square(
+    size: tuple[int, int], image_size: int
+) -> None:
+    array = np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image, side = Image.fromarray(array), max(size)
+    square = Image.new("RGB", (side, side))
+    square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    expected = preprocess(square, image_size)
+    np.testing.assert_array_equal(preprocess(image, image_size), expected)
+
+
+def test_the_black_borders_of_a_thin_picture_are_not_resized(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resize = Image.Image.resize
+    pixels = 0
+
+    def counting_resize(image: Image.Image, *args: object, **options: object) -> Image.Image:
+        nonlocal pixels
+        pixels += image.width * image.height
+        return resize(image, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", counting_resize)
+    pixels_of(Image.new("RGB", (1, MAX_SIDE), (255, 255, 255)))
+    # 4,295 million with the borders.
+    assert pixels < 500_000_000
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_formats_on_the_list_are_found_by_content(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.eps"
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(path, form)
+    red, green, _ = read_picture(path).getpixel((4, 4))
+    assert red > 250
+    assert green < 5
+
+
+def test_avif_is_read_where_pillow_has_the_decoder() -> None:
+    Image.init()
+    if "AVIF" not in Image.SAVE:
+        pytest.skip("this build of Pillow has no AVIF decoder")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(file, "AVIF")
+    assert read_picture(file.getvalue()).size == (8, 8)
 
 
 def test_transparent_pixels_show_the_colour_under_them() -> None:
@@ -167,11 +242,11 @@ def test_transparent_pixels_show_the_colour_under_them() -> None:
 
 
 @pytest.mark.parametrize("form", [bytearray, memoryview])
-def test_other_kinds_of_bytes_are_a_file_too(picture: Path, form: type) -> None:
+def test_bytearray_and_memoryview_are_read_as_a_file(picture: Path, form: type) -> None:
     assert read_picture(form(picture.read_bytes())).tobytes() == read_picture(picture).tobytes()
 
 
-def test_a_file_is_read_from_where_it_stands_and_left_open(picture: Path) -> None:
+def test_a_file_is_read_from_its_position_and_left_open(picture: Path) -> None:
     file = io.BytesIO(b"before" + picture.read_bytes())
     file.seek(6)
     assert read_picture(file).tobytes() == read_picture(picture).tobytes()
@@ -184,7 +259,7 @@ def test_an_array_need_not_be_contiguous() -> None:
     assert read_picture(array[::2, ::-1]).tobytes() == expected.tobytes()
 
 
-def test_a_pillow_image_stays_as_it_is(picture: Path) -> None:
+def test_a_pillow_image_is_not_changed(picture: Path) -> None:
     with Image.open(picture) as image:
         image.load()
         before = (image.mode, image.size, image.tobytes())
@@ -202,7 +277,7 @@ def test_an_animation_shows_its_first_frame(form: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_when_asked_for_and_only_then(orientation: int) -> None:
+def test_exif_rotation_is_applied_only_when_asked_for(orientation: int) -> None:
     upright = Image.fromarray(
         np.random.default_rng(1).integers(0, 256, (6, 10, 3), np.uint8), "RGB"
     )
@@ -216,9 +291,7 @@ def test_exif_rotation_is_applied_when_asked_for_and_only_then(orientation: int)
     assert (turned.tobytes() == upright.tobytes()) == (orientation == 1)
 
 
-def test_an_answer_is_about_the_picture_as_it_was_stored_unless_it_is_to_be_turned(
-    model: FastVLM, picture: Path
-) -> None:
+def test_an_answer_ignores_exif_rotation_unless_asked_for(model: FastVLM, picture: Path) -> None:
     with Image.open(picture) as opened:
         upright = opened.convert("RGB")
     exif = Image.Exif()

@@ -23,6 +23,12 @@ def test_importing_the_package_loads_neither_numpy_nor_onnxruntime() -> None:
     assert not loaded & {"numpy", "onnxruntime", "tokenizers", "PIL", "click"}
 
 
+def test_importing_load_does_not_load_what_only_commands_need() -> None:
+    loaded = modules_after("import fastvlm_onnx; fastvlm_onnx.load")
+    assert "fastvlm_onnx.runtime.loading" in loaded
+    assert not loaded & {"click", "tqdm", "filelock", "huggingface_hub"}
+
+
 def test_the_runtime_loads_nothing_of_the_export_side() -> None:
     loaded = modules_after("import fastvlm_onnx.runtime.model, onnxruntime")
     assert "onnxruntime" in loaded
@@ -32,7 +38,7 @@ def test_the_runtime_loads_nothing_of_the_export_side() -> None:
 
 def test_the_commands_load_neither_side_before_one_runs() -> None:
     loaded = modules_after("import fastvlm_onnx.cli")
-    assert not loaded & {"numpy", "onnxruntime", *EXPORT_SIDE}
+    assert not loaded & {"numpy", "onnxruntime", "tqdm", "huggingface_hub", *EXPORT_SIDE}
 
 
 @pytest.mark.parametrize("name", ["load", "Chat", "FastVLM", "ImageFeatures"])

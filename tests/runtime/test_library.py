@@ -21,6 +21,8 @@ from fastvlm_onnx import FastVLM, InputError
 from fastvlm_onnx.names import VISION_ENCODER
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.ort import session
+from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
+from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.text.prompt import question
 from fastvlm_onnx.runtime.vision.feature_cache import FeatureCache
 
@@ -262,6 +264,16 @@ def test_a_lazy_vision_encoder_is_open_while_it_runs(
         gc.collect()
         assert opened[-1]() is None
     assert len(opened) == 2
+
+
+def test_a_lazy_vision_encoder_tells_its_placement_when_asked(package: Path) -> None:
+    with fastvlm_onnx.load(package, lazy_vision=True, records_placement=True) as lazy:
+        vision_encoder = lazy.sessions[VISION_ENCODER]
+        assert not isinstance(vision_encoder, session.GraphSession)
+        # ONNX Runtime tells no placement before 1.23.
+        on_cpu = ProviderChoice(CPU)
+        opened = session.GraphSession(vision_encoder.path, on_cpu, records_placement=True)
+        assert vision_encoder.placement == opened.placement
 
 
 # --- the end -------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""ONNX Runtime's OpenVINO provider, for real: what it takes, and that the answers are the same.
+"""ONNX Runtime's OpenVINO provider, for real: the nodes it takes, and the same answers.
 
-Needs `onnxruntime-openvino` in place of onnxruntime: `make test-openvino` has it.
+`make test-openvino` runs these tests with each of the provider's two forms: the build of ONNX
+Runtime in `onnxruntime-openvino`, and the plugin in `onnxruntime-ep-openvino` beside onnxruntime.
 """
 
+import json
 import logging
 from pathlib import Path
 
@@ -13,18 +15,31 @@ from command_line import run
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, ProviderError
 from fastvlm_onnx.names import DECODER, PROJECTOR, VISION_ENCODER
-from fastvlm_onnx.runtime.ort.providers import CPU, installed_providers
+from fastvlm_onnx.runtime.ort.providers import CPU, installed_providers, register_library
+from fastvlm_onnx.runtime.ort.session import plugin_devices
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 OPENVINO = "OpenVINOExecutionProvider"
 # It rounds to bfloat16 on processors that have it, unless told otherwise.
 EXACT = {"load_config": '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'}
 
+try:
+    import onnxruntime_ep_openvino as plugin
+except ImportError:
+    LIBRARY: list[str] = []
+else:
+    LIBRARY = ["--provider-library", f"{OPENVINO}={plugin.get_library_path()}"]
+    register_library(OPENVINO, plugin.get_library_path())
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         OPENVINO not in installed_providers(),
         reason="this ONNX Runtime has no OpenVINO provider; run `make test-openvino`",
+    ),
+    pytest.mark.skipif(
+        bool(LIBRARY) and not plugin_devices(OPENVINO),
+        reason="the plugin offers no device on this processor",
     ),
 ]
 
@@ -46,7 +61,7 @@ def test_vision_encoder_and_projector_are_taken_whole(openvino: FastVLM) -> None
         assert list(openvino.sessions[graph].placement) == [OPENVINO]
 
 
-def test_of_the_decoder_all_but_the_fused_attention(
+def test_the_decoder_is_taken_but_for_its_fused_attention(
     package: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "fastvlm_onnx"):
@@ -57,7 +72,9 @@ def test_of_the_decoder_all_but_the_fused_attention(
     assert f"on the CPU: {layers} GroupQueryAttention" in caplog.text
 
 
-def test_image_features_are_the_cpus(openvino: FastVLM, model: FastVLM, picture: Path) -> None:
+def test_image_features_equal_those_of_the_cpu(
+    openvino: FastVLM, model: FastVLM, picture: Path
+) -> None:
     pixel_values = preprocess(read_picture(picture), model.image_size)
     found, expected = (m.image_encoder.encode_pixel_values(pixel_values) for m in (openvino, model))
     assert relative_error(found, expected) < 1e-4
@@ -72,29 +89,47 @@ def test_the_sample_pictures_are_answered_alike(
 
 
 def test_a_device_it_lacks_is_an_error(package: Path) -> None:
-    with pytest.raises(ProviderError, match="OpenVINOExecutionProvider could not be started"):
+    message = "device_type is GPU" if LIBRARY else f"{OPENVINO} could not be started"
+    with pytest.raises(ProviderError, match=message):
         fastvlm_onnx.load(package, providers="openvino", provider_options={"device_type": "GPU"})
 
 
-def test_one_graph_there_and_the_other_here(package: Path, picture: Path, questions: dict) -> None:
+def test_vision_on_openvino_and_the_decoder_on_the_cpu(
+    package: Path, picture: Path, questions: dict
+) -> None:
     model = fastvlm_onnx.load(package, providers="vision=openvino,decoder=cpu")
     assert set(model.providers.values()) == {OPENVINO, CPU}
     prompt, answer = next(iter(questions[picture.name].items()))
     assert model.generate(picture, prompt).text == answer
 
 
-def test_an_option_it_refuses_shows_its_words(package: Path) -> None:
+@pytest.mark.skipif(bool(LIBRARY), reason="the plugin ignores options that it does not know")
+def test_an_unknown_option_gives_an_error_with_openvinos_message(package: Path) -> None:
     with pytest.raises(ProviderError, match=r"cannot load it \(.*Invalid OpenVINO EP option"):
         fastvlm_onnx.load(package, providers="openvino", provider_options={"colour": "blue"})
     assert fastvlm_onnx.load(package).providers[DECODER] == CPU
 
 
+@pytest.mark.skipif(not LIBRARY, reason="the plugin is not installed; run `make test-openvino`")
+def test_a_plugin_provider_answers_for_the_vision_graphs(
+    package: Path, picture: Path, questions: dict
+) -> None:
+    prompt, answer = next(iter(questions[picture.name].items()))
+    asked = ("--provider", f"vision={OPENVINO}", "--precision", "fp32", "--json", *LIBRARY)
+    done = run("generate", picture, prompt, "--model", package, *asked)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["text"] == answer
+    assert found["providers"][VISION_ENCODER] == OPENVINO
+    assert found["providers"][DECODER] == CPU
+
+
 def test_commands_warn_of_what_stayed_on_the_cpu_and_doctor_shows_it(
     package: Path, picture: Path
 ) -> None:
-    asked = ("--provider", "openvino", "--precision", "fp32")
+    asked = ("--provider", "openvino", "--precision", "fp32", *LIBRARY)
     done = run("generate", picture, "Hi", "--model", package, "--max-new-tokens", 2, *asked)
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr
     assert "warning: decoder.fp32.onnx: OpenVINOExecutionProvider took" in done.stderr
     placed = run("doctor", package, *asked)
     assert placed.returncode == 0, placed.stdout

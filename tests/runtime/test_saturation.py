@@ -1,4 +1,4 @@
-"""Where int8 products saturate: the probe's verdict, what it sets, and who is told."""
+"""Where int8 products saturate: the verdict of the probe, its effect, and the reports."""
 
 import json
 import logging
@@ -89,7 +89,7 @@ def test_a_graph_without_int8_products_probes_nothing(
 
 
 @needs_fast
-def test_a_verdict_that_is_no_verdict_is_refused(
+def test_a_verdict_other_than_0_or_1_is_refused(
     old_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VERDICT_VARIABLE, "yes")
@@ -98,14 +98,14 @@ def test_a_verdict_that_is_no_verdict_is_refused(
     assert VERDICT_VARIABLE in refusal("generate", "x.png", "Hi", "--model", old_package)
 
 
-# --- who is told ---------------------------------------------------------------------------------
+# --- reports ---------------------------------------------------------------------------------
 
 
 @needs_fast
 @pytest.mark.parametrize(
     ("verdict", "words"), [("0", "are exact"), ("1", "rewritten as uint8")], ids=["exact", "not"]
 )
-def test_bench_and_doctor_say_how_int8_weights_are_read(
+def test_bench_and_doctor_report_how_int8_weights_are_read(
     old_package: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, words: str
 ) -> None:
     monkeypatch.setenv(VERDICT_VARIABLE, verdict)
@@ -135,7 +135,7 @@ def test_a_package_of_0_1_opens_and_answers(
 
 
 @needs_fast
-def test_a_package_of_0_1_warns_once_where_products_saturate(
+def test_a_package_of_0_1_gives_one_warning_where_products_saturate(
     old_package: Path,
     picture: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -24,21 +24,25 @@ def serve_hub(repository: str, folder: Path, status: int = 200) -> Iterator[str]
 
         def _answer(self, *, with_body: bool) -> None:
             path = self.path.split("?")[0]
-            resolve = f"/{repository}/resolve/{COMMIT}/"
-            file = folder / path.removeprefix(resolve)
+            revisions = ("main", COMMIT)
+            resolved = next(
+                (r for n in revisions if path.startswith(r := f"/{repository}/resolve/{n}/")), None
+            )
             if status != 200:
                 self._send(status, b"", {})
-            elif path == f"/api/models/{repository}/revision/main":
+            elif path in (f"/api/models/{repository}/revision/{name}" for name in revisions):
                 self._send(200, json.dumps(self._info()).encode(), {})
             elif path.startswith(f"/api/models/{repository}/tree/"):
                 self._send(200, json.dumps(self._tree()).encode(), {})
-            elif path.startswith(resolve) and file.is_file():
+            elif resolved is None:
+                self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+            elif (file := folder / path.removeprefix(resolved)).is_file():
                 content = file.read_bytes()
                 etag = f'"{hashlib.sha1(content).hexdigest()}"'
                 headers = {"X-Repo-Commit": COMMIT, "ETag": etag}
                 self._send(200, content if with_body else b"", headers, len(content))
             else:
-                self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
 
         def _info(self) -> dict:
             files = [{"rfilename": file.name} for file in sorted(folder.iterdir())]

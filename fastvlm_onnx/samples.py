@@ -1,0 +1,9 @@
+"""The sample pictures that are installed with the package."""
+
+from pathlib import Path
+from typing import Final
+
+SAMPLE_PICTURES: Final = Path(__file__).parent / "demo" / "pictures"
+SAMPLE_PICTURE: Final = SAMPLE_PICTURES / "shapes.png"
+# File name of each sample picture -> prompt -> the built-in model's answer.
+SAMPLE_QUESTIONS: Final = SAMPLE_PICTURES / "questions.json"

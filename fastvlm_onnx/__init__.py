@@ -69,7 +69,7 @@ _RENAMED = {"Options": "GenerationOptions"}
 
 def __getattr__(name: str) -> Any:
     if name in _RENAMED:
-        from fastvlm_onnx.runtime.deprecation import warn_renamed
+        from fastvlm_onnx.deprecation import warn_renamed
 
         warn_renamed(f"fastvlm_onnx.{name}", _RENAMED[name])
         name = _RENAMED[name]

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 
 from fastvlm_onnx.agreement import VariantAgreement
 from fastvlm_onnx.errors import PackageError
-from fastvlm_onnx.manifest_format_1 import convert_format_1
 from fastvlm_onnx.manifest_reader import parse
 from fastvlm_onnx.names import (
     DECODER,
@@ -324,6 +323,9 @@ def read_manifest(folder: Path) -> Manifest:
         )
     is_old = version == 1
     if is_old:
+        # Imported here, since few packages are of format 1.
+        from fastvlm_onnx.manifest_format_1 import convert_format_1
+
         content = convert_format_1(content, path)
     manifest: Manifest = parse(content, Manifest, path, known_keys_only=is_old)
     _check_references(manifest, path)

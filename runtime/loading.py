@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from fastvlm_onnx.deprecation import renamed
 from fastvlm_onnx.errors import InputError, ProviderError
 from fastvlm_onnx.names import PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import Manifest, Variant, parse_version, read_manifest
@@ -41,6 +42,7 @@ OLD_EXPORTERS: Final = ("fastvlm-onnx 0.1.0",)
 log = logging.getLogger("fastvlm_onnx")
 
 
+@renamed(records_placement="record_placement")
 def load(
     folder: str | os.PathLike[str],
     *,
@@ -51,7 +53,7 @@ def load(
     threads: int | None = None,
     image_cache_bytes: int = IMAGE_CACHE_BYTES,
     lazy_vision: bool = False,
-    records_placement: bool = False,
+    record_placement: bool = False,
 ) -> FastVLM:
     """Open an exported package.
 
@@ -69,7 +71,7 @@ def load(
             image is encoded once; 0 keeps no features.
         lazy_vision: open the vision encoder for each image and close it after: less memory, more
             time for each image.
-        records_placement: record which nodes run where on the CPU too (`sessions`).
+        record_placement: record which nodes run where on the CPU too (`sessions`).
 
     Raises:
         PackageError: the folder is no package, or a file of it is missing, cut or altered.
@@ -107,7 +109,7 @@ def load(
                 choices,
                 threads,
                 lazy_vision=lazy_vision,
-                record_placement=records_placement,
+                record_placement=record_placement,
             )
             model = FastVLM(
                 path,

@@ -4,8 +4,9 @@ import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
+from fastvlm_onnx.deprecation import renamed
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import (
     DECODER,
@@ -16,12 +17,9 @@ from fastvlm_onnx.names import (
 )
 from fastvlm_onnx.package import Manifest
 from fastvlm_onnx.runtime.answering.answer import ModelDescription, StageTimes
-from fastvlm_onnx.runtime.answering.batch import answer_batch
-from fastvlm_onnx.runtime.answering.chat import Chat
 from fastvlm_onnx.runtime.answering.components import Components
 from fastvlm_onnx.runtime.answering.results import Generation, Piece
 from fastvlm_onnx.runtime.answering.stream import final_generation, stream_answer
-from fastvlm_onnx.runtime.deprecation import renamed
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.options import GenerationConfig, GenerationOptions
@@ -36,6 +34,9 @@ from fastvlm_onnx.runtime.vision.image_encoder import (
     PixelValues,
     images_of,
 )
+
+if TYPE_CHECKING:
+    from fastvlm_onnx.runtime.answering.chat import Chat
 
 # Features of about sixty images of 1024 pixels for the 0.5B.
 IMAGE_CACHE_BYTES: Final = 64_000_000
@@ -223,13 +224,15 @@ class FastVLM:
         answer = components.begin_answer(config, max_new_tokens, times)
         yield from stream_answer(components, inputs_embeds, cache, answer)
 
-    def chat(self, *, drop_oldest: bool = False) -> Chat:
+    def chat(self, *, drop_oldest: bool = False) -> "Chat":
         """Begin a conversation that keeps its keys and values from turn to turn.
 
         Args:
             drop_oldest: drop the oldest turns where the context is full, at the cost of another
                 prefill; a full context is a PromptTooLongError when False.
         """
+        from fastvlm_onnx.runtime.answering.chat import Chat
+
         return Chat(self.components, drop_oldest=drop_oldest)
 
     @renamed(pictures="images")
@@ -252,6 +255,8 @@ class FastVLM:
             PromptTooLongError: a prompt leaves no room for an answer.
             ProviderError: a provider failed; the model stays usable.
         """
+        from fastvlm_onnx.runtime.answering.batch import answer_batch
+
         return answer_batch(self.components(), images, prompts, GenerationConfig(**options))
 
     # --- the end -----------------------------------------------------------------------------

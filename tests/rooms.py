@@ -29,7 +29,6 @@ ALLOWED: dict[str, set[str]] = {
     },
     "fastvlm_onnx": {
         "runtime.answering",
-        "runtime.deprecation",
         "runtime.engine",
         "runtime.loading",
         "runtime.model",
@@ -89,7 +88,6 @@ ALLOWED: dict[str, set[str]] = {
     },
     "runtime.model": {
         "runtime.answering",
-        "runtime.deprecation",
         "runtime.engine",
         "runtime.ort",
         "runtime.text",
@@ -97,7 +95,6 @@ ALLOWED: dict[str, set[str]] = {
     },
     "runtime.answering": {
         "runtime.arrays",
-        "runtime.deprecation",
         "runtime.engine",
         "runtime.text",
         "runtime.vision",
@@ -108,7 +105,6 @@ ALLOWED: dict[str, set[str]] = {
     "runtime.ort": set(),
     "runtime.hub": set(),
     "runtime.arrays": set(),
-    "runtime.deprecation": set(),
 }
 
 CLI_MODULES = {"__main__", "cli", "optimum_command", "optimum_register"}

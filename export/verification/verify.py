@@ -22,6 +22,7 @@ from fastvlm_onnx.agreement import (
     StageAgreement,
     VariantAgreement,
 )
+from fastvlm_onnx.deprecation import renamed
 from fastvlm_onnx.errors import CheckpointError, InputError
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
@@ -75,12 +76,13 @@ def no_progress(stage: str, done: int, total: int) -> None:
     """Ignore the progress, by default."""
 
 
+@renamed(pictures="images")
 def verify_package(
     folder: str | Path,
     source: str | Path | Checkpoint,
     *,
     base: str | Path | None = None,
-    pictures: Sequence[str | Path] | None = None,
+    images: Sequence[str | Path] | None = None,
     prompts: Sequence[str] | None = None,
     steps: int = 32,
     precisions: Sequence[str] | None = None,
@@ -94,9 +96,9 @@ def verify_package(
         folder: the package's folder.
         source: the checkpoint, opened or in any form that `open_checkpoint` knows.
         base: the checkpoint that a LoRA adapter was trained on.
-        pictures: files of pictures; the built-in samples when None.
-        prompts: prompts for every picture. When None, a built-in sample has its own first
-            question, and any other picture has "Describe the image.".
+        images: files of images; the built-in samples when None.
+        prompts: prompts for every image. When None, a built-in sample has its own first
+            question, and any other image has "Describe the image.".
         steps: the largest number of tokens of each answer to compare.
         precisions: names of the variants to measure; all variants that the CPU can run when None.
         image_size: an image size of the package in pixels; the default size when None.
@@ -120,7 +122,7 @@ def verify_package(
     chosen = _choose_variants(manifest, precisions, size, folder)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, base=base)
     _check_sizes(manifest, checkpoint)
-    questions = _choose_questions(pictures, prompts)
+    questions = _choose_questions(images, prompts)
     tokenized = _tokenize(questions, steps, size, folder, manifest, checkpoint)
     counter = _Progress(progress, tokenized, runs=1 + len(chosen))
 

@@ -124,7 +124,7 @@ def _print_providers() -> None:
 
 
 def _print_package(folder: Path, options: LoadOptions) -> None:
-    model = options.load(folder, records_placement=True)
+    model = options.load(folder, record_placement=True)
     _show("package", f"{folder}: {', '.join(model.manifest.variants)}; opened {model.precision}")
     for graph, session in model.sessions.items():
         _show(f"  {graph}", f"{session.path.name}")

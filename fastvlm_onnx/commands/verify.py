@@ -50,7 +50,7 @@ def verify(
             folder,
             checkpoint,
             base=base,
-            pictures=pictures,
+            images=pictures,
             prompts=prompts,
             steps=steps,
             precisions=precision.split(",") if precision else None,

@@ -5,12 +5,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
+from fastvlm_onnx.deprecation import renamed
 from fastvlm_onnx.errors import InputError, PromptTooLongError
 from fastvlm_onnx.runtime.answering.answer import StageTimes
 from fastvlm_onnx.runtime.answering.components import Components
 from fastvlm_onnx.runtime.answering.results import Generation, Piece
 from fastvlm_onnx.runtime.answering.stream import final_generation, stream_answer
-from fastvlm_onnx.runtime.deprecation import renamed
 from fastvlm_onnx.runtime.engine.kv_cache import KVCache
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel, PromptPart
 from fastvlm_onnx.runtime.engine.options import GenerationConfig, GenerationOptions

@@ -57,7 +57,7 @@ def open_sessions(
             with_model_cache(choices[graph], manifest.files[file].sha256),
             threads,
             has_int8_products=manifest.graphs[file].int8_products,
-            records_placement=record_placement,
+            record_placement=record_placement,
         )
         for graph, file in files.items()
     }

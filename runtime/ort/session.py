@@ -78,7 +78,7 @@ class GraphSession:
         threads: int | None = None,
         *,
         has_int8_products: bool = False,
-        records_placement: bool = False,
+        record_placement: bool = False,
     ) -> None:
         """Open the graph.
 
@@ -88,7 +88,7 @@ class GraphSession:
             threads: intra-op threads; one for each physical core when None.
             has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
                 record in the manifest says.
-            records_placement: record the placement on the CPU too.
+            record_placement: record the placement on the CPU too.
 
         Raises:
             InputError: `threads` is below 1.
@@ -108,7 +108,7 @@ class GraphSession:
         self.int8_weights = int8_weights_of(has_int8_products)
         if self.int8_weights == "uint8":
             options.add_session_config_entry(*EXACT_PRODUCTS)
-        records = records_placement or not self._is_on_cpu
+        records = record_placement or not self._is_on_cpu
         if records:
             options.add_session_config_entry(RECORD_PLACEMENT, "1")
         # ONNX Runtime's exceptions have no base class of their own.
@@ -247,7 +247,7 @@ class LazySession:
         threads: int | None = None,
         *,
         has_int8_products: bool = False,
-        records_placement: bool = False,
+        record_placement: bool = False,
     ) -> None:
         """Take the graph; open it once if a provider other than the CPU's is to be checked.
 
@@ -257,7 +257,7 @@ class LazySession:
             threads: intra-op threads; one for each physical core when None.
             has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
                 record in the manifest says.
-            records_placement: record the placement on the CPU too.
+            record_placement: record the placement on the CPU too.
 
         Raises:
             ProviderError: the provider cannot load the graph, or takes no node of it.
@@ -268,8 +268,8 @@ class LazySession:
         self._open_session = partial(
             GraphSession, path, choice, threads, has_int8_products=has_int8_products
         )
-        if choice.ep != CPU or records_placement:
-            self.placement = self._open_session(records_placement=records_placement).placement
+        if choice.ep != CPU or record_placement:
+            self.placement = self._open_session(record_placement=record_placement).placement
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
         """Open the graph, run it once and close it; see `GraphRunner.run`."""

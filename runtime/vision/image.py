@@ -100,6 +100,8 @@ def _open_file(picture: Any) -> Path | io.BytesIO:
 
 
 def _open_image(file: Path | io.BytesIO) -> Image.Image:
+    # Given a list of formats, Pillow would first import every decoder that it has.
+    Image.preinit()
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:

@@ -114,7 +114,7 @@ def test_an_answer_is_compared_up_to_its_eos_token(
 def test_each_prompt_is_asked_about_each_picture(package: Path, picture: Path) -> None:
     other = verify.SAMPLE_PICTURES / "word.png"
     agreement = verify_package(
-        package, "demo", pictures=[picture, other], prompts=["One?", "Two?"], steps=2
+        package, "demo", images=[picture, other], prompts=["One?", "Two?"], steps=2
     )
     rows = agreement.variants["fp32"].prompts
     assert [(row.picture, row.prompt, row.steps) for row in rows] == [
@@ -140,7 +140,7 @@ def test_progress_counts_pictures_and_prompts_on_both_sides(package: Path, pictu
     verify_package(
         package,
         "demo",
-        pictures=[picture],
+        images=[picture],
         prompts=["Why?"],
         steps=1,
         progress=lambda *call: calls.append(call),
@@ -172,13 +172,13 @@ def test_the_reference_model_is_freed_before_a_variant_is_loaded(
     opened = verify.load
     monkeypatch.setattr(reference_run, "ReferenceFastVLM", Watched)
     monkeypatch.setattr(verify, "load", load)
-    verify_package(package, "demo", pictures=[picture], steps=1)
+    verify_package(package, "demo", images=[picture], steps=1)
     assert made
 
 
 def test_verify_restores_the_number_of_torch_threads(package: Path, picture: Path) -> None:
     before = torch.get_num_threads()
-    verify_package(package, "demo", pictures=[picture], steps=1, threads=before + 1)
+    verify_package(package, "demo", images=[picture], steps=1, threads=before + 1)
     assert torch.get_num_threads() == before
 
 
@@ -226,7 +226,7 @@ def test_one_wrong_pixel_fails_the_pixel_values_stage(
 
     monkeypatch.setattr(verify, "preprocess", spoil)
     set_tolerance(Tolerance(1.0, 0.0, 100.0, 0.0))
-    (found,) = verify_package(package, "demo", pictures=[picture], steps=1).outside
+    (found,) = verify_package(package, "demo", images=[picture], steps=1).outside
     assert found.startswith("fp32: pixel_values: relative error ")
 
 
@@ -238,7 +238,7 @@ def test_nonfinite_activations_are_reported_and_stored_as_valid_json(
 
     project = ImageEncoder.run_projector
     monkeypatch.setattr(ImageEncoder, "run_projector", overflow)
-    agreement = verify_package(package, "demo", pictures=[picture], steps=2)
+    agreement = verify_package(package, "demo", images=[picture], steps=2)
     assert "fp32: image_features: relative error not finite, at most 0.0001" in agreement.outside
     assert any("KL divergence not finite" in found for found in agreement.outside)
     replace(read_manifest(package), measured=agreement.variants).write(copied_package)
@@ -415,7 +415,7 @@ def test_a_checkpoint_with_another_vision_encoder_is_refused(
     package: Path, change_demo: Callable[..., Path], picture: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=r"the shape of image_hidden_states is \[1, 16, "):
-        verify_package(package, change_demo(widen_conv_exp), pictures=[picture], steps=1)
+        verify_package(package, change_demo(widen_conv_exp), images=[picture], steps=1)
 
 
 def test_a_checkpoint_with_another_tokenizer_is_refused(no_reference: None, package: Path) -> None:

@@ -267,12 +267,12 @@ def test_a_lazy_vision_encoder_is_open_while_it_runs(
 
 
 def test_a_lazy_vision_encoder_tells_its_placement_when_asked(package: Path) -> None:
-    with fastvlm_onnx.load(package, lazy_vision=True, records_placement=True) as lazy:
+    with fastvlm_onnx.load(package, lazy_vision=True, record_placement=True) as lazy:
         vision_encoder = lazy.sessions[VISION_ENCODER]
         assert not isinstance(vision_encoder, session.GraphSession)
         # ONNX Runtime tells no placement before 1.23.
         on_cpu = ProviderChoice(CPU)
-        opened = session.GraphSession(vision_encoder.path, on_cpu, records_placement=True)
+        opened = session.GraphSession(vision_encoder.path, on_cpu, record_placement=True)
         assert vision_encoder.placement == opened.placement
 
 

@@ -225,7 +225,7 @@ def test_a_package_without_a_variant_for_it_names_the_command(
 
 
 def test_placement_is_read_from_the_session(package: Path) -> None:
-    model = fastvlm_onnx.load(package, records_placement=True)
+    model = fastvlm_onnx.load(package, record_placement=True)
     placement = model.sessions[DECODER].placement
     if placement is None:
         pytest.skip("this ONNX Runtime does not say where nodes run")

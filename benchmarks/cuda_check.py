@@ -129,7 +129,7 @@ class Question:
 
 
 def card_memory_mb() -> float:
-    """What the card's processes hold; NaN where nobody says."""
+    """Memory of the card in use, in MB; NaN where nvidia-smi is missing."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         return float(subprocess.check_output(command, text=True).splitlines()[0])

@@ -183,7 +183,7 @@ def pack(tokenizer: Tokenizer, sample: data.Sample, step: int, i: int) -> tuple[
 
 
 def token_targets(sample: data.Sample) -> tuple[np.ndarray, np.ndarray]:
-    """What the training-only head is to read from each image token.
+    """The classes that the training-only head reads from each image token.
 
     Returns:
         shapes: int64 [tokens, 3], shape (0 none), colour, place in reading order; -100 unasked.

@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastvlm_onnx.manifest_reader import parse
 from fastvlm_onnx.variants import LEAST_ONNXRUNTIME_STANDARD, VARIANTS
 
-# What begins a turn in the prompts of Qwen2, the only prompts with turns in format 1.
+# This token begins a turn in Qwen2's prompts, the only prompts with turns in format 1.
 TURN: Final = "<|im_start|>"
 # By the graph precision in a decoder's file name.
 CACHE_DTYPES: Final = {"fp16": "float16", "int4_cuda": "float16", "bf16": "bfloat16"}

@@ -65,7 +65,7 @@ class BenchSample:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of a case.
+    """The figures of a case.
 
     Attributes:
         load: seconds; the first time, so files may come from the disk.

@@ -1,4 +1,4 @@
-"""What both halves' tests share: one exported package of the built-in model, and its pictures."""
+"""Fixtures of both sides' tests: exported packages of the built-in model, and its images."""
 
 import json
 import os
@@ -26,7 +26,7 @@ OLD_PACKAGE = ROOT / "tests/packages/0.1.0-fast.zip"
 
 @pytest.fixture(autouse=True)
 def user_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands remember the last export: never in the home of whoever runs the tests."""
+    """Commands remember the last export in a temporary folder, never in the user's home."""
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("FASTVLM_ONNX_HOME", str(folder))
     monkeypatch.delenv("FASTVLM_ONNX_MODEL", raising=False)

@@ -29,7 +29,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 class CommandOfOptimum:
-    """What optimum's own base class keeps of a command line, and no more."""
+    """The parts of a command line that optimum's own base class keeps."""
 
     def __init__(self, args: object) -> None:
         self.args = args

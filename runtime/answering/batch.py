@@ -72,7 +72,7 @@ class RunningBatch:
         return self._drop({i for i, a in enumerate(self.answers) if a.finish_reason is not None})
 
     def leave(self, answer: Answer) -> None:
-        """Drop an answer that nobody waits for."""
+        """Drop an answer before its end."""
         self._drop({self.answers.index(answer)})
 
     def _drop(self, rows: set[int]) -> list[Answer]:

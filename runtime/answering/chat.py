@@ -263,7 +263,7 @@ class Chat:
                 self.transcript.commit(draft, turn, prompt_end)
 
     def _stop(self) -> None:
-        """End an answer whose iterator nobody reads any more."""
+        """End an answer whose iterator was left before its end."""
         running, self._running = self._running, None
         if running is not None:
             running.close()

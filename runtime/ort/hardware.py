@@ -16,7 +16,7 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-# What int8, float16 and bfloat16 products depend on, as Linux names it.
+# Features that int8, float16 and bfloat16 products depend on, under Linux's names.
 FEATURES = (
     "avx2",
     "avx512f",

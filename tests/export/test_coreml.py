@@ -124,7 +124,7 @@ def test_two_image_sizes_are_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Callable[..., dict[str, int]]:
-    """What the check says of one node over float inputs x [1, 4, 6, 6] and y [1, 4, 6, 6]."""
+    """The check's reason for one node over float inputs x [1, 4, 6, 6] and y [1, 4, 6, 6]."""
 
     def check(op_type: str, *constants: np.ndarray, **attributes: object) -> dict[str, int]:
         names = [f"constant{i}" for i in range(len(constants))]

@@ -1,4 +1,4 @@
-"""A folder that is whole or not there, whatever happens on the way."""
+"""An exported folder is whole or absent, also after errors and interruptions."""
 
 import json
 import os
@@ -269,7 +269,7 @@ def on_small_disk(script: str, folder: Path) -> subprocess.CompletedProcess[str]
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
     if "unshare:" in done.stderr or "mount:" in done.stderr:
-        pytest.skip(f"this machine lets nobody mount a small disk: {done.stderr.strip()}")
+        pytest.skip(f"this machine does not allow mounting a small disk: {done.stderr.strip()}")
     return done
 
 

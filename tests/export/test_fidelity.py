@@ -184,7 +184,7 @@ def generated(count: int, seed: int, *extra: str) -> list[str]:
             return rng.choice(PIECES)
         low, high = rng.choice(SCRIPTS)
         characters = (chr(rng.randint(low, high)) for _ in range(rng.randint(1, 6)))
-        # What is not assigned may be a letter to a library that knows a later Unicode.
+        # An unassigned code point may be a letter to a library with a later Unicode.
         return "".join(c for c in characters if unicodedata.category(c) != "Cn")
 
     return ["".join(piece() for _ in range(rng.randint(1, 12))) for _ in range(count)]

@@ -101,7 +101,7 @@ def nodes(folder: Path, precision: str) -> list[onnx.NodeProto]:
 def test_the_planted_activations_are_beyond_float16(export: Callable[[str], Path]) -> None:
     """Otherwise the tests below show nothing."""
     folder = export("fp32")
-    # What layer 2's down projection reads, and the residual stream behind it.
+    # The input of layer 2's down projection, and the residual stream after it.
     down = next(n for n in nodes(folder, "fp32") if "layers.2.mlp.down_proj.weight" in n.input)
     norm = next(n for n in nodes(folder, "fp32") if "layers.3.input_layernorm.weight" in n.input)
     for found in run_as_written(folder, "fp32", [down.input[0], norm.output[3]]):

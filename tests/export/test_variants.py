@@ -110,7 +110,7 @@ def test_a_batch_of_images_has_the_features_of_each_image(
 
 
 class PerTensorInt8Linear(nn.Module):
-    """What must not be: one activation scale for all tokens."""
+    """The counter-example: one activation scale for all tokens."""
 
     def __init__(self, weights: list, bias: object = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`fastvlm-onnx caption`: every picture once, whatever ends a run."""
+"""`fastvlm-onnx caption`: a line for every image, also after an interrupted run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What importing costs, seen from a fresh interpreter."""
+"""The modules that imports load in a fresh interpreter."""
 
 import subprocess
 import sys

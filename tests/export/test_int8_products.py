@@ -314,13 +314,16 @@ def test_the_built_in_model_is_as_near_to_fp32_on_avx2(
     """On this picture int8 is 0.11 from fp32 where products saturate, 0.014 where they do not."""
     package = tmp_path / "demo-onnx"
     export_package("demo", package, precisions=["fp32", "int8"])
-    for precision in ("fp32", "int8"):
-        name = f"vision_encoder.256.{precision}"
-        np.savez(package / f"{name}.inputs.npz", pixel_values=demo_pixels)
-    run_graphs(package, *HASWELL)
+    graphs = {precision: f"vision_encoder.256.{precision}" for precision in ("fp32", "int8")}
+    # fp32 runs on this machine's own processor, whose float32 is as good and far quicker.
+    for precision, emulator in (("fp32", ()), ("int8", HASWELL)):
+        inputs = package / f"{graphs[precision]}.inputs.npz"
+        np.savez(inputs, pixel_values=demo_pixels)
+        run_graphs(package, *emulator)
+        inputs.unlink()
     exact, found = (
-        np.load(package / f"vision_encoder.256.{precision}.outputs.npz")["image_hidden_states"]
-        for precision in ("fp32", "int8")
+        np.load(package / f"{graph}.outputs.npz")["image_hidden_states"]
+        for graph in graphs.values()
     )
     error = relative_error(found, exact)
     assert error is not None

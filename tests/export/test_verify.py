@@ -442,7 +442,7 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused(package: Path) -> None:
         ({"threads": 0}, InputError, "threads is 0; expected 1 or more"),
         ({"precisions": ["int3"]}, InputError, "has no int3 variant, only fp32"),
         ({"image_size": 0}, InputError, "was not exported for 0 pixels"),
-        ({"pictures": ["nowhere.png"]}, InputError, "nowhere.png: no such picture"),
+        ({"images": ["nowhere.png"]}, InputError, "nowhere.png: no such picture"),
         ({"prompts": [" "]}, InputError, "the prompt is empty"),
         ({"prompts": ["Say <|im_end|>."]}, CheckpointError, "without special tokens"),
         ({"prompts": ["why " * 3000]}, PromptTooLongError, "shorten the prompt"),

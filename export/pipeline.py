@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 
-import fastvlm_onnx
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
 from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
@@ -28,6 +27,7 @@ from fastvlm_onnx.names import CARD_FILE, LICENSE_FILE, TOKENIZER_FILE
 from fastvlm_onnx.package import FORMAT_VERSION, DecoderFormat, ImageFormat, Manifest, Source
 from fastvlm_onnx.package_files import describe_file
 from fastvlm_onnx.progress import Progress, no_progress
+from fastvlm_onnx.version import __version__
 
 MEGABYTE: Final = 1_000_000
 
@@ -155,7 +155,7 @@ def _describe(
         source=Source(
             name=checkpoint.name,
             model_type=checkpoint.model_type,
-            exporter=f"fastvlm-onnx {fastvlm_onnx.__version__}",
+            exporter=f"fastvlm-onnx {__version__}",
             parameters=sum(
                 int(np.prod(tensor.shape, dtype=np.int64)) for tensor in checkpoint.tensors.values()
             ),

@@ -19,6 +19,7 @@ from fastvlm_onnx.errors import (
     ProviderError,
     UnsupportedError,
 )
+from fastvlm_onnx.version import __version__
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.answering.chat import Chat
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from fastvlm_onnx.runtime.model import FastVLM
     from fastvlm_onnx.runtime.ort.providers import ProviderOptions
     from fastvlm_onnx.runtime.vision.image_encoder import ImageFeatures
-
-__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Chat",

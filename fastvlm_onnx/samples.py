@@ -1,8 +1,9 @@
-"""The sample pictures that are installed with the package."""
+"""The built-in model's checkpoint and sample pictures, which are installed with the package."""
 
 from pathlib import Path
 from typing import Final
 
+DEMO_CHECKPOINT: Final = Path(__file__).parent / "demo" / "checkpoint"
 SAMPLE_PICTURES: Final = Path(__file__).parent / "demo" / "pictures"
 SAMPLE_PICTURE: Final = SAMPLE_PICTURES / "shapes.png"
 # File name of each sample picture -> prompt -> the built-in model's answer.

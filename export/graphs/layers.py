@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
-import fastvlm_onnx
 from fastvlm_onnx.export.tensors.external_data import StoredTensor
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray
 from fastvlm_onnx.export.tensors.weights import Weights
+from fastvlm_onnx.version import __version__
 
 OPSET = 21
 MICROSOFT = "com.microsoft"
@@ -166,7 +166,7 @@ class Graph:
             self._graph,
             ir_version=10,
             producer_name="fastvlm-onnx",
-            producer_version=fastvlm_onnx.__version__,
+            producer_version=__version__,
         )
 
 

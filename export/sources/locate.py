@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import fastvlm_onnx
 from fastvlm_onnx.errors import CheckpointError
 from fastvlm_onnx.export.sources.apple_zoo import SIZES, find_or_download_checkpoint
 from fastvlm_onnx.export.sources.archive import unpack_checkpoint
 from fastvlm_onnx.hub_snapshot import download_snapshot, is_hub_id
 from fastvlm_onnx.progress import Progress, no_progress
+from fastvlm_onnx.samples import DEMO_CHECKPOINT
 
 DEMO: Final = "demo"
-DEMO_CHECKPOINT: Final = "demo/checkpoint"
 # PyTorch's weights are left out at first: many repositories hold the same weights as safetensors.
 _HUB_FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors", "LICENSE*"]
 _HUB_PICKLED = "pytorch_model*.bin"
@@ -50,7 +49,7 @@ def locate(source: str | Path, progress: Progress = no_progress) -> LocatedCheck
     """
     text, path = str(source), Path(source)
     if text == DEMO:
-        return LocatedCheckpoint(Path(fastvlm_onnx.__file__).parent / DEMO_CHECKPOINT, DEMO)
+        return LocatedCheckpoint(DEMO_CHECKPOINT, DEMO)
     if path.is_dir():
         return LocatedCheckpoint(path.resolve(), path.resolve().name)
     if path.is_file():

@@ -89,6 +89,7 @@ def verify_package(
     image_size: int | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
+    download_progress: Progress = no_progress,
 ) -> Agreement:
     """Measure on the CPU how far a package is from the checkpoint that it was exported from.
 
@@ -103,7 +104,8 @@ def verify_package(
         precisions: names of the variants to measure; all variants that the CPU can run when None.
         image_size: an image size of the package in pixels; the default size when None.
         threads: threads of PyTorch and of each graph; one per physical core when None.
-        progress: see `Progress`.
+        progress: is called with the comparison's steps; see `Progress`.
+        download_progress: is called with the bytes of a checkpoint that is downloaded or unpacked.
 
     Raises:
         PackageError: the folder is no package, or a file of it is missing, cut or altered.
@@ -120,7 +122,10 @@ def verify_package(
             raise InputError(f"{name} is {number}; expected 1 or more.")
     size = manifest.image.default_size if image_size is None else image_size
     chosen = _choose_variants(manifest, precisions, size, folder)
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, base=base)
+    if isinstance(source, Checkpoint):
+        checkpoint = source
+    else:
+        checkpoint = open_checkpoint(source, base=base, progress=download_progress)
     _check_sizes(manifest, checkpoint)
     questions = _choose_questions(images, prompts)
     tokenized = _tokenize(questions, steps, size, folder, manifest, checkpoint)

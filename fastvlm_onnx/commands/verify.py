@@ -9,8 +9,10 @@ from pathlib import Path
 import click
 
 from fastvlm_onnx.agreement import Agreement, agreement_table
+from fastvlm_onnx.commands.download import with_license_notice
 from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.commands.progress import progress_bar
+from fastvlm_onnx.progress import no_progress
 
 
 @click.command()
@@ -57,6 +59,7 @@ def verify(
             image_size=image_size,
             threads=threads,
             progress=progress,
+            download_progress=with_license_notice(no_progress),
         )
     found = {"outside_tolerance": agreement.outside, **asdict(agreement)}
     click.echo(

@@ -95,3 +95,17 @@ def test_the_export_command_names_the_licence_as_a_download_begins(
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == [*LICENSE_NOTICE.splitlines(), "wrote onnx", "wrote onnx"]
+
+
+def test_the_verify_command_names_the_licence_as_a_download_begins(
+    server: ArchiveServer,
+    package: Path,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(apple_zoo, "APPLE_BASE_URL", f"{server.address}/datasets")
+    monkeypatch.chdir(tmp_path)
+    main(["verify", str(package), "0.5b", "--picture", str(picture), "--steps", "1"])
+    assert capfd.readouterr().err.splitlines() == LICENSE_NOTICE.splitlines()

@@ -100,8 +100,10 @@ def check_prompt(prompt: str) -> None:
     """Refuse a prompt that cannot be tokenised.
 
     Raises:
-        InputError: the prompt is empty or not valid Unicode.
+        InputError: the prompt is no text, is empty, or is not valid Unicode.
     """
+    if not isinstance(prompt, str):
+        raise InputError(f"the prompt is a {type(prompt).__name__}; expected a text.")
     if not prompt.strip():
         raise InputError('the prompt is empty; ask something, for example "Describe the image.".')
     try:

@@ -190,7 +190,8 @@ class ImageEncoder:
 
     def _checked(self, features: ImageFeatures) -> ImageFeatures:
         expected = (1, self.num_image_tokens, self.hidden_size)
-        array = features.array
+        # An ImageFeatures that a caller made may hold anything.
+        array = np.asarray(features.array)
         if array.shape != expected or array.dtype != np.float32:
             raise InputError(
                 f"image features are {array.dtype} {list(array.shape)}, expected float32 "
@@ -205,7 +206,13 @@ class ImageEncoder:
 
 
 def images_of(image: ImageInput | Sequence[ImageInput] | None) -> list[ImageInput]:
-    """The images of a question: no image, an image, or a list or tuple of images."""
+    """The images of a question: no image, an image, or a list or tuple of images.
+
+    Raises:
+        InputError: the list is empty.
+    """
     if image is None:
         return []
+    if isinstance(image, list | tuple) and not image:
+        raise InputError("the list of images is empty; give an image, or None for a prompt alone.")
     return list(image) if isinstance(image, list | tuple) else [cast("ImageInput", image)]

@@ -178,6 +178,8 @@ def test_features_may_be_kept_and_given_in_the_pictures_place(
     wrong = ImageFeatures(np.zeros((1, 3, 5), np.float32), made.image_size)
     with pytest.raises(InputError, match=r"float32 \[1, 3, 5\], expected float32 \[1, 16, "):
         model.generate(wrong, prompt)
+    with pytest.raises(InputError, match=r"int\d+ \[2\], expected float32"):
+        model.generate(ImageFeatures([1, 2], made.image_size), prompt)  # type: ignore[arg-type]
     other_size = ImageFeatures(made.array, 512)
     with pytest.raises(InputError, match="of an image of 512 pixels, expected 256"):
         model.generate(other_size, prompt)

@@ -118,7 +118,10 @@ def test_a_prompt_alone_is_answered_without_an_image(model: FastVLM) -> None:
     found = model.generate(None, "Hello", max_new_tokens=2)
     (ids,) = model.template.prompt(["Hello"])
     assert found.prompt_tokens == len(ids)
-    assert found.timings.vision < 0.01
+    with pytest.raises(InputError, match="the list of images is empty"):
+        model.generate([], "Hello")
+    with pytest.raises(InputError, match="the prompt is a int; expected a text"):
+        model.generate(None, 5)  # type: ignore[arg-type]
 
 
 def test_old_parameter_names_warn_and_work(model: FastVLM, picture: Path) -> None:

@@ -1,0 +1,1 @@
+"""The parts of `second_drawings.py`: colours, outlines, grounds, pictures, questions, scores."""

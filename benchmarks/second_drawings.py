@@ -6,7 +6,7 @@
 Pictures are composed as SVG and rasterised by resvg, with fonts that `second_program/raster.py`
 lists. It shares no code, fonts or proportions with the program that draws the training pictures.
 
-    pip install -c constraints.txt resvg_py==0.5.0 shapely
+    pip install -c constraints.txt resvg_py==0.5.0 shapely==2.2.0
 """
 
 import argparse
@@ -19,16 +19,22 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from second_program.canvas import Drawing
-from second_program.hand import hand_picture
-from second_program.judging import judge
-from second_program.pictures import empty_picture, shapes_picture, single_picture, word_picture
-from second_program.questions import KINDS, Question, questions
-from second_program.raster import check_installed
 
 import fastvlm_onnx
 from fastvlm_onnx.errors import FastVLMError, InputError
 from fastvlm_onnx.export.pipeline import export_package
+
+try:
+    from second_program.canvas import Drawing
+    from second_program.hand import hand_picture
+    from second_program.judging import judge
+    from second_program.pictures import empty_picture, shapes_picture, single_picture, word_picture
+    from second_program.questions import KINDS, Question, questions
+    from second_program.raster import check_installed
+except ModuleNotFoundError as error:
+    install = "pip install -c constraints.txt resvg_py==0.5.0 shapely==2.2.0"
+    print(f"error: {error.name} is not installed: run `{install}`", file=sys.stderr)
+    raise SystemExit(2) from None
 
 __all__ = ["SEED", "Drawing", "Question", "draw", "judge", "questions", "the_set"]
 
@@ -63,18 +69,21 @@ def draw(seed: int, kind: str) -> Drawing:
 def labelled_set() -> Iterator[tuple[str, Drawing, Question]]:
     """Yield the kind of picture, the drawing and the question, picture by picture.
 
-    A picture of one kind of object is described or read; the other kinds of questions take turns,
-    so that rare kinds come as often as common kinds.
+    The first question asks about the whole picture: describe, read, or find nothing. The other
+    kinds of questions take turns, so that rare kinds come as often as common kinds. The kinds of
+    pictures are mixed, so that the first questions are a fair sample.
     """
     asked = dict.fromkeys(KINDS, 0)
-    for kind, number in NUMBERS.items():
-        for index in range(number):
-            drawing = draw(SEED + index, kind)
-            found = questions(drawing, np.random.default_rng([SEED, index]))
-            first, rest = found[0], sorted(found[1:], key=lambda q: asked[q.kind])
-            for question in [first, *rest[: 2 if drawing.shapes else 1]]:
-                asked[question.kind] += 1
-                yield kind, drawing, question
+    places = [
+        ((i + 0.5) / number, i, kind) for kind, number in NUMBERS.items() for i in range(number)
+    ]
+    for _, index, kind in sorted(places):
+        drawing = draw(SEED + index, kind)
+        found = questions(drawing, np.random.default_rng([SEED, index, list(NUMBERS).index(kind)]))
+        first, rest = found[0], sorted(found[1:], key=lambda q: asked[q.kind])
+        for question in [first, *rest[: 2 if drawing.shapes else 1]]:
+            asked[question.kind] += 1
+            yield kind, drawing, question
 
 
 def the_set() -> Iterator[tuple[Drawing, Question]]:
@@ -95,7 +104,10 @@ def write_sheet(path: Path, kinds: list[str], start: int) -> None:
         x, y = index % columns * cell, index // columns * (cell + label)
         sheet.paste(picture, (x + 4, y + 4))
         pen.multiline_text((x + 4, y + cell), truth(drawing), fill=(255, 255, 255), spacing=1)
-    sheet.save(path)
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {path}: {error}; expected a path to a new PNG") from error
 
 
 def truth(drawing: Drawing) -> str:
@@ -108,24 +120,36 @@ def truth(drawing: Drawing) -> str:
 
 
 def accuracy(checkpoint: str, precisions: list[str], number: int | None) -> None:
-    """Export a checkpoint and print the share of right answers, a row for each precision."""
-    # The drawings of all pictures need about 1 GB, so each precision draws them again.
-    columns = [*KINDS, "single pictures", "hand pictures"]
-    print(f"| % right | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    """Export a checkpoint, ask every question, and print a table with a row for each precision.
+
+    A cell is the mean score of a kind of questions in percent. The last two columns count the
+    pictures of one shape and the pictures by hand whose first question was answered without fault.
+    """
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    wholes: dict[tuple[str, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "judged-onnx"
         export_package(checkpoint, package, precisions=precisions)
-        for precision in precisions:
-            model = fastvlm_onnx.load(package, precision=precision)
-            scores: dict[str, list[float]] = defaultdict(list)
-            for picture_kind, drawing, question in islice(labelled_set(), number):
+        models = {name: fastvlm_onnx.load(package, precision=name) for name in precisions}
+        previous = None
+        for picture_kind, drawing, question in islice(labelled_set(), number):
+            for name, model in models.items():
                 answer = model.generate(drawing.picture, question.prompt).text
                 score = judge(drawing, question, answer)
-                scores[question.kind].append(score)
-                scores[f"{picture_kind} pictures"].append(score)
-            cells = [f"{100 * np.mean(scores[c]):.1f}" if scores[c] else "-" for c in columns]
-            print(f"| {precision} | {' | '.join(cells)} |", flush=True)
-        print(f"| questions | {' | '.join(str(len(scores[c])) for c in columns)} |")
+                scores[name, question.kind].append(score)
+                if drawing is not previous:
+                    wholes[name, picture_kind].append(score)
+            previous = drawing
+    print(f"| % right | {' | '.join(KINDS)} | single | hand |\n|---|{'---|' * (len(KINDS) + 2)}")
+    for name in precisions:
+        means = [scores[name, kind] for kind in KINDS]
+        cells = [f"{100 * np.mean(found):.1f}" if found else "-" for found in means]
+        for kind in ("single", "hand"):
+            found = wholes[name, kind]
+            cells.append(f"{sum(score == 1 for score in found)} of {len(found)}")
+        print(f"| {name} | {' | '.join(cells)} |")
+    asked = [str(len(scores[precisions[0], kind])) for kind in KINDS]
+    print(f"| questions | {' | '.join(asked)} | | |")
 
 
 def main() -> None:
@@ -140,6 +164,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.accuracy and args.sheet is None:
         parser.error("nothing to do: expected a file name or --accuracy")
+    if args.number is not None and args.number < 1:
+        parser.error(f"--number {args.number}: expected 1 or more")
     try:
         check_installed()
         if args.sheet is not None:

@@ -27,6 +27,8 @@ PALETTE: dict[str, tuple[Rgb, ...]] = {
     "gray": ((128, 128, 128), (127, 127, 127), (112, 112, 112), (150, 150, 150)),
 }
 COLORS = tuple(PALETTE)
+# Fewer grounds let a white, yellow or pink shape stand out, so these are tried first more often.
+WEIGHTS = np.array([{"white": 5.0, "yellow": 2.5, "pink": 2.0}.get(name, 1.0) for name in COLORS])
 DARK = ("black", "brown", "purple", "blue", "gray")
 FILLED_DISTANCE = 30.0
 THIN_DISTANCE, THIN_LIGHTNESS = 45.0, 25.0

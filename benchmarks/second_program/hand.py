@@ -67,11 +67,11 @@ WORDS = (
 
 def hand_picture(rng: np.random.Generator) -> Drawing:
     """Draw a shape (50 %), two shapes (30 %) or a word (20 %) on paper or on a board."""
+    choice = rng.random()
     while True:
         width, height = picture_size(rng)
         if max(width, height) < 300:
             continue
-        choice = rng.random()
         if choice < 0.2:
             found = _word(width, height, rng)
         else:

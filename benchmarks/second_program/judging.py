@@ -30,7 +30,7 @@ ITEM = re.compile(
 PLACE = re.compile(rf"\b({_either(PLACES)})\b")
 NOTHING = re.compile(r"\bnothing\b")
 NO_TEXT = re.compile(r"\b(no|any) (text|words?|writing|letters?)\b")
-NO_SHAPES = re.compile(r"\b(no|any) (shapes?|objects?)\b|\b(picture|image) is empty\b")
+NO_SHAPES = re.compile(r"\b(no|any|zero|0) (shapes?|objects?)\b|\b(picture|image) is empty\b")
 
 
 def pairs(answer: str) -> Counter[tuple[str, str]]:

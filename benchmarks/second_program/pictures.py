@@ -8,7 +8,7 @@ from shapely.geometry.base import BaseGeometry
 
 from second_program import grounds
 from second_program.canvas import Canvas, Drawing, damaged, picture_size
-from second_program.colors import COLORS, DARK, PALETTE, Rgb, css, lab, stands_out
+from second_program.colors import COLORS, DARK, PALETTE, WEIGHTS, Rgb, css, lab, stands_out
 from second_program.outlines import (
     SHAPES,
     rotated,
@@ -50,7 +50,7 @@ def shapes_picture(rng: np.random.Generator) -> Drawing:
         canvas = Canvas(grounds.ground(*picture_size(rng), rng))
         number = int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.22, 0.2, 0.16, 0.12, 0.1]))
         largest = min(0.9, 0.95 / np.sqrt(number))
-        hand = rng.uniform(0.008, 0.022) if rng.random() < 0.3 else 0.0
+        hand = rng.uniform(0.006, 0.015) if rng.random() < 0.3 else 0.0
         for _ in range(number):
             is_copy = bool(canvas.names) and rng.random() < 0.22
             kind = canvas.names[-1] if is_copy else SHAPES[rng.integers(len(SHAPES))]
@@ -110,7 +110,7 @@ def place_shape(
         edges = [edge * (size - stroke) for edge in edges]
         outline = Polygon(silhouette(edges)).buffer(stroke / 2, join_style="mitre")
         low, high = np.array(outline.bounds[:2]), np.array(outline.bounds[2:])
-        is_cut = name in LEAST_VISIBLE_AT_BORDER and rng.random() < 0.12
+        is_cut = size > 40 * pixel and name in LEAST_VISIBLE_AT_BORDER and rng.random() < 0.12
         gap = -0.3 * size if is_cut else 2 * pixel
         space_low, space_high = gap - low, np.array(canvas.ground.size) - gap - high
         if (space_low > space_high).any():
@@ -172,11 +172,13 @@ def _crossed(
     near = [i for i, other in enumerate(canvas.areas) if other.distance(area) < gap]
     if not near:
         return []
-    if rng.random() < 0.75 or not is_solid or name == "line" or len(near) > 1:
+    if rng.random() < 0.4 or not is_solid or name == "line" or len(near) > 1:
         return None
     for index in near:
         other = canvas.areas[index]
         if not canvas.solid[index] or other.intersection(area).area < 0.1 * area.area:
+            return None
+        if min(other.area, area.area) < (30 / 256 * canvas.longer) ** 2 / 2:
             return None
         seen = other.intersection(canvas.frame)
         for later in [*canvas.areas[index + 1 :], area]:
@@ -196,7 +198,8 @@ def _color(
 ) -> tuple[str, Rgb] | None:
     """Return a colour's name and RGB that stand out from the ground and the overlapped objects."""
     ground = canvas.ground_lab(area)
-    for name in [wanted] if wanted else [COLORS[i] for i in rng.permutation(len(COLORS))]:
+    order = rng.choice(COLORS, len(COLORS), replace=False, p=WEIGHTS / WEIGHTS.sum())
+    for name in [wanted] if wanted else [str(name) for name in order]:
         if name in canvas.colors:
             # A person holds one red pen at a time.
             choices = (canvas.rgbs[canvas.colors.index(name)],)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import resvg_py
 from numpy.typing import NDArray
 from PIL import Image
 
 from fastvlm_onnx.errors import InputError
-
-RESVG = "resvg_py==0.5.0"
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,11 @@ FONTS = (
 
 
 def check_installed() -> None:
-    """Look for the rasteriser and the fonts.
+    """Look for the fonts.
 
     Raises:
-        InputError: resvg_py or a font is missing; the message has the command that installs it.
+        InputError: a font is missing; the message has the command that installs it.
     """
-    try:
-        import resvg_py  # noqa: F401
-    except ImportError:
-        raise InputError(f"resvg_py is not installed: run `pip install {RESVG} shapely`") from None
     missing = sorted({font.package for font in FONTS if not (FOLDER / font.file).exists()})
     if missing:
         command = f"apt-get install --no-install-recommends {' '.join(missing)}"
@@ -104,8 +99,6 @@ def rasterise(body: str, width: int, height: int, font: Font | None = None) -> I
     Returns:
         The picture, RGBA.
     """
-    import resvg_py
-
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}">{body}</svg>'

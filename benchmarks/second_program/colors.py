@@ -30,7 +30,9 @@ COLORS = tuple(PALETTE)
 # Fewer grounds let a white, yellow or pink shape stand out, so these are tried first more often.
 WEIGHTS = np.array([{"white": 5.0, "yellow": 2.5, "pink": 2.0}.get(name, 1.0) for name in COLORS])
 DARK = ("black", "brown", "purple", "blue", "gray")
-FILLED_DISTANCE = 30.0
+# A filled shape on a light ground, and on any other ground.
+LIGHT_DISTANCE, LIGHT_LIGHTNESS = 30.0, 14.0
+OTHER_DISTANCE, OTHER_LIGHTNESS = 45.0, 24.0
 THIN_DISTANCE, THIN_LIGHTNESS = 45.0, 25.0
 
 
@@ -62,7 +64,12 @@ def stands_out(rgb: Rgb, ground: NDArray[np.float64], is_thin: bool) -> bool:
     if is_thin:
         is_far = (distance >= THIN_DISTANCE) & (lightness >= THIN_LIGHTNESS)
     else:
-        is_far = (distance >= FILLED_DISTANCE) & ((lightness >= 14) | (distance >= 60))
+        is_light = ground[..., 0] > 80
+        least = np.where(is_light, LIGHT_DISTANCE, OTHER_DISTANCE)
+        least_lightness = np.where(is_light, LIGHT_LIGHTNESS, OTHER_LIGHTNESS)
+        # Another hue is enough on a bright ground; on a dark ground it is hard to see.
+        is_other_hue = (distance >= 65) & (ground[..., 0] > 30)
+        is_far = (distance >= least) & ((lightness >= least_lightness) | is_other_hue)
     return bool(is_far.mean() > 0.95)
 
 

@@ -238,9 +238,13 @@ def _word(width: int, height: int, rng: np.random.Generator) -> Drawing | None:
     extent = (high - low) * scale
     if extent[1] > 0.85 * height or extent[1] < 0.12 * canvas.longer:
         return None
-    start = rng.random(2) * (np.array([width, height]) * 0.96 - extent) + 0.02 * canvas.shorter
-    strokes = [(stroke - low) * scale + start for stroke in strokes]
     pen = max(extent[1] * rng.uniform(0.07, 0.13), 2.4 * canvas.longer / 256)
+    margin = pen + 0.02 * canvas.shorter
+    space = np.array([width, height]) - extent - 2 * margin
+    if (space < 0).any():
+        return None
+    start = rng.random(2) * space + margin
+    strokes = [(stroke - low) * scale + start for stroke in strokes]
     rgb = PALETTE[color][0]
     body: Sequence[str] = [_stroke(stroke, pen, css(rgb), rng) for stroke in strokes]
     canvas.body += body

@@ -134,8 +134,10 @@ def place_shape(
             paint += f' stroke-linejoin="{join}"'
         else:
             paint = f'fill="{css(rgb)}"'
+            # The dark border of a narrow arm would hide its colour.
+            broad = {"arrow": 110, "cross": 80, "star": 70, "rectangle": 60}.get(name, 40)
             is_light = color_name not in DARK and _is_light(canvas, area)
-            if is_light and not is_thin and size > 40 * pixel and rng.random() < 0.2:
+            if is_light and not is_thin and size > broad * pixel and rng.random() < 0.25:
                 border = max(1.3 * pixel, size * rng.uniform(0.015, 0.035))
                 paint += f' stroke="#151515" stroke-width="{border:.2f}" stroke-linejoin="round"'
         canvas.body.append(f'<path d="{path}" {paint}/>')
@@ -200,6 +202,7 @@ def _color(
     ground = canvas.ground_lab(area)
     order = rng.choice(COLORS, len(COLORS), replace=False, p=WEIGHTS / WEIGHTS.sum())
     for name in [wanted] if wanted else [str(name) for name in order]:
+        choices: tuple[Rgb, ...]
         if name in canvas.colors:
             # A person holds one red pen at a time.
             choices = (canvas.rgbs[canvas.colors.index(name)],)

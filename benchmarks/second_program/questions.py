@@ -179,7 +179,7 @@ UNKNOWN_PROMPTS = (
 NOTHING_IN_EMPTY = (
     *((prompt, "nothing") for prompt in DESCRIBE),
     *((prompt, "no text") for prompt in TEXT),
-    *((prompt, "no shapes") for prompt in COUNT[:2]),
+    *((prompt, "no shapes") for prompt in COUNT),
 )
 
 

@@ -33,7 +33,8 @@ DARK = ("black", "brown", "purple", "blue", "gray")
 # A filled shape on a light ground, and on any other ground.
 LIGHT_DISTANCE, LIGHT_LIGHTNESS = 30.0, 14.0
 OTHER_DISTANCE, OTHER_LIGHTNESS = 45.0, 24.0
-THIN_DISTANCE, THIN_LIGHTNESS = 45.0, 25.0
+# A stroke or a letter; a stroke on a dark ground needs more light.
+THIN_DISTANCE, THIN_LIGHTNESS, THIN_LIGHTNESS_ON_DARK = 45.0, 25.0, 36.0
 
 
 def lab(rgb: NDArray[np.generic] | Rgb) -> NDArray[np.float64]:
@@ -62,7 +63,8 @@ def stands_out(rgb: Rgb, ground: NDArray[np.float64], is_thin: bool) -> bool:
         # Brown is dark orange: beside a dark ground it looks orange or is hard to see.
         return False
     if is_thin:
-        is_far = (distance >= THIN_DISTANCE) & (lightness >= THIN_LIGHTNESS)
+        least_lightness = np.where(ground[..., 0] < 30, THIN_LIGHTNESS_ON_DARK, THIN_LIGHTNESS)
+        is_far = (distance >= THIN_DISTANCE) & (lightness >= least_lightness)
     else:
         is_light = ground[..., 0] > 80
         least = np.where(is_light, LIGHT_DISTANCE, OTHER_DISTANCE)

@@ -33,7 +33,7 @@ LEAST_SIZE = {
 }
 LEAST_SIZE_OTHERS = 16
 # A square that the border cuts is a rectangle, so the shapes that are left out are never cut.
-LEAST_VISIBLE_AT_BORDER = {"circle": 0.65, "star": 0.75, "heart": 0.8, "cross": 0.85, "line": 0.65}
+LEAST_VISIBLE_AT_BORDER = {"circle": 0.65, "star": 0.75, "heart": 0.8, "cross": 0.92, "line": 0.65}
 # Least visible share under other objects; 0.6 for the shapes that are left out.
 LEAST_VISIBLE = {"square": 0.8, "rectangle": 0.8, "heart": 0.8, "hexagon": 0.8, "arrow": 0.9}
 
@@ -110,16 +110,22 @@ def place_shape(
         edges = [edge * (size - stroke) for edge in edges]
         outline = Polygon(silhouette(edges)).buffer(stroke / 2, join_style="mitre")
         low, high = np.array(outline.bounds[:2]), np.array(outline.bounds[2:])
-        is_cut = size > 40 * pixel and name in LEAST_VISIBLE_AT_BORDER and rng.random() < 0.12
-        gap = -0.3 * size if is_cut else 2 * pixel
+        is_cut = size > 40 * pixel and name in LEAST_VISIBLE_AT_BORDER and rng.random() < 0.15
+        may_overlap = not is_outlined and name != "line" and rng.random() < 0.3
+        gap = -size * rng.uniform(0.1, 0.32) if is_cut else 2 * pixel
         space_low, space_high = gap - low, np.array(canvas.ground.size) - gap - high
         if (space_low > space_high).any():
             continue
         center = _clear_point(rng.uniform(space_low, space_high), space_low, space_high, rng)
+        if is_cut:
+            side = rng.integers(2)
+            center[side] = (space_low, space_high)[rng.integers(2)][side]
+        elif may_overlap and any(canvas.solid):
+            center = np.clip(_beside_solid(canvas, size, rng), space_low, space_high)
         area = affinity.translate(outline, *center)
         if area.intersection(canvas.frame).area < LEAST_VISIBLE_AT_BORDER.get(name, 1) * area.area:
             continue
-        crossed = _crossed(canvas, name, area, not is_outlined, 3 * pixel, rng)
+        crossed = _crossed(canvas, area, may_overlap, 3 * pixel)
         if crossed is None:
             continue
         is_thin = is_outlined or name == "line" or size < 26 * pixel
@@ -162,19 +168,22 @@ def _clear_point(
     return np.clip(wanted, low, high)
 
 
-def _crossed(
-    canvas: Canvas,
-    name: str,
-    area: BaseGeometry,
-    is_solid: bool,
-    gap: float,
-    rng: np.random.Generator,
-) -> list[int] | None:
+def _beside_solid(canvas: Canvas, size: float, rng: np.random.Generator) -> np.ndarray:
+    """Return a centre from which an object of `size` overlaps an earlier filled object in part."""
+    solid = [area for area, is_solid in zip(canvas.areas, canvas.solid, strict=True) if is_solid]
+    other = solid[rng.integers(len(solid))]
+    reach = (size + np.sqrt(other.area)) / 2 * rng.uniform(0.4, 0.95)
+    angle = rng.uniform(0, 2 * np.pi)
+    middle = np.array([other.centroid.x, other.centroid.y])
+    return middle + reach * np.array([np.cos(angle), np.sin(angle)])
+
+
+def _crossed(canvas: Canvas, area: BaseGeometry, may_overlap: bool, gap: float) -> list[int] | None:
     """Return the earlier objects that the area overlaps, or None where it may not stand."""
     near = [i for i, other in enumerate(canvas.areas) if other.distance(area) < gap]
     if not near:
         return []
-    if rng.random() < 0.4 or not is_solid or name == "line" or len(near) > 1:
+    if not may_overlap or len(near) > 1:
         return None
     for index in near:
         other = canvas.areas[index]

@@ -214,15 +214,15 @@ def questions(drawing: Drawing, rng: np.random.Generator) -> list[Question]:
         rng: chooses the object and the phrasing.
     """
 
-    def one(phrasings: tuple[str, ...]) -> str:
+    def any_of(phrasings: tuple[str, ...]) -> str:
         return phrasings[rng.integers(len(phrasings))]
 
-    unknown = Question("unknown", one(UNKNOWN_PROMPTS), UNKNOWN)
+    unknown = Question("unknown", any_of(UNKNOWN_PROMPTS), UNKNOWN)
     if drawing.text is not None:
         word = f'The word "{drawing.text}" in {drawing.text_color}.'
         return [
-            Question("text", one(TEXT), drawing.text),
-            Question("describe", one(DESCRIBE), word),
+            Question("text", any_of(TEXT), drawing.text),
+            Question("describe", any_of(DESCRIBE), word),
             unknown,
         ]
     absent = _absent(drawing, rng)
@@ -230,7 +230,7 @@ def questions(drawing: Drawing, rng: np.random.Generator) -> list[Question]:
         prompt, expected = NOTHING_IN_EMPTY[rng.integers(len(NOTHING_IN_EMPTY))]
         return [
             Question("nothing", prompt, expected),
-            Question("is_there", one(IS_THERE).format(thing=absent), "No"),
+            Question("is_there", any_of(IS_THERE).format(thing=absent), "No"),
             unknown,
         ]
     shapes = drawing.shapes
@@ -239,31 +239,33 @@ def questions(drawing: Drawing, rng: np.random.Generator) -> list[Question]:
     kinds = Counter((shape.color, shape.name) for shape in shapes)
     listed = ", ".join(f"{n} {color} {name}" for (color, name), n in kinds.items())
     found = [
-        Question("describe", one(DESCRIBE), listed),
-        Question("count", one(COUNT), str(len(shapes))),
-        Question("nothing", one(TEXT), "no text"),
+        Question("describe", any_of(DESCRIBE), listed),
+        Question("count", any_of(COUNT), str(len(shapes))),
+        Question("nothing", any_of(TEXT), "no text"),
         unknown,
     ]
     for index in rng.permutation(len(shapes)):
         shape = shapes[index]
         asked = {question.kind for question in found}
         if "color" not in asked and names[shape.name] == 1:
-            found.append(Question("color", one(COLOR).format(shape=shape.name), shape.color))
+            found.append(Question("color", any_of(COLOR).format(shape=shape.name), shape.color))
         if "shape" not in asked and colors[shape.color] == 1:
-            found.append(Question("shape", one(SHAPE).format(color=shape.color), shape.name))
+            found.append(Question("shape", any_of(SHAPE).format(color=shape.color), shape.name))
         where = place(shape)
         if "where" not in asked and where and kinds[shape.color, shape.name] == 1:
             thing = shape.name
             if names[shape.name] > 1 or rng.random() < 0.5:
                 thing = f"{shape.color} {thing}"
-            found.append(Question("where", one(WHERE).format(thing=thing), where))
+            found.append(Question("where", any_of(WHERE).format(thing=thing), where))
     # Every empty picture is asked for an absent shape, so here "Yes" is the likelier answer.
     if rng.random() < 0.35:
-        found.append(Question("is_there", one(IS_THERE).format(thing=absent), "No"))
+        found.append(Question("is_there", any_of(IS_THERE).format(thing=absent), "No"))
     else:
         shape = shapes[rng.integers(len(shapes))]
         thing = shape.name if rng.random() < 0.3 else f"{shape.color} {shape.name}"
-        found.append(Question("is_there", one(IS_THERE).format(thing=with_article(thing)), "Yes"))
+        found.append(
+            Question("is_there", any_of(IS_THERE).format(thing=with_article(thing)), "Yes")
+        )
     return found
 
 

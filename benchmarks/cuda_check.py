@@ -169,6 +169,7 @@ def check(size: str, folder: Path, device: str, steps: int) -> list[list[str]]:
             print(size, precision, graph, session.placement, flush=True)
         ask = lambda m=model: question.ask_package(m)  # noqa: E731
         rows.append(row(f"{size} {precision}", question, ask, before))
+        print(" | ".join(rows[-1]), flush=True)  # kept if the rest is cut short
         del model, ask
     before = card_memory_mb()
     half = question._load(checkpoint, torch.float16)

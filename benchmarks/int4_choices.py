@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-import demo_data
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from demo_data.questions import KINDS, held_out
 from int4_layers import (
     Mixture,
     TrialLinear,
@@ -145,8 +145,8 @@ def trained(folder: Path, number: int, draws: int, threads: int) -> Subject:
     export_package("demo", folder / "demo-package", overwrite=True)
     model = fastvlm_onnx.load(folder / "demo-package", providers="cpu", threads=threads)
     asked = []
-    for kind in demo_data.KINDS:
-        for sample, question in demo_data.held_out(kind, number):
+    for kind in KINDS:
+        for sample, question in held_out(kind, number):
             pixel_values = preprocess(read_picture(sample.picture), model.image_size)
             features = model.image_encoder.encode_pixel_values(pixel_values)
             before, _, after = model.template.prompt(content(question.prompt, num_images=1))

@@ -1,0 +1,449 @@
+"""Questions that a picture can be asked, in many phrasings, with the answers.
+
+A placeholder in braces is filled from PARTS, each time with another phrase. Answers have one form
+for each kind, so a program can read them.
+"""
+
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from demo_data.colors import COLOR_NAMES
+from demo_data.drawing import HELD_OUT_SEED, Mark, Sample, draw_sample
+from demo_data.outlines import SHAPES
+from demo_data.unknown import draw_unknown
+
+Kind = Literal[
+    "describe", "count", "color", "shape", "where", "is there", "text", "unknown", "nothing"
+]
+KINDS: tuple[Kind, ...] = (
+    *("describe", "count", "color", "shape", "where", "is there", "text", "unknown", "nothing"),
+)
+UNKNOWN = "I only know shapes, colors and short words."
+NOTHING = "There is nothing in the picture."
+NO_TEXT = "There is no text."
+NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six")
+
+
+@dataclass(frozen=True)
+class Question:
+    kind: Kind
+    prompt: str
+    answer: str
+
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "picture": ("image", "picture", "image", "picture", "photo", "drawing", "photograph"),
+    "this": ("this", "the", "the", "this"),
+    "things": ("shapes", "shapes", "objects", "figures", "things", "items", "forms"),
+    "color": ("color", "color", "colour"),
+    "please": ("", "", "", "", "Please ", "Can you ", "Could you please ", "Now ", "And "),
+    "here": ("", "", "", " in {this} {picture}", " in {this} {picture}", " here"),
+    "see": ("do you see", "can you see", "are shown", "are visible", "are drawn", "can be seen"),
+    "there": ("are there", "are there", "{see}"),
+    "sees": ("do you see", "can you see", "can you find", "does {this} {picture} show"),
+}
+DESCRIBE = (
+    *("Describe {this} {picture}.", "Describe the image.", "What is in {this} {picture}?"),
+    *("What do you see{here}?", "What can you see{here}?", "What is it?", "What is this?"),
+    *("What's in {this} {picture}?", "What is shown{here}?", "What does {this} {picture} show?"),
+    *(
+        "Tell me what you see{here}.",
+        "Tell me about {this} {picture}.",
+        "Caption {this} {picture}.",
+    ),
+    *("Describe what you see{here}.", "What's this?", "What am I looking at?", "Describe it."),
+    *("Give a short description of {this} {picture}.", "Describe {this} {picture} briefly."),
+    *("Describe {this} {picture} in one sentence.", "Write a caption for {this} {picture}."),
+    *("What is there{here}?", "What is drawn{here}?", "What did I draw?", "What have I drawn?"),
+    *("List the {things}{here}.", "Name the {things}{here}.", "Which {things} {there}?"),
+    *("What {things} {there}?", "What are these?", "Describe", "What are the {things}{here}?"),
+    *("Which {things} are in {this} {picture}?", "What is on {this} {picture}?"),
+)
+DETAIL = (
+    *("Describe {this} {picture} in detail.", "Describe {this} {picture} in full."),
+    *("Give a detailed description of {this} {picture}.", "Describe everything you see{here}."),
+    *("Describe in detail what you see{here}.", "What is where{here}?", "Describe all details."),
+    *("List the {things} and where they are.", "Describe {this} {picture} and where things are."),
+    *("Tell me in detail what you see{here}.", "Describe {this} {picture} as exactly as you can."),
+)
+COUNT = (
+    *("How many {things} {there}{here}?", "Count the {things}{here}.", "How many {things}?"),
+    *("How many {things} are in {this} {picture}?", "What is the number of {things}{here}?"),
+    *("How many {things} does {this} {picture} have?", "How many {things} does it show?"),
+    *("Tell me how many {things} {there}.", "How many {things} did I draw?"),
+    *("How many {things} do you count?", "Give the number of {things}{here}."),
+)
+COUNT_SOME = (
+    *("How many {x} {there}{here}?", "Count the {x}{here}.", "How many {x}?"),
+    *("How many {x} are in {this} {picture}?", "What is the number of {x}{here}?"),
+    *("Tell me how many {x} {there}.", "How many {x} did I draw?"),
+)
+COLOR = (
+    *("What {color} is {x}?", "Which {color} is {x}?", "What is the {color} of {x}?"),
+    *("What {color} does {x} have?", "Tell me the {color} of {x}.", "In which {color} is {x}?"),
+    *("Name the {color} of {x}.", "What's the {color} of {x}?", "{x} is what {color}?"),
+    *("Which {color} has {x}?", "What {color} is {x}{here}?", "In what {color} is {x} drawn?"),
+)
+SHAPE = (
+    *("What shape is {color_name}?", "Which shape is {color_name}?", "What is {color_name}?"),
+    *("What is the shape in {color_name}?", "What is the {color_name} shape?"),
+    *("What shape is the {color_name} thing?", "What kind of shape is the {color_name} one?"),
+    *("What is the {color_name} thing{here}?", "What is the {color_name} object?"),
+    *("Name the {color_name} shape.", "Which object is {color_name}?", "What's {color_name}?"),
+    *("What shape is the {color_name} object?", "What does the {color_name} shape look like?"),
+    *("Which shape has the {color} {color_name}?", "Which thing is {color_name}?"),
+    *("What shape is the {color_name} figure?", "What shape does the {color_name} object have?"),
+)
+WHERE = (
+    *("Where is {x}?", "Where is {x}{here}?", "Where's {x}?", "Where do you see {x}?"),
+    *("Where can I find {x}?", "In which part of {this} {picture} is {x}?"),
+    *("What is the position of {x}?", "Where is {x} placed?", "Tell me where {x} is."),
+    *("Which part of {this} {picture} has {x}?", "Where in {this} {picture} is {x}?"),
+    *("Where is {x} located?", "Where did I draw {x}?", "At which place is {x}?"),
+    *("What is the location of {x}?", "On which side is {x}?"),
+)
+SIDE = ("Is {x} {side} {y}?", "Is {x} drawn {side} {y}?", "Does {x} lie {side} {y}?")
+NEIGHBOR = ("What is {side} {x}?", "Which shape is {side} {x}?", "What do you see {side} {x}?")
+IS_THERE = (
+    *("Is there {x}?", "Is there {x}{here}?", "{sees} {x}?", "Do you see {x}{here}?"),
+    *("Does {this} {picture} have {x}?", "Does {this} {picture} contain {x}?"),
+    *("Can you see {x}{here}?", "Is {x} in {this} {picture}?", "Is {x} visible{here}?"),
+    *("Did I draw {x}?", "Are you able to see {x}?", "Does it show {x}?", "Is {x} there?"),
+)
+HAS_TEXT = (
+    *("Is there {t}?", "Is there {t}{here}?", "{sees} {t}?", "Does {this} {picture} have {t}?"),
+    *("Does {this} {picture} contain {t}?", "Can you see {t}{here}?", "Did I write {t}?"),
+)
+SOME_TEXT = ("a word", "any text", "some text", "text", "any words", "any letters", "writing")
+READ = (
+    *("What is written{here}?", "Read the text.", "What does {this} {picture} say?"),
+    *("What does it say?", "Read {this} {picture}.", "What is the word?", "What's written?"),
+    *("What is the text{here}?", "Which word is written{here}?", "What did I write?"),
+    *("Read it.", "Read the word{here}.", "What word is this?", "Can you read this?"),
+    *("What does the text say?", "Read it out.", "What word do you see{here}?", "Spell the word."),
+    *("What text is in {this} {picture}?", "Transcribe the text{here}.", "What is it saying?"),
+    *("What does this say?", "Which word is it?", "Can you read the text{here}?", "OCR"),
+    *("What's written here?", "What does the sign say?", "What letters do you see{here}?"),
+    *("Read what is written{here}.", "Which text do you see{here}?", "What does the word say?"),
+    *("Read the letters.", "What word is in {this} {picture}?", "What's the word?"),
+)
+READ_NUMBER = (
+    "What number is this?",
+    "Which number is it?",
+    "What is the number{here}?",
+    "Read the number.",
+)
+TEXT_NOUNS = ("the word", "the text", "the writing", "the letters", "it")
+
+
+def fill(rng: random.Random, template: str, **given: str) -> str:
+    """Fill a template's placeholders; what is given wins over PARTS."""
+    text = template
+    while match := re.search(r"{(\w+)}", text):
+        name = match.group(1)
+        phrase = given[name] if name in given else rng.choice(PARTS[name])
+        text = text[: match.start()] + phrase + text[match.end() :]
+    text = text[0].upper() + text[1:]
+    manner = rng.random()
+    if manner < 0.06:
+        text = text.lower()
+    elif manner < 0.1:
+        text = text.rstrip("?.")
+    elif manner < 0.14 and text[:8] in ("Describe", "Read the", "Count th", "Tell me ", "Name the"):
+        text = rng.choice(("Please ", "Can you ", "Could you please ")) + text[0].lower() + text[1:]
+    return text
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+def with_article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def plural(name: str) -> str:
+    return f"{name}es" if name == "cross" else f"{name}s"
+
+
+def listed(parts: list[str]) -> str:
+    """Join phrases to a sentence: "A red circle and a blue star."."""
+    sentence = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def describe(sample: Sample) -> str:
+    """The answer to "Describe the image."."""
+    if sample.characters:
+        noun = "number" if sample.text.isdigit() else "word"
+        return f'The {noun} "{sample.text}" in {sample.characters[0].color}.'
+    if not sample.shapes:
+        return NOTHING
+    amounts = Counter((mark.color, mark.name) for mark in sample.shapes)
+    return listed(
+        [
+            with_article(f"{color} {name}")
+            if amount == 1
+            else f"{NUMBER_WORDS[amount]} {color} {plural(name)}"
+            for (color, name), amount in amounts.items()
+        ]
+    )
+
+
+def describe_in_detail(sample: Sample) -> str:
+    """The same with a place for each shape."""
+    if sample.characters or not sample.shapes:
+        return describe(sample)
+    return listed([f"{with_article(f'{m.color} {m.name}')} {place(m)}" for m in sample.shapes])
+
+
+def place(mark: Mark) -> str:
+    """Where a shape's centre is, in thirds of the picture."""
+    column, row = min(2, int(mark.across * 3)), min(2, int(mark.down * 3))
+    return (
+        *("at the top left", "at the top", "at the top right"),
+        *("on the left", "in the middle", "on the right"),
+        *("at the bottom left", "at the bottom", "at the bottom right"),
+    )[3 * row + column]
+
+
+def has_clear_place(sample: Sample, mark: Mark) -> bool:
+    """Whether a person would give the same place: no centre close to a border of thirds."""
+    if not sample.has_edges:
+        return False
+    return all(
+        abs(v - border) > 0.055 for v in (mark.across, mark.down) for border in (1 / 3, 2 / 3)
+    )
+
+
+def _amount(number: int, one: str, many: str) -> str:
+    verb, noun = ("is", one) if number == 1 else ("are", many)
+    return f"There {verb} {NUMBER_WORDS[number]} {noun}."
+
+
+# --- questions of a picture ----------------------------------------------------------------
+
+
+def ask(sample: Sample, rng: random.Random) -> list[Question]:
+    """Questions of every kind that this picture can be asked, in random order."""
+    questions = [Question("describe", fill(rng, rng.choice(DESCRIBE)), describe(sample))]
+    if not sample.shapes and not sample.characters:
+        questions[0] = Question("nothing", questions[0].prompt, NOTHING)
+    if sample.shapes and rng.random() < 0.5:
+        prompt = fill(rng, rng.choice(DETAIL))
+        questions.append(Question("describe", prompt, describe_in_detail(sample)))
+    number = len(sample.shapes)
+    kind: Kind = "count" if sample.shapes else "nothing"
+    questions.append(
+        Question(kind, fill(rng, rng.choice(COUNT)), _amount(number, "shape", "shapes"))
+    )
+    questions.append(_count_some(sample, rng))
+    questions += _text_questions(sample, rng)
+    questions += _color_and_shape(sample, rng)
+    questions += _where(sample, rng)
+    questions += [_is_there(sample, rng) for _ in range(2)]
+    questions.append(Question("unknown", draw_unknown(rng), UNKNOWN))
+    rng.shuffle(questions)
+    return questions
+
+
+def _text_questions(sample: Sample, rng: random.Random) -> list[Question]:
+    if sample.characters:
+        reads = READ + READ_NUMBER if sample.text.isdigit() else READ
+        questions = [Question("text", fill(rng, rng.choice(reads)), sample.text) for _ in range(2)]
+        color = sample.characters[0].color
+        noun = "number" if sample.text.isdigit() else "word"
+        asked = rng.choice((*TEXT_NOUNS, f"the {noun}"))
+        prompt = fill(rng, rng.choice(COLOR), x=asked)
+        questions.append(Question("color", prompt, f"The {noun} is {color}."))
+        if rng.random() < 0.3:
+            prompt = fill(rng, rng.choice(HAS_TEXT), t=rng.choice(SOME_TEXT))
+            questions.append(
+                Question("is there", prompt, f'Yes, there is the {noun} "{sample.text}".')
+            )
+        return questions
+    questions = []
+    if rng.random() < 0.5 or not sample.shapes:
+        questions.append(Question("nothing", fill(rng, rng.choice(READ)), NO_TEXT))
+    if rng.random() < 0.25:
+        prompt = fill(rng, rng.choice(HAS_TEXT), t=rng.choice(SOME_TEXT))
+        questions.append(Question("is there", prompt, "No, there is no text."))
+    return questions
+
+
+def _noun(mark: Mark, rng: random.Random, sample: Sample) -> str | None:
+    """A phrase that means this shape alone: "circle", "red shape" or "red circle"."""
+    names = [m.name for m in sample.shapes]
+    colors = [m.color for m in sample.shapes]
+    pairs = [(m.color, m.name) for m in sample.shapes]
+    choices = []
+    if names.count(mark.name) == 1:
+        choices += [mark.name] * 2
+    if colors.count(mark.color) == 1:
+        choices.append(f"{mark.color} shape")
+    if pairs.count((mark.color, mark.name)) == 1:
+        choices += [f"{mark.color} {mark.name}"] * 2
+    return rng.choice(choices) if choices else None
+
+
+def _absent(sample: Sample, rng: random.Random) -> str | None:
+    """A phrase for a shape that is not there, often nearly there."""
+    pairs = {(m.color, m.name) for m in sample.shapes}
+    for _ in range(8):
+        near = rng.choice(sample.shapes) if sample.shapes and rng.random() < 0.5 else None
+        color = near.color if near and rng.random() < 0.5 else rng.choice(COLOR_NAMES)
+        name = near.name if near and rng.random() < 0.5 else rng.choice(SHAPES)
+        form = rng.random()
+        if form < 0.4 and all(m.name != name for m in sample.shapes):
+            return name
+        if form < 0.55 and all(m.color != color for m in sample.shapes):
+            return f"{color} shape"
+        if form >= 0.55 and (color, name) not in pairs:
+            return f"{color} {name}"
+    return None
+
+
+def _count_some(sample: Sample, rng: random.Random) -> Question:
+    form = rng.random()
+    mark = rng.choice(sample.shapes) if sample.shapes and rng.random() < 0.75 else None
+    name = mark.name if mark else rng.choice(SHAPES)
+    color = mark.color if mark else rng.choice(COLOR_NAMES)
+    if form < 0.5:
+        number = sum(m.name == name for m in sample.shapes)
+        one, many = name, plural(name)
+    elif form < 0.75:
+        number = sum(m.color == color for m in sample.shapes)
+        one, many = f"{color} shape", f"{color} shapes"
+    else:
+        number = sum((m.color, m.name) == (color, name) for m in sample.shapes)
+        one, many = f"{color} {name}", f"{color} {plural(name)}"
+    prompt = fill(rng, rng.choice(COUNT_SOME), x=_grey(rng, many))
+    return Question("count", prompt, _amount(number, one, many))
+
+
+def _color_and_shape(sample: Sample, rng: random.Random) -> list[Question]:
+    questions = []
+    names = [mark.name for mark in sample.shapes]
+    colors = [mark.color for mark in sample.shapes]
+    for mark in sample.shapes:
+        if names.count(mark.name) == 1:
+            prompt = fill(rng, rng.choice(COLOR), x=f"the {mark.name}")
+            questions.append(Question("color", prompt, f"The {mark.name} is {mark.color}."))
+        if colors.count(mark.color) == 1:
+            prompt = fill(rng, rng.choice(SHAPE), color_name=_grey(rng, mark.color))
+            answer = f"The {mark.color} shape is {with_article(mark.name)}."
+            questions.append(Question("shape", prompt, answer))
+    rng.shuffle(questions)
+    questions = questions[:3]
+    if len(sample.shapes) == 1 and rng.random() < 0.5:
+        questions.append(_about_it(sample.shapes[0], rng))
+    name, color = rng.choice(SHAPES), rng.choice(COLOR_NAMES)
+    if rng.random() < 0.25 and name not in names:
+        prompt = fill(rng, rng.choice(COLOR), x=f"the {name}")
+        questions.append(Question("color", prompt, f"There is no {name}."))
+    if rng.random() < 0.2 and color not in colors and not sample.characters:
+        prompt = fill(rng, rng.choice(SHAPE), color_name=_grey(rng, color))
+        questions.append(Question("shape", prompt, f"There is no {color} shape."))
+    return questions
+
+
+def _about_it(mark: Mark, rng: random.Random) -> Question:
+    """A question about the only shape that does not name it."""
+    if rng.random() < 0.5:
+        prompt = fill(rng, rng.choice(COLOR), x=rng.choice(("it", "it", "the shape", "the object")))
+        return Question("color", prompt, f"The {mark.name} is {mark.color}.")
+    prompt = rng.choice(("What shape is it?", "Which shape is it?", "What shape is this?"))
+    return Question("shape", prompt, f"The {mark.color} shape is {with_article(mark.name)}.")
+
+
+def _grey(rng: random.Random, phrase: str) -> str:
+    return phrase.replace("gray", "grey") if rng.random() < 0.4 else phrase
+
+
+def _where(sample: Sample, rng: random.Random) -> list[Question]:
+    questions: list[Question] = []
+    for mark in sample.shapes:
+        noun = _noun(mark, rng, sample)
+        if noun and has_clear_place(sample, mark):
+            prompt = fill(rng, rng.choice(WHERE), x=_grey(rng, f"the {noun}"))
+            questions.append(Question("where", prompt, f"The {noun} is {place(mark)}."))
+    rng.shuffle(questions)
+    questions = questions[:2]
+    if len(sample.shapes) > 1:
+        questions += _sides(sample, rng)
+    absent = _absent(sample, rng)
+    if absent and rng.random() < 0.15:
+        prompt = fill(rng, rng.choice(WHERE), x=_grey(rng, f"the {absent}"))
+        questions.append(Question("where", prompt, f"There is no {absent}."))
+    return questions
+
+
+SIDES = {
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
+    "above": ("above", "over", "higher than"),
+    "below": ("below", "under", "lower than"),
+}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def _sides(sample: Sample, rng: random.Random) -> list[Question]:
+    """Where two shapes are to each other, if the direction is clear."""
+    first, second = rng.sample(sample.shapes, 2)
+    dx, dy = (second.x - first.x) / 256, (second.y - first.y) / 256
+    if max(abs(dx), abs(dy)) < 0.12 or abs(abs(dx) - abs(dy)) < 0.1:
+        return []
+    side = (
+        ("left of" if dx > 0 else "right of")
+        if abs(dx) > abs(dy)
+        else ("above" if dy > 0 else "below")
+    )
+    x, y = _noun(first, rng, sample), _noun(second, rng, sample)
+    if x is None or y is None:
+        return []
+    if len(sample.shapes) == 2 and rng.random() < 0.4:
+        prompt = fill(rng, rng.choice(NEIGHBOR), x=f"the {y}", side=rng.choice(SIDES[side][:2]))
+        return [Question("where", prompt, listed([with_article(f"{first.color} {first.name}")]))]
+    asked = side if rng.random() < 0.5 else OPPOSITE[side]
+    prompt = fill(rng, rng.choice(SIDE), x=f"the {x}", y=f"the {y}", side=rng.choice(SIDES[asked]))
+    yes = "Yes" if asked == side else "No"
+    return [Question("where", prompt, f"{yes}, the {x} is {side} the {y}.")]
+
+
+def _is_there(sample: Sample, rng: random.Random) -> Question:
+    if sample.shapes and rng.random() < 0.5:
+        mark = rng.choice(sample.shapes)
+        noun = rng.choice((mark.name, f"{mark.color} {mark.name}", f"{mark.color} shape"))
+        answer = f"Yes, there is {with_article(noun)}."
+    else:
+        absent = _absent(sample, rng)
+        if absent is None:
+            return Question("unknown", draw_unknown(rng), UNKNOWN)
+        noun, answer = absent, f"No, there is no {absent}."
+    asked = _grey(rng, noun)
+    if asked.endswith(" shape") and rng.random() < 0.5:
+        color = asked.removesuffix(" shape")
+        phrase = rng.choice(
+            (f"anything {color}", f"something {color}", f"{with_article(color)} object")
+        )
+    else:
+        phrase = with_article(asked) if rng.random() < 0.85 else f"any {asked}"
+    return Question("is there", fill(rng, rng.choice(IS_THERE), x=phrase), answer)
+
+
+# --- held-out questions ------------------------------------------------------------------------
+
+
+def held_out(kind: Kind, number: int) -> list[tuple[Sample, Question]]:
+    """The first `number` held-out pictures that can be asked a question of this kind."""
+    pairs: list[tuple[Sample, Question]] = []
+    seed = HELD_OUT_SEED + KINDS.index(kind) * 1_000_000
+    while len(pairs) < number:
+        sample = draw_sample(seed)
+        questions = [q for q in ask(sample, random.Random(seed)) if q.kind == kind]
+        if questions:
+            pairs.append((sample, questions[0]))
+        seed += 1
+    return pairs

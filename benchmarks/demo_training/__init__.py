@@ -1,0 +1,1 @@
+"""Parts of benchmarks/train_demo.py; they need PyTorch."""

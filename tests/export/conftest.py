@@ -28,8 +28,8 @@ def small_language() -> LanguageSize:
         num_hidden_layers=3,
         num_attention_heads=6,
         num_key_value_heads=2,
-        vocab_size=512,
-        tokens=429,
+        vocab_size=768,
+        tokens=739,
         is_tied=True,
     )
 

@@ -39,9 +39,9 @@ def refusal(checkpoint: Path, error: type[CheckpointError] = CheckpointError) ->
 def test_sizes_are_read_from_the_tensors_and_the_config(checkpoint: Path) -> None:
     config = open_checkpoint(checkpoint).config
     assert config.vision.widths == (16, 32, 64, 128, 256)
-    assert config.vision.depths == (1, 2, 4, 3, 2)
+    assert config.vision.depths == (1, 2, 5, 4, 3)
     assert config.vision.image_size == 128
-    assert config.decoder.vocab_size == 429  # not the 512 rows of the matrix
+    assert config.decoder.vocab_size == 739  # not the 768 rows of the matrix
     assert config.decoder.head_dim == 16
     assert config.decoder.is_tied
 
@@ -251,7 +251,7 @@ def test_a_configuration_that_is_not_built_is_named_with_its_value(
         ("num_attention_heads", 0),
         ("rope_theta", -1.0),
         ("eos_token_id", None),
-        ("eos_token_id", 429),
+        ("eos_token_id", 739),
     ],
 )
 def test_an_invalid_field_is_named_with_its_value(
@@ -269,18 +269,18 @@ def test_a_config_that_is_no_json_object_is_refused(checkpoint: Path, text: str)
 
 def test_a_tokenizer_of_another_model_is_refused(checkpoint: Path, edit_json: Edit) -> None:
     vocab = json.loads((checkpoint / "vocab.json").read_text())
-    added = {"<|endoftext|>": 600, "<|im_start|>": 601, "<|im_end|>": 602}
-    vocab |= {f"more{i}": i for i in range(len(vocab), 600)}
+    added = {"<|endoftext|>": 900, "<|im_start|>": 901, "<|im_end|>": 902}
+    vocab |= {f"more{i}": i for i in range(len(vocab), 900)}
     (checkpoint / "vocab.json").write_text(json.dumps(vocab))
     (checkpoint / "added_tokens.json").write_text(json.dumps(added))
-    assert "the tokenizer has 603 tokens" in refusal(checkpoint)
+    assert "the tokenizer has 903 tokens" in refusal(checkpoint)
 
 
 def test_added_tokens_that_do_not_follow_the_vocabulary_are_refused(
     checkpoint: Path, edit_json: Edit
 ) -> None:
-    edit_json(checkpoint / "added_tokens.json", lambda a: a.update({"<|im_end|>": 480}))
-    assert "<|im_end|> the id 480" in refusal(checkpoint)
+    edit_json(checkpoint / "added_tokens.json", lambda a: a.update({"<|im_end|>": 760}))
+    assert "<|im_end|> the id 760" in refusal(checkpoint)
 
 
 # --- completeness --------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_the_manifest_says_what_was_exported(package: Path) -> None:
     assert manifest.source.name == "demo"
     assert manifest.source.exporter == f"fastvlm-onnx {fastvlm_onnx.__version__}"
     assert manifest.image.default_size == 256
-    assert manifest.decoder.eos_token_ids == [428]
+    assert manifest.decoder.eos_token_ids == [738]
     assert list(manifest.variants) == ["fp32"]
 
 

@@ -37,4 +37,4 @@ def test_the_python_of_the_export_page_runs(tmp_path: Path) -> None:
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["['fp32', 'int8']", "128 264", "[]"]
+    assert done.stdout.splitlines() == ["['fp32', 'int8']", "128 311", "[]"]

@@ -218,7 +218,7 @@ def test_the_graphs_have_the_promised_inputs_and_outputs(load_graph) -> None:
         }
         | pasts
     )
-    assert dims(graph.output) == {"logits": ["batch_size", 1, 429]} | presents
+    assert dims(graph.output) == {"logits": ["batch_size", 1, 739]} | presents
 
 
 @pytest.mark.parametrize("name", ["vision_encoder.256.fp32.onnx", "projector.fp32.onnx"])

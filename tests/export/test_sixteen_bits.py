@@ -34,7 +34,7 @@ FLOAT, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, demo_vision: dict) -> Path:
     """Tokens that push the residual stream, and what goes into a down projection, beyond 1e5."""
     folder = tmp_path_factory.mktemp("activations") / "checkpoint"
-    language = LanguageSize(256, 768, 6, 4, 2, 512, 429, is_tied=False)
+    language = LanguageSize(256, 768, 6, 4, 2, 768, 739, is_tied=False)
     write_random_checkpoint(
         folder, language, vision=demo_vision, image_size=128, outlier_tokens=OUTLIERS
     )

@@ -125,7 +125,7 @@ class PerTensorInt8Linear(nn.Module):
 @pytest.fixture(scope="module")
 def outlier_checkpoint(tmp_path_factory: pytest.TempPathFactory, demo_vision: dict) -> Path:
     folder = tmp_path_factory.mktemp("outliers") / "checkpoint"
-    language = LanguageSize(256, 768, 8, 4, 2, 512, 429, is_tied=False)
+    language = LanguageSize(256, 768, 8, 4, 2, 768, 739, is_tied=False)
     write_random_checkpoint(
         folder, language, vision=demo_vision, image_size=128, outlier_tokens=OUTLIERS
     )

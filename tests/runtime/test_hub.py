@@ -45,12 +45,12 @@ def test_a_package_is_downloaded_once_and_then_needs_no_network(
     (copied_package / "notes.txt").write_text("not in the manifest")
     with serve_hub(ID, copied_package) as address:
         online = generate(model, word, HF_ENDPOINT=address, **cache)
-    assert (online.returncode, online.stdout) == (0, "CARD\n"), online.stderr
+    assert (online.returncode, online.stdout) == (0, "History\n"), online.stderr
     assert online.stderr == ""
     named = {path.name for path in copied_package.iterdir()} - {"notes.txt"}
     assert cached_files(tmp_path) == named
     offline = generate(model, word, HF_HUB_OFFLINE="1", **cache)
-    assert (offline.returncode, offline.stdout) == (0, "CARD\n"), offline.stderr
+    assert (offline.returncode, offline.stdout) == (0, "History\n"), offline.stderr
 
 
 def test_the_default_package_may_be_a_hub_id(
@@ -60,7 +60,7 @@ def test_the_default_package_may_be_a_hub_id(
     with serve_hub(ID, package) as address:
         environment = {"HF_ENDPOINT": address, "FASTVLM_ONNX_MODEL": ID, **cache}
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-    assert done.stdout == "CARD\n", done.stderr
+    assert done.stdout == "History\n", done.stderr
     assert done.stderr == f"model: {ID} ($FASTVLM_ONNX_MODEL)\n"
 
 
@@ -71,7 +71,7 @@ def test_load_takes_a_hub_id_and_prints_nothing(
         "import sys, fastvlm_onnx\n"
         "with fastvlm_onnx.load(sys.argv[1]) as model:\n"
         "    text = model.generate(sys.argv[2], sys.argv[3]).text\n"
-        "sys.exit(0 if text == 'CARD' else text)\n"
+        "sys.exit(0 if text == 'History' else text)\n"
     )
     with serve_hub(ID, package) as address:
         done = subprocess.run(
@@ -121,7 +121,7 @@ def test_an_interrupted_download_continues(
     shutil.rmtree(tmp_path / "cache/hub/models--someone--demo-onnx/trees", ignore_errors=True)
     with serve_hub(ID, copied_package) as address:
         done = generate(ID, word, HF_ENDPOINT=address, **cache)
-    assert done.stdout == "CARD\n", done.stderr
+    assert done.stdout == "History\n", done.stderr
 
 
 def test_a_hub_that_refuses_is_one_line(package: Path, cache: dict[str, str], word: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_folder_that_exists_is_not_a_hub_id(
     model = str(copied_package.relative_to(copied_package.parent.parent))
     assert model.count("/") == 1
     done = generate(model, word, HF_HUB_OFFLINE="1", **cache)
-    assert done.stdout == "CARD\n", done.stderr
+    assert done.stdout == "History\n", done.stderr
 
 
 def test_a_mistyped_path_is_not_a_hub_id(

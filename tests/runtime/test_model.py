@@ -15,7 +15,7 @@ def test_the_sample_pictures_are_answered_right(
     model: FastVLM, questions: dict[str, dict[str, str]], package: Path
 ) -> None:
     pictures = Path(fastvlm_onnx.__file__).parent / "demo/pictures"
-    assert len(questions) == 5
+    assert len(questions) == 6
     for name, answers in questions.items():
         for prompt, answer in answers.items():
             generation = model.generate(pictures / name, prompt)

@@ -1,0 +1,195 @@
+"""GPTQ: round a column, and let the columns that follow take up its error.
+
+Source: GPTQ (arXiv 2210.17323).
+"""
+
+import torch
+from rounding.integers import MORE_SHARES, Grid, Spec, search_grid
+from torch import Tensor
+
+# Columns are rounded in pieces of this size; the later columns are corrected once a piece.
+PIECE = 128
+
+
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """Return the upper Cholesky factor of the damped inverse, rows divided by their diagonal."""
+    h = hessian.double()
+    diagonal = h.diagonal()
+    h = h + torch.diag(torch.full_like(diagonal, damping * float(diagonal.mean())))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    return (upper / upper.diagonal()[:, None]).float()
+
+
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    spec: Spec,
+    damping: float = 0.01,
+    by_activation: bool = False,
+    uses_importance: bool = True,
+    factor: Tensor | None = None,
+) -> tuple[Tensor, Grid]:
+    """Round a weight [out, in] so that its output changes least.
+
+    Args:
+        weight: float32 [out, in].
+        hessian: X^T X of the inputs, [in, in].
+        spec: the integers.
+        damping: the share of the Hessian's mean diagonal that is added to it.
+        by_activation: round the columns of the largest inputs first, with scales found before.
+        uses_importance: choose scales by the error weighted with the Hessian's diagonal.
+        factor: the result of `inverse_factor` where it is known, in the order of rounding.
+
+    Returns:
+        The rounded weight float32 [out, in], and its grid.
+    """
+    out_size, in_size = weight.shape
+    block = spec.block or in_size
+    importance = hessian.diagonal() if uses_importance else None
+    shares = MORE_SHARES
+    order = torch.arange(in_size, device=weight.device)
+    grid = search_grid(weight, spec, importance, shares)
+    is_static = by_activation or block > PIECE
+    if by_activation:
+        order = hessian.diagonal().argsort(descending=True)
+        hessian = hessian[order][:, order]
+    if factor is None:
+        factor = inverse_factor(hessian, damping)
+    column_block = order // block
+    # Columns lie in rows, so that each is contiguous.
+    rest = weight.T[order].contiguous()
+    rounded = torch.empty_like(rest)
+    scales, lows, highs = (x.clone() for x in (grid.scale, grid.low, grid.high))
+    rounder = Rounder(rest.device, out_size)
+    step = PIECE if is_static else min(PIECE, block)
+    for start in range(0, in_size, step):
+        stop = min(start + step, in_size)
+        piece = rest[start:stop]
+        if not is_static:
+            at = start // block
+            own = None if importance is None else importance[start:stop]
+            found = search_grid(piece.T.contiguous(), spec, own, shares)
+            for target, source in ((scales, found.scale), (lows, found.low), (highs, found.high)):
+                target[:, at] = source[:, 0]
+        which = column_block[start:stop]
+        steps = [x.T[which] for x in (scales, lows, highs)]
+        rounded[start:stop], errors = rounder(piece, factor[start:stop, start:stop], *steps)
+        if stop < in_size:
+            rest[stop:] -= factor[start:stop, stop:].T @ errors
+    result = torch.empty_like(weight)
+    result[:, order] = rounded.T
+    return result, Grid(scales, lows, highs)
+
+
+class Rounder:
+    """Rounds the columns of a piece one after the other; replays a CUDA graph where it can."""
+
+    graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}  # noqa: RUF012
+    uses_graphs = True
+
+    def __init__(self, device: torch.device, out_size: int) -> None:
+        self.device, self.out_size = device, out_size
+
+    def __call__(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rounded columns and the errors, both [columns, out].
+
+        Args:
+            given: columns [columns, out], factor [columns, columns], and scale, lowest and highest
+                integer of each value, [columns, out].
+        """
+        if self.device.type != "cuda" or not Rounder.uses_graphs:
+            buffers = _buffers(given)
+            _round_columns(*buffers)
+            return buffers[5], buffers[6]
+        key = (len(given[0]), self.out_size)
+        if key not in Rounder.graphs:
+            try:
+                Rounder.graphs[key] = _capture(given)
+            except Exception as error:
+                print("no CUDA graphs:", error, flush=True)
+                Rounder.uses_graphs = False
+                return self(*given)
+        graph, buffers = Rounder.graphs[key]
+        for buffer, value in zip(buffers, given, strict=False):
+            buffer.copy_(value)
+        graph.replay()
+        return buffers[5], buffers[6]
+
+
+def _buffers(given: tuple[Tensor, ...]) -> list[Tensor]:
+    columns = given[0]
+    copies = [x.contiguous().clone() for x in given]
+    return [*copies, torch.empty_like(columns), torch.empty_like(columns)]
+
+
+def _capture(given: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    buffers = _buffers(given)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        _round_columns(*buffers)
+    torch.cuda.current_stream().wait_stream(side)
+    expected = buffers[5].clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _round_columns(*buffers)
+    for buffer, value in zip(buffers, given, strict=False):
+        buffer.copy_(value)
+    graph.replay()
+    torch.cuda.synchronize()
+    if not torch.equal(buffers[5], expected):
+        raise RuntimeError("a replay differs from the columns that were rounded one by one")
+    return graph, buffers
+
+
+def _round_columns(
+    columns: Tensor,
+    factor: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    rounded: Tensor,
+    errors: Tensor,
+) -> None:
+    for j in range(len(columns)):
+        q = rounded[j]
+        torch.div(columns[j], scale[j], out=q)
+        q.round_()
+        torch.clamp(q, low[j], high[j], out=q)
+        q.mul_(scale[j])
+        torch.sub(columns[j], q, out=errors[j])
+        if j + 1 < len(columns):
+            columns[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
+
+
+def refit(rounded: Tensor, target: Tensor, hessian: Tensor, grid: Grid, block: int) -> Tensor:
+    """Choose all scales of a row again, together, by least squares of the output; same integers.
+
+    Args:
+        rounded: the rounded weight [out, in].
+        target: the weight whose output counts [out, in].
+        hessian: [in, in], damped.
+        grid: the scales that `rounded` was made with.
+        block: the columns of a scale.
+    """
+    out_size, in_size = rounded.shape
+    block = block or in_size
+    blocks = grid.scale.shape[1]
+    integers = rounded / grid.scale.repeat_interleave(block, 1)[:, :in_size]
+    aim = target @ hessian
+    scale = grid.scale.clone()
+    step = max(1, 20_000_000 // (in_size * blocks))
+    for start in range(0, out_size, step):
+        q = integers[start : start + step].unflatten(1, (blocks, block))
+        rows = len(q)
+        # y[n, k, c] = sum over block c of H[k, j] q[n, j]
+        y = torch.einsum("kcj,ncj->nkc", hessian.view(in_size, blocks, block), q)
+        normal = torch.einsum("nbi,nbic->nbc", q, y.view(rows, blocks, block, blocks))
+        right = (q * aim[start : start + step].unflatten(1, (blocks, block))).sum(-1)
+        diagonal = normal.diagonal(dim1=1, dim2=2)
+        ridge = 1e-4 * diagonal.mean(1, keepdim=True) + 1e-12
+        normal = normal + torch.diag_embed(ridge.expand_as(diagonal))
+        right = right + ridge * grid.scale[start : start + step]
+        scale[start : start + step] = torch.linalg.solve(normal, right)
+    return integers * scale.repeat_interleave(block, 1)[:, :in_size]

@@ -48,6 +48,9 @@ class Bench:
                     self.results[result["name"]] = result
 
     def texts(self, name: str, count: int) -> list[Tensor]:
+        if name == "both":
+            half = count // 2
+            return self.texts("chat", half) + self.texts("answers", half)
         if name == "answers" and name not in self.sets:
             chat = self.sets["chat"]
             questions = [x[: len(x) // 2 + 12] for x in chat]
@@ -73,7 +76,7 @@ class Bench:
 
     def int8_decoder(self, recipe: Int8Recipe) -> Decoder:
         rounded = round_decoder(self.exact, recipe, self.texts("chat", recipe.texts))
-        if not recipe.rounds_weights or recipe.head == "float":
+        if not recipe.rounds_head:
             return rounded
         return rounded.changed(embed=self.head, head=self.head)
 

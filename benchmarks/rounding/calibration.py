@@ -16,7 +16,7 @@ from rounding.decoder import (
     projected,
     rms_norm,
 )
-from rounding.gptq import gptq, inverse_factor, refit
+from rounding.gptq import descend, gptq, inverse_factor, refit
 from rounding.integers import Spec, nearest, searched
 from torch import Tensor
 from torch.nn import functional
@@ -43,6 +43,7 @@ class Recipe:
             the float32 decoder. residual: the float32 decoder's residual stream after the addition.
         strength: the share of the correction towards the target, 0 .. 1.
         refits: scales are chosen again by least squares.
+        descents: passes of coordinate descent after GPTQ.
         awq: the shares of AWQ's search; empty for no folded scales.
         awq_places: the folds that AWQ may use.
         sorts: the intermediate channels are ordered by the size of their activations.
@@ -60,6 +61,7 @@ class Recipe:
     target: str = "own"
     strength: float = 1.0
     refits: bool = False
+    descents: int = 0
     awq: tuple[float, ...] = ()
     awq_places: str = "qkv gate_up down o"
     sorts: bool = False
@@ -241,11 +243,15 @@ def _round_group(
                 recipe.uses_importance,
                 factor,
             )
+            damped = hessian + torch.diag(
+                recipe.damping * hessian.diagonal().mean() * torch.ones_like(x[0])
+            )
             if recipe.refits:
-                damped = hessian + torch.diag(
-                    recipe.damping * hessian.diagonal().mean() * torch.ones_like(x[0])
-                )
-                found = refit(found, weight, damped, grid, spec.block)
+                found, grid = refit(found, weight, damped, grid, spec.block)
+            if recipe.descents:
+                found = descend(found, weight, damped, grid, spec.block, recipe.descents)
+            if recipe.refits and recipe.descents:
+                found, grid = refit(found, weight, damped, grid, spec.block)
         else:
             counts = hessian.diagonal() if recipe.awq and recipe.uses_importance else None
             found = searched(weight, spec, counts) if spec.bits == 4 else nearest(weight, spec)

@@ -3,6 +3,8 @@
 Source: GPTQ (arXiv 2210.17323).
 """
 
+from collections.abc import Callable
+
 import torch
 from rounding.integers import MORE_SHARES, Grid, Spec, search_grid
 from torch import Tensor
@@ -44,7 +46,7 @@ def gptq(
     Returns:
         The rounded weight float32 [out, in], and its grid.
     """
-    out_size, in_size = weight.shape
+    in_size = weight.shape[1]
     block = spec.block or in_size
     importance = hessian.diagonal() if uses_importance else None
     shares = MORE_SHARES
@@ -61,7 +63,6 @@ def gptq(
     rest = weight.T[order].contiguous()
     rounded = torch.empty_like(rest)
     scales, lows, highs = (x.clone() for x in (grid.scale, grid.low, grid.high))
-    rounder = Rounder(rest.device, out_size)
     step = PIECE if is_static else min(PIECE, block)
     for start in range(0, in_size, step):
         stop = min(start + step, in_size)
@@ -74,7 +75,9 @@ def gptq(
                 target[:, at] = source[:, 0]
         which = column_block[start:stop]
         steps = [x.T[which] for x in (scales, lows, highs)]
-        rounded[start:stop], errors = rounder(piece, factor[start:stop, start:stop], *steps)
+        rounded[start:stop], errors = Columns.run(
+            _round_columns, piece, factor[start:stop, start:stop], *steps
+        )
         if stop < in_size:
             rest[stop:] -= factor[start:stop, stop:].T @ errors
     result = torch.empty_like(weight)
@@ -82,63 +85,62 @@ def gptq(
     return result, Grid(scales, lows, highs)
 
 
-class Rounder:
-    """Rounds the columns of a piece one after the other; replays a CUDA graph where it can."""
+class Columns:
+    """Runs a function over the columns of a piece; replays it as a CUDA graph where it can."""
 
-    graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}  # noqa: RUF012
+    graphs: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}  # noqa: RUF012
     uses_graphs = True
 
-    def __init__(self, device: torch.device, out_size: int) -> None:
-        self.device, self.out_size = device, out_size
-
-    def __call__(self, *given: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rounded columns and the errors, both [columns, out].
+    @staticmethod
+    def run(function: Callable[..., None], *given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rounded columns and the changes, both [columns, out].
 
         Args:
-            given: columns [columns, out], factor [columns, columns], and scale, lowest and highest
-                integer of each value, [columns, out].
+            function: takes copies of `given` and the two results, which it fills.
+            given: tensors whose first is [columns, out].
         """
-        if self.device.type != "cuda" or not Rounder.uses_graphs:
+        if given[0].device.type != "cuda" or not Columns.uses_graphs:
             buffers = _buffers(given)
-            _round_columns(*buffers)
-            return buffers[5], buffers[6]
-        key = (len(given[0]), self.out_size)
-        if key not in Rounder.graphs:
+            function(*buffers)
+            return buffers[-2], buffers[-1]
+        key = (function, given[0].shape)
+        if key not in Columns.graphs:
             try:
-                Rounder.graphs[key] = _capture(given)
+                Columns.graphs[key] = _capture(function, given)
             except Exception as error:
                 print("no CUDA graphs:", error, flush=True)
-                Rounder.uses_graphs = False
-                return self(*given)
-        graph, buffers = Rounder.graphs[key]
+                Columns.uses_graphs = False
+                return Columns.run(function, *given)
+        graph, buffers = Columns.graphs[key]
         for buffer, value in zip(buffers, given, strict=False):
             buffer.copy_(value)
         graph.replay()
-        return buffers[5], buffers[6]
+        return buffers[-2], buffers[-1]
 
 
 def _buffers(given: tuple[Tensor, ...]) -> list[Tensor]:
-    columns = given[0]
     copies = [x.contiguous().clone() for x in given]
-    return [*copies, torch.empty_like(columns), torch.empty_like(columns)]
+    return [*copies, torch.empty_like(copies[0]), torch.empty_like(copies[0])]
 
 
-def _capture(given: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+def _capture(
+    function: Callable[..., None], given: tuple[Tensor, ...]
+) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
     buffers = _buffers(given)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        _round_columns(*buffers)
+        function(*buffers)
     torch.cuda.current_stream().wait_stream(side)
-    expected = buffers[5].clone()
+    expected = buffers[-2].clone()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        _round_columns(*buffers)
+        function(*buffers)
     for buffer, value in zip(buffers, given, strict=False):
         buffer.copy_(value)
     graph.replay()
     torch.cuda.synchronize()
-    if not torch.equal(buffers[5], expected):
+    if not torch.allclose(buffers[-2], expected):
         raise RuntimeError("a replay differs from the columns that were rounded one by one")
     return graph, buffers
 
@@ -152,6 +154,7 @@ def _round_columns(
     rounded: Tensor,
     errors: Tensor,
 ) -> None:
+    """Round each column, and spread its error over the columns that follow (GPTQ)."""
     for j in range(len(columns)):
         q = rounded[j]
         torch.div(columns[j], scale[j], out=q)
@@ -163,7 +166,66 @@ def _round_columns(
             columns[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
 
 
-def refit(rounded: Tensor, target: Tensor, hessian: Tensor, grid: Grid, block: int) -> Tensor:
+def _descend_columns(
+    gradient: Tensor,
+    hessian: Tensor,
+    inverse: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    rounded: Tensor,
+    changes: Tensor,
+) -> None:
+    """Round each column anew to the value that is best while the others stay."""
+    for j in range(len(columns)):
+        q = rounded[j]
+        torch.addcmul(columns[j], gradient[j], inverse[j], out=q)
+        q.div_(scale[j]).round_()
+        torch.clamp(q, low[j], high[j], out=q)
+        q.mul_(scale[j])
+        torch.sub(q, columns[j], out=changes[j])
+        gradient.addr_(hessian[j], changes[j], alpha=-1)
+
+
+def descend(
+    rounded: Tensor, target: Tensor, hessian: Tensor, grid: Grid, block: int, passes: int
+) -> Tensor:
+    """Improve a rounded weight by coordinate descent; scales and zero points stay.
+
+    Args:
+        rounded: the rounded weight [out, in].
+        target: the weight whose output counts [out, in].
+        hessian: [in, in], damped.
+        grid: the scales that `rounded` was made with.
+        block: the columns of a scale.
+        passes: times that each column is visited.
+    """
+    in_size = rounded.shape[1]
+    values = rounded.T.contiguous()
+    gradient = (hessian @ (target - rounded).T).contiguous()
+    which = torch.arange(in_size, device=rounded.device) // (block or in_size)
+    steps = [x.T[which] for x in (grid.scale, grid.low, grid.high)]
+    inverse = 1 / hessian.diagonal()
+    for _ in range(passes):
+        for start in range(0, in_size, PIECE):
+            at = slice(start, min(start + PIECE, in_size))
+            found, changes = Columns.run(
+                _descend_columns,
+                gradient[at],
+                hessian[at, at],
+                inverse[at],
+                values[at],
+                *(x[at] for x in steps),
+            )
+            values[at] = found
+            gradient -= hessian[:, at] @ changes
+    return values.T.contiguous()
+
+
+def refit(
+    rounded: Tensor, target: Tensor, hessian: Tensor, grid: Grid, block: int
+) -> tuple[Tensor, Grid]:
     """Choose all scales of a row again, together, by least squares of the output; same integers.
 
     Args:
@@ -192,4 +254,6 @@ def refit(rounded: Tensor, target: Tensor, hessian: Tensor, grid: Grid, block: i
         normal = normal + torch.diag_embed(ridge.expand_as(diagonal))
         right = right + ridge * grid.scale[start : start + step]
         scale[start : start + step] = torch.linalg.solve(normal, right)
-    return integers * scale.repeat_interleave(block, 1)[:, :in_size]
+    scale = torch.where(scale.abs() < 1e-12, grid.scale, scale)
+    found = Grid(scale, grid.low, grid.high)
+    return integers * scale.repeat_interleave(block, 1)[:, :in_size], found

@@ -27,9 +27,10 @@ class Int8Recipe:
         hadamard: size of the Hadamard blocks before the down projections; 0 for none.
         rotates: the residual stream is rotated.
         rounds_weights: False leaves the layers' weights in float32.
+        rounds_head: False leaves lm_head and the embeddings in float32.
         method: nearest or gptq.
         damping: of GPTQ.
-        head: how lm_head, its input and the embeddings are rounded: block N, or float.
+        head: how the input of lm_head is rounded: block N, or float.
         texts: the number of calibration texts.
     """
 
@@ -43,6 +44,7 @@ class Int8Recipe:
     method: str = "nearest"
     damping: float = 0.01
     rounds_weights: bool = True
+    rounds_head: bool = True
     head: str = "block 128"
     texts: int = 16
 

@@ -25,9 +25,10 @@ def write_report(results: Path, output: Path) -> None:
         text += f"\n## {title}\n\n" + HEADER
         for row in own:
             name = row["name"].removeprefix(f"{kind} ")
+            size = "" if kind == "peer:" else f"{row['extra_bytes'] / 1e6:+.1f} MB"
             text += (
                 f"| {name} | {row['same']:.2%} | {row['kl_mean']:.2e} | {row['kl_p99']:.2e} "
-                f"| {row['kl_largest']:.2g} | {row['extra_bytes'] / 1e6:+.1f} MB |\n"
+                f"| {row['kl_largest']:.2g} | {size} |\n"
             )
     output.mkdir(parents=True, exist_ok=True)
     (output / "quantisation-search.md").write_text(text, encoding="utf-8")

@@ -38,8 +38,12 @@ class Options:
             "tokens weighted": {"weighs_tokens": True},
             "target fp32": {"target": "fp32"},
             "target residual": {"target": "residual"},
+            "half target fp32": {"target": "fp32", "strength": 0.5},
+            "half target residual": {"target": "residual", "strength": 0.5},
             "by activation": {"by_activation": True},
+            "by activation, descent": {"by_activation": True, "descents": 2},
             "scales refitted": {"refits": True},
+            "descent": {"descents": 2},
             "scales by weight error": {"uses_importance": False},
             "damping 0.05": {"damping": 0.05},
             "damping 0.003": {"damping": 0.003},
@@ -49,6 +53,7 @@ class Options:
             "AWQ scales of up and down": {"awq": AWQ_SHARES, "awq_places": "down"},
             "AWQ scales of norms": {"awq": AWQ_SHARES, "awq_places": "qkv gate_up"},
             "own answers": {"chosen": "answers"},
+            "texts and own answers": {"chosen": "both", "texts": 128},
             "plain texts": {"chosen": "plain"},
             "16 texts": {"texts": 16},
         }
@@ -90,10 +95,19 @@ def int8_rows() -> Iterator[Row]:
     def row(name: str, **fields: object) -> Row:
         return Row(f"int8: {name}", int8=Int8Recipe(**fields))  # type: ignore[arg-type]
 
-    exact = {"rounds_weights": False}
+    exact = {"rounds_weights": False, "rounds_head": False}
     blocks = activations(rest="block 128")
     yield row("as today")
     yield row("weights alone", activations=activations(rest="float"))
+    yield row(
+        "lm_head and embeddings alone", rounds_weights=False, activations=activations(rest="float")
+    )
+    for group in ("qkv", "o", "gate_up", "down"):
+        yield row(
+            f"activations alone, {group} alone",
+            **exact,
+            activations=activations(rest="float", **{group: "token"}),
+        )
     yield row("activations alone", **exact)
     yield row("a scale for 128 columns everywhere", activations=blocks)
     yield row("the same, GPTQ", activations=blocks, method="gptq")
@@ -163,6 +177,34 @@ def int8_rows() -> Iterator[Row]:
     yield row("weights alone, GPTQ", activations=activations(rest="float"), method="gptq")
     yield row(
         "weights alone, blocks of 128", activations=activations(rest="float"), weights=(("", 128),)
+    )
+    up = (("up", 0.5),)
+    for way in ("split 2", "split 4", "tiers 4", "keep 16"):
+        yield row(
+            f"activations alone, smoothed up 0.5, down {way}",
+            **exact,
+            smooth=up,
+            activations=activations(rest="token", down=way),
+        )
+    both = (("up", 0.5), ("norm1", 0.5))
+    yield row("activations alone, smoothed up and norm1 0.5", **exact, smooth=both)
+    yield row(
+        "activations alone, smoothed up, norm1 and norm2 0.5",
+        **exact,
+        smooth=(*both, ("norm2", 0.5)),
+    )
+    yield row("smoothed up and norm1 0.5, GPTQ", smooth=both, method="gptq")
+    yield row(
+        "smoothed up and norm1 0.5, down split 4, GPTQ",
+        smooth=both,
+        method="gptq",
+        activations=activations(rest="token", down="split 4"),
+    )
+    yield row(
+        "smoothed up and norm1 0.5, down split 4, qkv split 2, GPTQ",
+        smooth=both,
+        method="gptq",
+        activations=activations(rest="token", down="split 4", qkv="split 2"),
     )
     down = activations(rest="token", down="split 4")
     yield row("down split 4", activations=down)

@@ -62,7 +62,7 @@ def pack(gguf_file: Path, out: Path) -> None:
 
 def unpack(packed: Path, device: str) -> Decoder:
     """Read the file of `pack`."""
-    from gguf import GGMLQuantizationType
+    from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
     data = np.memmap(packed, np.uint8, "r")

@@ -142,6 +142,7 @@ class Bench:
         shown = [
             f"{100 * result['same']:6.2f} % {result['kl_mean']:.2e} p99 {result['kl_p99']:.2e}"
             f" max {result['kl_largest']:.2e} {result['extra_bytes'] / 1e6:+7.2f} MB"
+            f" english {100 * result['same_english']:6.2f} % {result['kl_mean_english']:.2e}"
             if "same" in result
             else str(result.get("error", "done")),
             f"{result.get('seconds', 0):6.1f} s",
@@ -333,7 +334,9 @@ def run_search(args: argparse.Namespace) -> None:
     decoder = read(args.weights, args.device)
     print(f"weights read {time.monotonic() - start:.1f} s", flush=True)
     tokens = json.loads(args.tokens.read_text())
-    prompts = [Prompt(torch.tensor(x["ids"]), tuple(x["image"])) for x in tokens["prompts"]]
+    prompts = [
+        Prompt(torch.tensor(x["ids"]), tuple(x["image"]), x["language"]) for x in tokens["prompts"]
+    ]
     if args.prompts:
         step = len(prompts) / args.prompts
         prompts = [prompts[int(i * step)] for i in range(args.prompts)]

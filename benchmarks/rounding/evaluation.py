@@ -10,10 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and the positions whose embeddings stand for image features."""
+    """Token ids, the positions whose embeddings stand for image features, and the language."""
 
     ids: Tensor
     image: tuple[int, int] = (0, 0)
+    language: str = "en"
 
     def embeds(self, embed: Tensor, exact: Tensor) -> Tensor:
         """Return [length, hidden_size]; image features are not rounded."""
@@ -48,6 +49,8 @@ class Figures:
     kl_mean: float
     kl_p99: float
     kl_largest: float
+    same_english: float
+    kl_mean_english: float
 
 
 def make_batches(
@@ -122,8 +125,11 @@ def compare(
     batches: Sequence[Batch], exact: Decoder, prefill: Decoder, decode: Decoder, rows: int = 1024
 ) -> Figures:
     """Compare next-token distributions where float32 chose a token."""
-    divergences, same = [], []
+    divergences, same, english = [], [], []
     for batch in batches:
+        is_english = torch.tensor([prompt.language == "en" for prompt in batch.prompts])
+        rows_english = is_english.repeat_interleave(batch.answers.shape[1])
+        english.append(rows_english.to(batch.counts.device)[batch.counts])
         found = hidden_states(batch, exact, prefill, decode)
         for start in range(0, len(found), rows):
             piece = slice(start, start + rows)
@@ -137,10 +143,13 @@ def compare(
             q = torch.log_softmax(mine @ decode.head.T, -1)
             same.append(p.argmax(-1) == q.argmax(-1))
             divergences.append((p.exp() * (p - q)).sum(-1))
-    kl, agreed = torch.cat(divergences).double(), torch.cat(same)
+    kl, agreed = torch.cat(divergences).double(), torch.cat(same).double()
+    is_english = torch.cat(english)
     return Figures(
-        float(agreed.double().mean()),
+        float(agreed.mean()),
         float(kl.mean()),
         float(kl.quantile(0.99)),
         float(kl.max()),
+        float(agreed[is_english].mean()),
+        float(kl[is_english].mean()),
     )

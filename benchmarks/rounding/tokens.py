@@ -59,7 +59,8 @@ def tokenise(checkpoint: Path, prompts: Path, texts: Path) -> dict[str, object]:
                 image = [len(ids), len(ids) + len(features)]
                 ids += features + encode("\n")
             ids += encode(turn + END)
-        asked.append({"ids": ids + encode(ASSISTANT), "image": image})
+        ids += encode(ASSISTANT)
+        asked.append({"ids": ids, "image": image, "language": prompt["language"]})
     chat, plain = [], []
     for text in json.loads(texts.read_text()):
         ids = encode(text)[:LONGEST_TEXT]

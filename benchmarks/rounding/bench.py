@@ -10,20 +10,19 @@ from typing import Any
 
 import torch
 from rounding.calibration import TODAY, Recipe, round_layers
-from rounding.decoder import GROUPS, Decoder, Layer, Layout, Part, generate, run_layers
+from rounding.decoder import GROUPS, Decoder, Layout, Part, generate, run_layers
 from rounding.evaluation import Batch, Prompt, compare, make_batches
+from rounding.gptq import gptq, inverse_factor
 from rounding.int8 import Int8Recipe, extra_bytes, round_decoder
-from rounding.integers import Spec, nearest, q4_k, round_blocks, searched, symmetric_nearest
+from rounding.integers import Spec, nearest, q4_k, round_blocks, symmetric_nearest
 from rounding.rows import GPTQ, PRECISIONS, Row, first_rows, int8_rows, option_rows, peer_rows
+from rounding.sensitivity import rules_by_sensitivity, sensitivities
 from rounding.weights import random_decoder, read_checkpoint, unpack
 from torch import Tensor
 
 LIMIT_BYTES = 23_000_000
 # Rows whose divergence is this share of another's count as better.
 BETTER = 0.99
-# The share of a matrix's divergence that is left in smaller blocks and in int8.
-UPGRADES = ((Spec(4, 64), 0.64), (Spec(4, 32), 0.45), (Spec(8, 128), 0.01))
-UNITS = ("q", "k", "v", "o", "gate up", "down")
 
 
 @dataclass
@@ -78,7 +77,26 @@ class Bench:
         rounded = round_decoder(self.exact, recipe, self.texts("chat", recipe.texts))
         if not recipe.rounds_head:
             return rounded
-        return rounded.changed(embed=self.head, head=self.head)
+        head = self.rounded_head(recipe)
+        places = recipe.head_places.split()
+        return rounded.changed(**dict.fromkeys(places, head))
+
+    def rounded_head(self, recipe: Int8Recipe) -> Tensor:
+        if recipe.head_method == "nearest":
+            if recipe.head_spec == Spec(8, 128):
+                return self.head
+            return nearest(self.exact.head, recipe.head_spec)
+        ids = [x.to(self.exact.device) for x in self.texts("chat", 64)]
+        layout = Layout.of_lengths([len(x) for x in ids], self.exact.device)
+        tokens = torch.cat(ids)
+        x = run_layers([Part(self.exact, self.exact.embed[tokens], tokens)], layout)[0]
+        hessian = x.T @ x
+        factor = inverse_factor(hessian, recipe.damping)
+        pieces = [
+            gptq(rows, hessian, recipe.head_spec, recipe.damping, factor=factor)[0]
+            for rows in self.exact.head.split(37_984)
+        ]
+        return torch.cat(pieces)
 
     def peer_decoder(self, name: str) -> Decoder:
         ways: dict[str, Callable[[Tensor], Tensor]] = {
@@ -127,6 +145,8 @@ class Bench:
             size += row.int4.size_bytes(layers) - TODAY.size_bytes(layers)
         if row.int8 is not None:
             size += extra_bytes(row.int8, layers)
+            size += row.int8.head_spec.size_bytes(*self.exact.head.shape)
+            size -= Spec(8, 128).size_bytes(*self.exact.head.shape)
         figures = compare(self.batches, self.exact, prefill, decode)
         recipes = {
             kind: asdict(recipe)
@@ -160,70 +180,6 @@ class Bench:
             and x["extra_bytes"] <= most_bytes
         ]
         return min(found, key=lambda x: x["kl_mean"], default=None)
-
-    # --- the precision of each matrix ---------------------------------------------------------
-
-    @torch.no_grad()
-    def sensitivities(self, texts: int = 16) -> list[tuple[int, str, float]]:
-        """Return the divergence on calibration texts when one unit alone is int4."""
-        ids = [x.to(self.exact.device) for x in self.texts("chat", texts)]
-        layout = Layout.of_lengths([len(x) for x in ids], self.exact.device)
-        tokens = torch.cat(ids)
-
-        def hidden(decoder: Decoder) -> Tensor:
-            return run_layers([Part(decoder, decoder.embed[tokens], tokens)], layout)[0]
-
-        exact, found = hidden(self.exact), []
-        for i, layer in enumerate(self.exact.layers):
-            for unit in UNITS:
-                changed: Layer = layer | {
-                    name: searched(layer[name], Spec(4, 128)) for name in unit.split()
-                }
-                layers = [*self.exact.layers]
-                layers[i] = changed
-                other, total = hidden(self.exact.changed(layers=layers)), 0.0
-                for start in range(0, len(other), 1024):
-                    piece = slice(start, start + 1024)
-                    p = torch.log_softmax(exact[piece] @ self.exact.head.T, -1)
-                    q = torch.log_softmax(other[piece] @ self.exact.head.T, -1)
-                    total += float((p.exp() * (p - q)).sum())
-                found.append((i, unit, total / len(other)))
-        return found
-
-    def rules_by_sensitivity(self, limit: int) -> tuple[tuple[str, int, int, Spec], ...]:
-        """Choose the integers of each unit: the largest gain a byte first, within the limit."""
-        if "sensitivities" not in self.results:
-            start = time.monotonic()
-            self.write(
-                {
-                    "name": "sensitivities",
-                    "values": self.sensitivities(),
-                    "seconds": round(time.monotonic() - start, 1),
-                }
-            )
-        values = {(i, u): x for i, u, x in self.results["sensitivities"]["values"]}
-        base = Spec(4, 128)
-        chosen: dict[tuple[int, str], tuple[Spec, float]] = dict.fromkeys(values, (base, 1.0))
-
-        def size(key: tuple[int, str], spec: Spec) -> int:
-            layer = self.exact.layers[key[0]]
-            return sum(spec.size_bytes(*layer[name].shape) for name in key[1].split())
-
-        spare = TODAY.size_bytes(self.exact.layers) + limit
-        spare -= sum(size(key, base) for key in values)
-        while True:
-            options = []
-            for key, (spec, left) in chosen.items():
-                for other, share in UPGRADES:
-                    cost = size(key, other) - size(key, spec)
-                    if share < left and 0 < cost <= spare:
-                        gain = values[key] * (left - share)
-                        options.append((gain / cost, key, other, share, cost))
-            if not options:
-                break
-            _, key, spec, share, cost = max(options, key=lambda x: x[0])
-            chosen[key], spare = (spec, share), spare - cost
-        return tuple((unit, i, i + 1, spec) for (i, unit), (spec, _) in chosen.items())
 
 
 # --- the order of the rows ------------------------------------------------------------------------
@@ -266,7 +222,13 @@ def _measure_chosen(bench: Bench, recipe: Recipe, name: str, limit: int) -> None
     if time.monotonic() > bench.deadline:
         return
     try:
-        own = bench.rules_by_sensitivity(limit)
+        if "sensitivities" not in bench.results:
+            start = time.monotonic()
+            values = sensitivities(bench.exact, bench.texts("chat", 16))
+            seconds = round(time.monotonic() - start, 1)
+            bench.write({"name": "sensitivities", "values": values, "seconds": seconds})
+        found = bench.results["sensitivities"]["values"]
+        own = rules_by_sensitivity(bench.exact.layers, found, limit)
     except Exception as error:
         print("sensitivities:", error, flush=True)
         return
@@ -310,6 +272,8 @@ def recipe_from(given: dict[str, Any]) -> Recipe:
 def int8_recipe_from(given: dict[str, Any]) -> Int8Recipe:
     pairs = ("weights", "activations", "smooth")
     fixed = {k: tuple(tuple(x) for x in v) if k in pairs else v for k, v in given.items()}
+    if isinstance(fixed.get("head_spec"), dict):
+        fixed["head_spec"] = Spec(**fixed["head_spec"])
     return Int8Recipe(**fixed)
 
 

@@ -9,6 +9,8 @@ from rounding.gptq import gptq, inverse_factor
 from rounding.integers import Spec, hadamard, nearest, round_blocks, round_tokens
 from torch import Tensor
 
+HEAD = Spec(8, 128)
+
 
 @dataclass(frozen=True)
 class Int8Recipe:
@@ -31,6 +33,9 @@ class Int8Recipe:
         method: nearest or gptq.
         damping: of GPTQ.
         head: how the input of lm_head is rounded: block N, or float.
+        head_spec: the integers of lm_head and the embeddings.
+        head_method: nearest or gptq.
+        head_places: the places of the rounded matrix: "head embed", or one of them.
         texts: the number of calibration texts.
     """
 
@@ -46,6 +51,9 @@ class Int8Recipe:
     rounds_weights: bool = True
     rounds_head: bool = True
     head: str = "block 128"
+    head_spec: Spec = HEAD
+    head_method: str = "nearest"
+    head_places: str = "head embed"
     texts: int = 16
 
     def way(self, group: str) -> str:

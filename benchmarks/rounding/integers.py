@@ -20,11 +20,13 @@ class Spec:
         bits: 4, 8, or 32 for float32.
         block: columns that share a scale; 0 for a whole row.
         zeros: whether a block of 4 bits has a zero point.
+        asymmetric: whether a block of 8 bits has a zero point.
     """
 
     bits: int = 4
     block: int = 128
     zeros: bool = True
+    asymmetric: bool = False
 
     def size_bytes(self, out_size: int, in_size: int) -> int:
         """Return the bytes of a matrix as MatMulNBits stores it, scales in float32."""
@@ -32,6 +34,8 @@ class Spec:
             return out_size * in_size * 4
         blocks = -(-in_size // self.block) if self.block else 1
         zeros = out_size * -(-blocks // 2) if self.bits == 4 and self.zeros else 0
+        if self.asymmetric:
+            zeros = out_size * blocks
         return out_size * in_size * self.bits // 8 + out_size * blocks * 4 + zeros
 
 
@@ -68,6 +72,12 @@ def search_grid(
         shares: the shares of the range to try.
     """
     blocks = in_blocks(weight, spec.block)
+    if spec.bits == 8 and spec.asymmetric:
+        least = blocks.amin(-1).clamp(max=0)
+        step = (blocks.amax(-1).clamp(min=0) - least) / 255
+        step = torch.where(step == 0, torch.ones_like(step), step)
+        nil = torch.round(-least / step)
+        return Grid(step, -nil, 255 - nil)
     if spec.bits == 8 or not spec.zeros:
         # Symmetric int4 is -8 .. 7, and its largest magnitude maps to 8 steps below zero.
         top = 127.0 if spec.bits == 8 else 8.0

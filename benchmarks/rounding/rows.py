@@ -102,6 +102,15 @@ def int8_rows() -> Iterator[Row]:
     yield row(
         "lm_head and embeddings alone", rounds_weights=False, activations=activations(rest="float")
     )
+    alone = {"rounds_weights": False, "activations": activations(rest="float")}
+    yield row("lm_head and embeddings alone, input float32", **alone, head="float")
+    yield row("lm_head alone", **alone, head_places="head")
+    yield row("embeddings alone", **alone, head_places="embed")
+    yield row("lm_head and embeddings alone, GPTQ", **alone, head_method="gptq")
+    for size, has_zeros in ((128, True), (64, False), (64, True), (32, False)):
+        spec = Spec(8, size, asymmetric=has_zeros)
+        zeros = " with zero points" if has_zeros else ""
+        yield row(f"lm_head and embeddings alone, blocks of {size}{zeros}", **alone, head_spec=spec)
     for group in ("qkv", "o", "gate_up", "down"):
         yield row(
             f"activations alone, {group} alone",
@@ -193,6 +202,30 @@ def int8_rows() -> Iterator[Row]:
         **exact,
         smooth=(*both, ("norm2", 0.5)),
     )
+    spec = Spec(8, 128, asymmetric=True)
+    yield row(
+        "a scale for 128 columns everywhere, GPTQ, lm_head too",
+        activations=blocks,
+        method="gptq",
+        head_method="gptq",
+        head_spec=spec,
+    )
+    yield row(
+        "smoothed up and norm1 0.5, down split 4, qkv split 2, GPTQ, lm_head too",
+        smooth=both,
+        method="gptq",
+        head_method="gptq",
+        head_spec=spec,
+        activations=activations(rest="token", down="split 4", qkv="split 2"),
+    )
+    yield row(
+        "rotated, Hadamard 32, GPTQ, lm_head too",
+        method="gptq",
+        hadamard=32,
+        rotates=True,
+        head_method="gptq",
+        head_spec=spec,
+    )
     yield row("smoothed up and norm1 0.5, GPTQ", smooth=both, method="gptq")
     yield row(
         "smoothed up and norm1 0.5, down split 4, GPTQ",
@@ -265,7 +298,7 @@ def first_rows() -> Iterator[Row]:
     yield Row("int4: GPTQ, 128", int4=replace(GPTQ, weighs_tokens=False))
     yield Row("int4: GPTQ, 128, tokens weighted", int4=GPTQ)
     yield Row("int4: searched, 64", int4=Recipe(rules(64)))
-    yield from int8[2:17]
+    yield from int8[2:30]
 
 
 def option_rows(base: Recipe) -> Iterator[tuple[str, Row]]:

@@ -12,7 +12,7 @@ import torch
 from rounding.calibration import TODAY, Recipe, round_layers
 from rounding.decoder import GROUPS, Decoder, Layout, Part, generate, run_layers
 from rounding.evaluation import Batch, Prompt, compare, make_batches
-from rounding.gptq import gptq, inverse_factor
+from rounding.gptq import damped, gptq, inverse_factor
 from rounding.int8 import Int8Recipe, extra_bytes, round_decoder
 from rounding.integers import Spec, nearest, q4_k, round_blocks, symmetric_nearest
 from rounding.rows import GPTQ, PRECISIONS, Row, first_rows, int8_rows, option_rows, peer_rows
@@ -90,10 +90,10 @@ class Bench:
         layout = Layout.of_lengths([len(x) for x in ids], self.exact.device)
         tokens = torch.cat(ids)
         x = run_layers([Part(self.exact, self.exact.embed[tokens], tokens)], layout)[0]
-        hessian = x.T @ x
-        factor = inverse_factor(hessian, recipe.damping)
+        hessian = damped(x.T @ x, recipe.damping, True)
+        factor = inverse_factor(hessian)
         pieces = [
-            gptq(rows, hessian, recipe.head_spec, recipe.damping, factor=factor)[0]
+            gptq(rows, hessian, recipe.head_spec, factor=factor)[0]
             for rows in self.exact.head.split(37_984)
         ]
         return torch.cat(pieces)
@@ -238,22 +238,17 @@ def _measure_chosen(bench: Bench, recipe: Recipe, name: str, limit: int) -> None
 
 def _combine(bench: Bench) -> tuple[Recipe, str]:
     """Try each change of GPTQ alone, then add the changes that help, the largest gain first."""
-    start = bench.measure(Row("int4: GPTQ, 128, tokens weighted", int4=GPTQ))
-    plain = bench.measure(Row("int4: GPTQ, 128", int4=replace(GPTQ, weighs_tokens=False)))
-    base, name = GPTQ, "GPTQ, tokens weighted"
+    start = bench.measure(Row("int4: GPTQ, 128", int4=GPTQ))
+    base, name = GPTQ, "GPTQ"
     best = start["kl_mean"] if start else float("inf")
-    if plain and plain["kl_mean"] < best:
-        base, best, name = replace(GPTQ, weighs_tokens=False), plain["kl_mean"], "GPTQ"
     single = []
     for change, row in option_rows(base):
-        row = replace(row, name=f"int4: {name}, 128, {change}")
         result = bench.measure(row)
         if result and result["kl_mean"] < BETTER * best:
             single.append((result["kl_mean"], change, row))
     for _, change, row in sorted(single, key=lambda x: x[0]):
         before = asdict(GPTQ)
         own = {k: v for k, v in row.int4.__dict__.items() if v != before[k] and k != "rules"}
-        own.pop("weighs_tokens", None)
         merged = replace(base, **own)
         if merged == base:
             continue

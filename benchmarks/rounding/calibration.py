@@ -16,7 +16,7 @@ from rounding.decoder import (
     projected,
     rms_norm,
 )
-from rounding.gptq import descend, gptq, inverse_factor, refit
+from rounding.gptq import damped, descend, gptq, inverse_factor, refit
 from rounding.integers import Spec, nearest, searched
 from torch import Tensor
 from torch.nn import functional
@@ -34,7 +34,9 @@ class Recipe:
     Attributes:
         rules: the integers of each matrix; a later rule replaces an earlier rule.
         method: nearest, or gptq.
-        damping: of GPTQ.
+        damping: the share of the diagonal that is added to the Hessian's diagonal.
+        down_damping: the same for the down projections; 0 for `damping`.
+        damps_columns: each column's own diagonal counts; False takes the mean.
         by_activation: GPTQ rounds the columns of the largest inputs first.
         uses_importance: scales are chosen by the output's error (the Hessian's diagonal).
         weighs_tokens: a token counts by 1 / mean square of the residual stream that its output is
@@ -54,7 +56,9 @@ class Recipe:
 
     rules: tuple[Rule, ...] = ()
     method: str = "nearest"
-    damping: float = 0.01
+    damping: float = 0.05
+    down_damping: float = 0
+    damps_columns: bool = True
     by_activation: bool = False
     uses_importance: bool = True
     weighs_tokens: bool = False
@@ -204,13 +208,13 @@ def _round_group(
     if weights is not None:
         weights = weights / weights.mean()
     weighted = x if weights is None else x * weights[:, None]
-    hessian = weighted.T @ x
+    damping = recipe.damping
+    if group == "down":
+        damping = recipe.down_damping or damping
+    hessian = damped(weighted.T @ x, damping, recipe.damps_columns)
     targets = {name: layer[name] for name in names}
     if exact is not None and recipe.target != "own":
-        damped = hessian + torch.diag(
-            hessian.diagonal().mean().clamp(min=1e-12) * recipe.damping * torch.ones_like(x[0])
-        )
-        solver = torch.linalg.cholesky(damped.double())
+        solver = torch.linalg.cholesky(hessian.double())
 
         def correction(wanted: Tensor) -> Tensor:
             # wanted^T X (X^T X)^-1
@@ -233,25 +237,21 @@ def _round_group(
             if factor is None:
                 order = hessian.diagonal().argsort(descending=True)
                 ordered = hessian[order][:, order] if recipe.by_activation else hessian
-                factor = inverse_factor(ordered, recipe.damping)
+                factor = inverse_factor(ordered)
             found, grid = gptq(
                 weight,
                 hessian,
                 spec,
-                recipe.damping,
                 recipe.by_activation,
                 recipe.uses_importance,
                 factor,
             )
-            damped = hessian + torch.diag(
-                recipe.damping * hessian.diagonal().mean() * torch.ones_like(x[0])
-            )
             if recipe.refits:
-                found, grid = refit(found, weight, damped, grid, spec.block)
+                found, grid = refit(found, weight, hessian, grid, spec.block)
             if recipe.descents:
-                found = descend(found, weight, damped, grid, spec.block, recipe.descents)
+                found = descend(found, weight, hessian, grid, spec.block, recipe.descents)
             if recipe.refits and recipe.descents:
-                found, grid = refit(found, weight, damped, grid, spec.block)
+                found, grid = refit(found, weight, hessian, grid, spec.block)
         else:
             counts = hessian.diagonal() if recipe.awq and recipe.uses_importance else None
             found = searched(weight, spec, counts) if spec.bits == 4 else nearest(weight, spec)

@@ -13,12 +13,18 @@ from torch import Tensor
 PIECE = 128
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Return the upper Cholesky factor of the damped inverse, rows divided by their diagonal."""
-    h = hessian.double()
-    diagonal = h.diagonal()
-    h = h + torch.diag(torch.full_like(diagonal, damping * float(diagonal.mean())))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+def damped(hessian: Tensor, damping: float, by_column: bool = False) -> Tensor:
+    """Add a share of the mean diagonal, or of each column's own, to the diagonal."""
+    diagonal = hessian.diagonal()
+    mean = diagonal.mean()
+    # A few channels can be a million times the others: their mean would drown the others.
+    added = diagonal + 1e-6 * mean if by_column else torch.ones_like(diagonal) * mean
+    return hessian + torch.diag(damping * added)
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """Return the upper Cholesky factor of the inverse, rows divided by their diagonal."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
     upper = torch.linalg.cholesky(inverse, upper=True)
     return (upper / upper.diagonal()[:, None]).float()
 
@@ -27,7 +33,6 @@ def gptq(
     weight: Tensor,
     hessian: Tensor,
     spec: Spec,
-    damping: float = 0.01,
     by_activation: bool = False,
     uses_importance: bool = True,
     factor: Tensor | None = None,
@@ -36,9 +41,8 @@ def gptq(
 
     Args:
         weight: float32 [out, in].
-        hessian: X^T X of the inputs, [in, in].
+        hessian: X^T X of the inputs, [in, in], damped.
         spec: the integers.
-        damping: the share of the Hessian's mean diagonal that is added to it.
         by_activation: round the columns of the largest inputs first, with scales found before.
         uses_importance: choose scales by the error weighted with the Hessian's diagonal.
         factor: the result of `inverse_factor` where it is known, in the order of rounding.
@@ -57,7 +61,7 @@ def gptq(
         order = hessian.diagonal().argsort(descending=True)
         hessian = hessian[order][:, order]
     if factor is None:
-        factor = inverse_factor(hessian, damping)
+        factor = inverse_factor(hessian)
     column_block = order // block
     # Columns lie in rows, so that each is contiguous.
     rest = weight.T[order].contiguous()

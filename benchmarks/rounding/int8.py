@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from rounding.decoder import GROUPS, Decoder, Layer, Layout, layer_inputs
-from rounding.gptq import gptq, inverse_factor
+from rounding.gptq import damped, gptq
 from rounding.integers import Spec, hadamard, nearest, round_blocks, round_tokens
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class Int8Recipe:
     hadamard: int = 0
     rotates: bool = False
     method: str = "nearest"
-    damping: float = 0.01
+    damping: float = 0.05
     rounds_weights: bool = True
     rounds_head: bool = True
     head: str = "block 128"
@@ -262,14 +262,13 @@ def _round_weight(
     spec = Spec(8, recipe.block(group))
     parts = columns[0] or [torch.arange(weight.shape[1], device=weight.device)]
     result = weight.clone()
-    hessian = x.T @ x if recipe.method == "gptq" else None
+    hessian = damped(x.T @ x, recipe.damping, True) if recipe.method == "gptq" else None
     for own in parts:
         if hessian is None:
             result[:, own] = nearest(weight[:, own], spec)
             continue
         part = hessian[own][:, own]
-        factor = inverse_factor(part, recipe.damping)
-        result[:, own], _ = gptq(weight[:, own], part, spec, recipe.damping, factor=factor)
+        result[:, own], _ = gptq(weight[:, own], part, spec)
     return result
 
 

@@ -35,26 +35,31 @@ class Options:
 
     changes: dict[str, dict[str, object]] = field(
         default_factory=lambda: {
+            "down damping 0.2": {"down_damping": 0.2},
+            "down damping 0.5": {"down_damping": 0.5},
             "tokens weighted": {"weighs_tokens": True},
-            "target fp32": {"target": "fp32"},
-            "target residual": {"target": "residual"},
-            "half target fp32": {"target": "fp32", "strength": 0.5},
-            "half target residual": {"target": "residual", "strength": 0.5},
-            "by activation": {"by_activation": True},
-            "by activation, descent": {"by_activation": True, "descents": 2},
-            "scales refitted": {"refits": True},
+            "damping 0.02": {"damping": 0.02},
+            "damping 0.1": {"damping": 0.1},
+            "damping 0.2": {"damping": 0.2},
+            "texts and own answers": {"chosen": "both", "texts": 128},
             "descent": {"descents": 2},
+            "half target fp32": {"target": "fp32", "strength": 0.5},
+            "target fp32": {"target": "fp32"},
+            "half target residual": {"target": "residual", "strength": 0.5},
+            "target residual": {"target": "residual"},
+            "no order": {"by_activation": False},
+            "scales refitted": {"refits": True},
             "scales by weight error": {"uses_importance": False},
-            "damping 0.05": {"damping": 0.05},
-            "damping 0.003": {"damping": 0.003},
+            "damping by the mean": {"damps_columns": False},
+            "damping by the mean 0.01": {"damps_columns": False, "damping": 0.01},
             "bias corrected": {"corrects_bias": True},
             "channels sorted": {"sorts": True},
             "AWQ scales": {"awq": AWQ_SHARES},
             "AWQ scales of up and down": {"awq": AWQ_SHARES, "awq_places": "down"},
             "AWQ scales of norms": {"awq": AWQ_SHARES, "awq_places": "qkv gate_up"},
             "own answers": {"chosen": "answers"},
-            "texts and own answers": {"chosen": "both", "texts": 128},
             "plain texts": {"chosen": "plain"},
+            "32 texts": {"texts": 32},
             "16 texts": {"texts": 16},
         }
     )
@@ -84,7 +89,7 @@ PRECISIONS = {
     "down 32, k v int8": rules(128, int8_in("k v"), ("down", 0, ALL, Spec(4, 32))),
     "32": rules(32),
 }
-GPTQ = Recipe(rules(128), method="gptq", weighs_tokens=True)
+GPTQ = Recipe(rules(128), method="gptq", by_activation=True)
 
 
 def activations(**ways: str) -> tuple[tuple[str, str], ...]:
@@ -295,8 +300,8 @@ def first_rows() -> Iterator[Row]:
     yield Row("int4: as today", int4=TODAY)
     yield from int8[:2]
     yield Row("fast: as today", int4=TODAY, int8=Int8Recipe())
-    yield Row("int4: GPTQ, 128", int4=replace(GPTQ, weighs_tokens=False))
-    yield Row("int4: GPTQ, 128, tokens weighted", int4=GPTQ)
+    yield Row("int4: GPTQ, 128", int4=GPTQ)
+    yield Row("int4: GPTQ, 64", int4=replace(GPTQ, rules=rules(64)))
     yield Row("int4: searched, 64", int4=Recipe(rules(64)))
     yield from int8[2:30]
 
@@ -306,4 +311,4 @@ def option_rows(base: Recipe) -> Iterator[tuple[str, Row]]:
     for name, change in Options().changes.items():
         changed = replace(base, **change)  # type: ignore[arg-type]
         if changed != base:
-            yield name, Row(f"int4: GPTQ, 128, tokens weighted, {name}", int4=changed)
+            yield name, Row(f"int4: GPTQ, 128, {name}", int4=changed)

@@ -44,6 +44,7 @@ def main() -> None:
     report = commands.add_parser("report", help="write the table")
     report.add_argument("results", type=Path)
     report.add_argument("-o", "--output", type=Path, required=True)
+    report.add_argument("--subset", type=Path, help="rows of a part of the prompts")
     args = parser.parse_args()
     if args.command == "pack":
         from rounding.weights import pack as pack_weights
@@ -57,7 +58,7 @@ def main() -> None:
     elif args.command == "search":
         run_search(args)
     elif args.command == "report":
-        write_report(args.results, args.output)
+        write_report(args.results, args.output, args.subset)
     else:
         self_test()
 

@@ -75,7 +75,7 @@ def rotation_of(size: int, device: torch.device | str) -> Tensor:
 
 
 def hadamard_blocks(x: Tensor, size: int) -> Tensor:
-    return (x.unflatten(-1, (-1, size)) @ hadamard(size, x.device)).flatten(-2)
+    return (x.contiguous().unflatten(-1, (-1, size)) @ hadamard(size, x.device)).flatten(-2)
 
 
 def rotate(decoder: Decoder) -> Decoder:

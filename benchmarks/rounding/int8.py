@@ -71,7 +71,9 @@ def rotation_of(size: int, device: torch.device | str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     odd, _ = torch.linalg.qr(torch.randn(size // power, size // power, generator=generator))
     signs = torch.randint(0, 2, (size,), generator=generator).float() * 2 - 1
-    return signs.to(device)[:, None] * torch.kron(odd.contiguous().to(device), hadamard(power, device))
+    return signs.to(device)[:, None] * torch.kron(
+        odd.contiguous().to(device), hadamard(power, device)
+    )
 
 
 def hadamard_blocks(x: Tensor, size: int) -> Tensor:

@@ -61,7 +61,7 @@ def write_report(results: Path, output: Path, subset: Path | None = None) -> Non
 
 def read_rows(results: Path) -> dict[str, dict[str, Any]]:
     found = [json.loads(line) for line in results.read_text().splitlines()]
-    return {row["name"]: row for row in found if "same" in row}
+    return {row["name"].removeprefix("cpu "): row for row in found if "same" in row}
 
 
 def table(rows: Mapping[str, dict[str, Any]]) -> str:

@@ -8,6 +8,8 @@ from typing import Final
 import onnx_ir as ir
 from onnxscript import nn
 
+from fastvlm_onnx.export.architecture.config import DecoderConfig
+from fastvlm_onnx.export.graphs.decoder_int8 import PerTokenInt8Linear, PerTokenInt8MLP
 from fastvlm_onnx.export.graphs.layers import Op, parameter
 from fastvlm_onnx.export.graphs.linear import (
     BlockLinear,
@@ -15,10 +17,10 @@ from fastvlm_onnx.export.graphs.linear import (
     FloatLinear,
     Linear,
     MatMulNBits,
-    PerTokenInt8Linear,
 )
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK
+from fastvlm_onnx.export.tensors.weights import Weights
 
 LinearFactory = Callable[..., Linear]
 """Makes a linear layer from torch's weights, and a bias if there is one."""
@@ -55,6 +57,8 @@ class DecoderPrecision:
         early_attention_linear: makes the linear layers of attention in the first EARLY_LAYERS
             layers; `linear` makes them when None.
         down_linear: makes the down projection of every MLP; `linear` makes it when None.
+        mlp: makes every MLP from its tensors; `linear` and `down_linear` make its layers when None.
+        transforms_stream: the residual stream goes through a Hadamard transform.
     """
 
     linear: LinearFactory
@@ -62,6 +66,8 @@ class DecoderPrecision:
     cache_dtype: ir.DataType = ir.DataType.FLOAT
     early_attention_linear: LinearFactory | None = None
     down_linear: LinearFactory | None = None
+    mlp: Callable[[Weights, DecoderConfig], nn.Module] | None = None
+    transforms_stream: bool = False
 
     def attention_linear_of(self, layer: int) -> LinearFactory:
         """Return the factory for the attention of one layer, counted from 0."""
@@ -97,7 +103,9 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
         partial(LMHead, dtype=ir.DataType.BFLOAT16),
         ir.DataType.BFLOAT16,
     ),
-    "int8": DecoderPrecision(PerTokenInt8Linear, _int8_head),
+    "int8": DecoderPrecision(
+        PerTokenInt8Linear, _int8_head, mlp=PerTokenInt8MLP, transforms_stream=True
+    ),
     "int4": DecoderPrecision(_int4, _int8_head, early_attention_linear=_int8),
     # CUDA's attention has no float32 kernel.
     "int4_cuda": DecoderPrecision(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnxscript import nn
 from saturation_probe import PROBE, build_probe
 
+from fastvlm_onnx.export.graphs.decoder_int8 import PerTokenInt8Linear
 from fastvlm_onnx.export.graphs.layers import Graph, Op, register_parameters
 from fastvlm_onnx.export.graphs.layers_int8 import (
     Int8Linear,
@@ -27,7 +28,7 @@ from fastvlm_onnx.export.graphs.layers_int8 import (
     quantize_activation,
     scan,
 )
-from fastvlm_onnx.export.graphs.linear import BlockLinear, PerTokenInt8Linear
+from fastvlm_onnx.export.graphs.linear import BlockLinear
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.verification.metrics import relative_error
@@ -216,7 +217,7 @@ SIGNED = {"lowest_activation": -127, "highest_activation": 127}
 CASES = {
     "DynamicQuantizeMatMul": Case(Int8Linear),
     "MatMulIntegerToFloat": Case(quantized_first),
-    "MatMulIntegerToFloat for each token": Case(per_token),
+    "MatMulIntegerToFloat for each token": Case(per_token, **SIGNED),
     "MatMulIntegerToFloat in a Scan": Case(InScan),
     "DynamicQuantizeMatMul in a Scan": Case(DynamicInScan),
     "MatMulNBits of 8 bits": Case(in_blocks(8, 32), **SIGNED),

@@ -107,8 +107,12 @@ class DecoderLayer(nn.Module):
         eps, width = config.rms_norm_eps, config.hidden_size
         norm = operators.norm
         self.input_layernorm = norm(weights / "input_layernorm", width, eps)
+        attention_linear = precision.attention_linear_of(layer)
         self.self_attn = operators.attention(
-            weights / "self_attn", config, precision.attention_linear_of(layer)
+            weights / "self_attn",
+            config,
+            attention_linear,
+            precision.o_linear or attention_linear,
         )
         self.post_attention_layernorm = norm(weights / "post_attention_layernorm", width, eps)
         self.mlp: nn.Module

@@ -1,9 +1,9 @@
 """The decoder's int8 layers: int8 weights, and uint8 activations with a scale for each token.
 
-Two Hadamard transforms make activations and weights finer to round. The residual stream is
-transformed as a whole, which only changes the weights around it. The input of each down projection
-is transformed in the graph. In Qwen2, a token's largest value there is 20 times the root mean
-square of its values, and up to 65 times; docs/quantisation.md has the figures.
+Hadamard transforms make activations and weights finer to round. The residual stream is transformed
+once, and the weights that read or write it are transformed when they are exported. The inputs of
+the output and down projections are transformed in the graph. At a down projection of Qwen2, a
+token's largest value is 20 times the root mean square of its values, and up to 65 times.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,11 @@ from fastvlm_onnx.export.tensors.weights import Weights
 LARGEST_INTEGER: Final = 127
 # Avoids a division by zero for a row of zeros.
 SMALLEST_PEAK: Final = 1e-30
-# Larger blocks spread outliers further. In the graph they also cost more time.
+# Larger blocks spread outliers further. Blocks of the residual stream cost no time in the layers.
+# The inputs of output and down projections are transformed in every layer, where larger blocks take
+# more time; docs/quantisation.md has the figures.
 STREAM_BLOCK: Final = 128
-DOWN_BLOCK: Final = 32
+INPUT_BLOCK: Final = 64
 
 
 def quantize_tokens(op: Op, x: ir.Value, width: int) -> tuple[QuantizedActivation, ir.Value]:
@@ -75,6 +77,19 @@ class PerTokenInt8Linear(nn.Module):
         return outputs
 
 
+class SpreadInt8Linear(PerTokenInt8Linear):
+    """PerTokenInt8Linear behind a Hadamard transform, which spreads the input's large values."""
+
+    def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None):
+        in_size = weights[0].shape[1]
+        block_size = hadamard_block(in_size, INPUT_BLOCK)
+        super().__init__([transform_inputs(weight, block_size) for weight in weights], bias)
+        self.hadamard = Hadamard(in_size, block_size)
+
+    def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
+        return super().forward(op, self.hadamard(op, x))
+
+
 class PerTokenInt8MLP(nn.Module):
     """down(silu(gate(x)) * up(x)), with a Hadamard transform before the down projection."""
 
@@ -82,7 +97,7 @@ class PerTokenInt8MLP(nn.Module):
         super().__init__()
         hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
         self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
-        block_size = hadamard_block(intermediate_size, DOWN_BLOCK)
+        block_size = hadamard_block(intermediate_size, INPUT_BLOCK)
         self.gate_proj, self.up_proj = (
             Int8Linear(weights.take(f"{name}_proj.weight", intermediate_size, hidden_size))
             for name in ("gate", "up")

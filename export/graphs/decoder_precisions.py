@@ -9,7 +9,11 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
-from fastvlm_onnx.export.graphs.decoder_int8 import PerTokenInt8Linear, PerTokenInt8MLP
+from fastvlm_onnx.export.graphs.decoder_int8 import (
+    PerTokenInt8Linear,
+    PerTokenInt8MLP,
+    SpreadInt8Linear,
+)
 from fastvlm_onnx.export.graphs.layers import Op, parameter
 from fastvlm_onnx.export.graphs.linear import (
     BlockLinear,
@@ -56,6 +60,8 @@ class DecoderPrecision:
         cache_dtype: the dtype of keys and values.
         early_attention_linear: makes the linear layers of attention in the first EARLY_LAYERS
             layers; `linear` makes them when None.
+        o_linear: makes the output projection of every attention; the factory of the attention's
+            other layers makes it when None.
         down_linear: makes the down projection of every MLP; `linear` makes it when None.
         mlp: makes every MLP from its tensors; `linear` and `down_linear` make its layers when None.
         transforms_stream: the residual stream goes through a Hadamard transform.
@@ -65,6 +71,7 @@ class DecoderPrecision:
     lm_head: Callable[[LazyArray], nn.Module]
     cache_dtype: ir.DataType = ir.DataType.FLOAT
     early_attention_linear: LinearFactory | None = None
+    o_linear: LinearFactory | None = None
     down_linear: LinearFactory | None = None
     mlp: Callable[[Weights, DecoderConfig], nn.Module] | None = None
     transforms_stream: bool = False
@@ -104,7 +111,11 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
         ir.DataType.BFLOAT16,
     ),
     "int8": DecoderPrecision(
-        PerTokenInt8Linear, _int8_head, mlp=PerTokenInt8MLP, transforms_stream=True
+        PerTokenInt8Linear,
+        _int8_head,
+        o_linear=SpreadInt8Linear,
+        mlp=PerTokenInt8MLP,
+        transforms_stream=True,
     ),
     "int4": DecoderPrecision(_int4, _int8_head, early_attention_linear=_int8),
     # CUDA's attention has no float32 kernel.

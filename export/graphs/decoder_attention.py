@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self,
         weights: Weights,
         config: DecoderConfig,
-        linear: LinearFactory,
+        qkv_linear: LinearFactory,
         o_linear: LinearFactory,
     ) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Attention(nn.Module):
             for name, width in widths.items()
         ]
         bias = [weights.take(f"{name}.bias", width) for name, width in widths.items()]
-        self.qkv_proj = linear([stacked(qkv)], stacked(bias))
+        self.qkv_proj = qkv_linear([stacked(qkv)], stacked(bias))
         self.o_proj = o_linear([weights.take("o_proj.weight", config.hidden_size, q_width)])
 
     def forward(

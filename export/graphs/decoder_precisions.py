@@ -12,6 +12,7 @@ from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.graphs.decoder_int8 import (
     PerTokenInt8Linear,
     PerTokenInt8MLP,
+    RefinedInt8Head,
     SpreadInt8Linear,
 )
 from fastvlm_onnx.export.graphs.layers import Op, parameter
@@ -112,7 +113,7 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
     ),
     "int8": DecoderPrecision(
         PerTokenInt8Linear,
-        _int8_head,
+        partial(RefinedInt8Head, block_size=INT8_BLOCK, bits=8),
         o_linear=SpreadInt8Linear,
         mlp=PerTokenInt8MLP,
         transforms_stream=True,

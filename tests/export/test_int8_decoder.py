@@ -1,4 +1,4 @@
-"""Hadamard transforms change no result in float32, and make 8 bits finer."""
+"""The int8 decoder: its transforms change nothing in float32, and 8 bits lose less behind them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,12 @@ import pytest
 
 from fastvlm_onnx.export.graphs import decoder_int8, decoder_precisions
 from fastvlm_onnx.export.graphs.decoder import build_decoder
-from fastvlm_onnx.export.graphs.decoder_int8 import PerTokenInt8MLP, quantize_tokens
+from fastvlm_onnx.export.graphs.decoder_int8 import (
+    NUM_REFINED,
+    PerTokenInt8MLP,
+    RefinedInt8Head,
+    quantize_tokens,
+)
 from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS
 from fastvlm_onnx.export.graphs.hadamard import (
     Hadamard,
@@ -19,8 +24,14 @@ from fastvlm_onnx.export.graphs.hadamard import (
     transform_outputs,
 )
 from fastvlm_onnx.export.graphs.layers import Graph
+from fastvlm_onnx.export.graphs.linear import MatMulNBits
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray
+from fastvlm_onnx.export.tensors.quantization import (
+    INT8_BLOCK,
+    dequantize_blocks,
+    quantize_blocks,
+)
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.verification.metrics import relative_error
 from fastvlm_onnx.names import ATTENTION_MASK, INPUTS_EMBEDS, past_names
@@ -168,3 +179,33 @@ def test_a_hadamard_transform_makes_the_down_projection_finer(
     plain = mlp_error(tmp_path, block_size=1, monkeypatch=monkeypatch)
     spread = mlp_error(tmp_path, block_size=64, monkeypatch=monkeypatch)
     assert spread < plain / 2
+
+
+# --- lm_head -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("vocab_size", "hidden_size"), [(300, 96), (300, 256), (5, 96)])
+def test_the_likeliest_tokens_have_the_logits_of_a_float32_input(
+    tmp_path: Path, vocab_size: int, hidden_size: int
+) -> None:
+    rng = np.random.default_rng(6)
+    weight = rng.standard_normal((vocab_size, hidden_size), np.float32)
+    x = rng.standard_normal((2, 1, hidden_size), np.float32)
+    x[..., 7] = 100  # one channel far above the others, as behind a trained model's last norm
+    graph = Graph("head")
+    value = graph.input("x", ir.DataType.FLOAT, ["B", 1, hidden_size])
+    for name, kind in (("plain", MatMulNBits), ("refined", RefinedInt8Head)):
+        head = kind(lazy(weight), INT8_BLOCK, 8)
+        head._set_name(name)
+        graph.output(f"{name}_logits", head(graph.op, value), ["B", 1, vocab_size])
+    plain, refined = run(graph, tmp_path, x)
+    blocks = quantize_blocks(weight, INT8_BLOCK, 8)
+    exact = x @ dequantize_blocks(blocks, hidden_size).T
+    for row in range(2):
+        likeliest = np.argsort(-plain[row, 0])[:NUM_REFINED]
+        others = np.argsort(-plain[row, 0])[NUM_REFINED:]
+        np.testing.assert_allclose(
+            refined[row, 0, likeliest], exact[row, 0, likeliest], atol=1e-3, rtol=1e-5
+        )
+        np.testing.assert_array_equal(refined[row, 0, others], plain[row, 0, others])
+        assert np.abs(plain - exact)[row, 0, likeliest].max() > 0.01

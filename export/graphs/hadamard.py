@@ -14,6 +14,7 @@ from onnxscript import nn
 
 from fastvlm_onnx.export.graphs.layers import Op, parameter
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray
+from fastvlm_onnx.export.tensors.quantization import PIECE_VALUES
 
 
 class Hadamard(nn.Module):
@@ -55,18 +56,32 @@ def hadamard_block(width: int, largest: int) -> int:
 
 def transform_inputs(weight: LazyArray, block_size: int) -> LazyArray:
     """Transform torch's weight [out, in] for an input that Hadamard has transformed."""
-
-    def transform(rows: FloatArray, _: slice) -> FloatArray:
-        return (rows.reshape(-1, block_size) @ hadamard_matrix(block_size)).reshape(rows.shape)
-
-    return weight.each_row(transform)
+    return weight.each_row(lambda rows, _: _transform_columns(rows, block_size))
 
 
 def transform_outputs(weight: LazyArray, block_size: int) -> LazyArray:
     """Transform torch's weight [out, in], so that its output is transformed as by Hadamard."""
+    return weight.then(lambda whole: _transform_columns(whole.T, block_size).T, *weight.shape)
 
-    def transform(whole: FloatArray) -> FloatArray:
-        blocks = whole.reshape(-1, block_size, whole.shape[1])
-        return np.matmul(hadamard_matrix(block_size), blocks).reshape(whole.shape)
 
-    return weight.then(transform, *weight.shape)
+def _transform_columns(matrix: FloatArray, block_size: int) -> FloatArray:
+    """Return matrix @ H for each block of columns.
+
+    The order of these sums is fixed, and so are their last bits on every processor. A matrix
+    product would let two machines round a weight to different integers.
+    """
+    rows, columns = matrix.shape
+    result = np.empty_like(matrix)
+    step = max(1, PIECE_VALUES // columns)
+    for start in range(0, rows, step):
+        piece = np.array(matrix[start : start + step].T, order="C")
+        half = 1
+        while half < block_size:
+            pairs = piece.reshape(-1, 2, half * piece.shape[1])
+            differences = pairs[:, 0] - pairs[:, 1]
+            pairs[:, 0] += pairs[:, 1]
+            pairs[:, 1] = differences
+            half *= 2
+        piece /= np.sqrt(np.float32(block_size))
+        result[start : start + step] = piece.T
+    return result

@@ -17,6 +17,7 @@ from fastvlm_onnx.export.graphs.decoder_attention import (
     LayerOutput,
     last_position,
 )
+from fastvlm_onnx.export.graphs.decoder_int8 import stream_transform, transform_layer
 from fastvlm_onnx.export.graphs.decoder_precisions import (
     DECODER_PRECISIONS,
     DecoderPrecision,
@@ -106,13 +107,20 @@ class DecoderLayer(nn.Module):
         eps, width = config.rms_norm_eps, config.hidden_size
         norm = operators.norm
         self.input_layernorm = norm(weights / "input_layernorm", width, eps)
+        attention_linear = precision.attention_linear_of(layer)
         self.self_attn = operators.attention(
-            weights / "self_attn", config, precision.attention_linear_of(layer)
+            weights / "self_attn",
+            config,
+            attention_linear,
+            precision.o_linear or attention_linear,
         )
         self.post_attention_layernorm = norm(weights / "post_attention_layernorm", width, eps)
-        self.mlp = MLP(
-            weights / "mlp", config, precision.linear, precision.down_linear or precision.linear
-        )
+        self.mlp: nn.Module
+        if precision.mlp is None:
+            linear = precision.linear
+            self.mlp = MLP(weights / "mlp", config, linear, precision.down_linear or linear)
+        else:
+            self.mlp = precision.mlp(weights / "mlp", config)
 
     def forward(
         self,
@@ -187,11 +195,11 @@ def build_decoder(
     """
     settings = DECODER_PRECISIONS[precision]
     model = weights / "model"
+    each_layer = [model / f"layers.{i}" for i in range(config.num_hidden_layers)]
+    if settings.transforms_stream:
+        each_layer = [transform_layer(layer, config) for layer in each_layer]
     layers = nn.ModuleList(
-        [
-            DecoderLayer(model / f"layers.{i}", config, settings, i, operators)
-            for i in range(config.num_hidden_layers)
-        ]
+        [DecoderLayer(layer, config, settings, i, operators) for i, layer in enumerate(each_layer)]
     )
     layers._set_name("layers")
 
@@ -201,6 +209,10 @@ def build_decoder(
         INPUTS_EMBEDS, ir.DataType.FLOAT, [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]
     )
     inputs = operators.attention_inputs(graph, config, settings.cache_dtype, residual)
+    transform = stream_transform(config) if settings.transforms_stream else None
+    if transform:
+        transform._set_name("stream_transform")
+        residual = transform(op, residual)
     heads: list[str | int] = [BATCH_SIZE, config.num_key_value_heads]
     update = None
     presents: list[KeyValue] = []
@@ -223,7 +235,10 @@ def build_decoder(
         norm._set_name("norm")
         lm_head = settings.lm_head(lm_head_rows(weights, config))
         lm_head._set_name("lm_head")
-        hidden, _ = norm(op, update, residual)
+        if transform:
+            # The transform is its own inverse.
+            residual, update = transform(op, op.Add(residual, update)), None
+        hidden, _ = norm(op, residual) if update is None else norm(op, update, residual)
         graph.output(LOGITS, lm_head(op, hidden), [BATCH_SIZE, 1, config.vocab_size])
     for i, present in enumerate(presents):
         for name, value in zip(present_names(i), present, strict=True):

@@ -8,6 +8,13 @@ from typing import Final
 import onnx_ir as ir
 from onnxscript import nn
 
+from fastvlm_onnx.export.architecture.config import DecoderConfig
+from fastvlm_onnx.export.graphs.decoder_int8 import (
+    PerTokenInt8Linear,
+    PerTokenInt8MLP,
+    RefinedInt8Head,
+    SpreadInt8Linear,
+)
 from fastvlm_onnx.export.graphs.layers import Op, parameter
 from fastvlm_onnx.export.graphs.linear import (
     BlockLinear,
@@ -15,10 +22,10 @@ from fastvlm_onnx.export.graphs.linear import (
     FloatLinear,
     Linear,
     MatMulNBits,
-    PerTokenInt8Linear,
 )
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK
+from fastvlm_onnx.export.tensors.weights import Weights
 
 LinearFactory = Callable[..., Linear]
 """Makes a linear layer from torch's weights, and a bias if there is one."""
@@ -54,14 +61,21 @@ class DecoderPrecision:
         cache_dtype: the dtype of keys and values.
         early_attention_linear: makes the linear layers of attention in the first EARLY_LAYERS
             layers; `linear` makes them when None.
+        o_linear: makes the output projection of every attention; the factory of the attention's
+            other layers makes it when None.
         down_linear: makes the down projection of every MLP; `linear` makes it when None.
+        mlp: makes every MLP from its tensors; `linear` and `down_linear` make its layers when None.
+        transforms_stream: the residual stream goes through a Hadamard transform.
     """
 
     linear: LinearFactory
     lm_head: Callable[[LazyArray], nn.Module]
     cache_dtype: ir.DataType = ir.DataType.FLOAT
     early_attention_linear: LinearFactory | None = None
+    o_linear: LinearFactory | None = None
     down_linear: LinearFactory | None = None
+    mlp: Callable[[Weights, DecoderConfig], nn.Module] | None = None
+    transforms_stream: bool = False
 
     def attention_linear_of(self, layer: int) -> LinearFactory:
         """Return the factory for the attention of one layer, counted from 0."""
@@ -97,7 +111,13 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
         partial(LMHead, dtype=ir.DataType.BFLOAT16),
         ir.DataType.BFLOAT16,
     ),
-    "int8": DecoderPrecision(PerTokenInt8Linear, _int8_head),
+    "int8": DecoderPrecision(
+        PerTokenInt8Linear,
+        partial(RefinedInt8Head, block_size=INT8_BLOCK, bits=8),
+        o_linear=SpreadInt8Linear,
+        mlp=PerTokenInt8MLP,
+        transforms_stream=True,
+    ),
     "int4": DecoderPrecision(_int4, _int8_head, early_attention_linear=_int8),
     # CUDA's attention has no float32 kernel.
     "int4_cuda": DecoderPrecision(

@@ -25,10 +25,10 @@ TILE_BYTES: Final = 3_200_000
 
 @dataclass(frozen=True)
 class QuantizedActivation:
-    """The outputs of DynamicQuantizeLinear: uint8 values, their scale and zero point."""
+    """uint8 values, and one scale and one zero point for all of them."""
 
     values: ir.Value
-    scale: ir.Value
+    scale: ir.Value | float
     zero_point: ir.Value
 
 

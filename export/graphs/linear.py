@@ -11,14 +11,11 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, parameter
-from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear, quantize_activation
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked, transposed
 from fastvlm_onnx.export.tensors.quantized_weight import quantize_blocks_lazily
 
 # MatMulNBits: quantise activations to int8, with a scale for each block of each row.
 ACCURACY_INT8: Final = 4
-# Avoids a division by zero for a row of zeros.
-SMALLEST_PEAK: Final = 1e-30
 
 
 class Linear(Protocol):
@@ -87,29 +84,6 @@ class Float16Linear(nn.Module):
         if self.bias is not None:
             product = op.Add(product, self.bias)
         return split(op, product, self.sizes)
-
-
-class PerTokenInt8Linear(nn.Module):
-    """int8 weights with a scale for each output, uint8 activations with a scale for each token.
-
-    Each row of the input is divided by its largest magnitude, multiplied by the weight, and
-    multiplied by that magnitude again. Qwen2 has tokens whose activations are a thousand times
-    larger than those of other tokens; with this scaling, they do not coarsen the other rows.
-    """
-
-    def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None):
-        super().__init__()
-        self.products = nn.ModuleList([Int8Linear(weight) for weight in weights])
-        self.bias = None if bias is None else parameter(bias)
-
-    def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
-        peak = op.Max(op.ReduceMax(op.Abs(x), [-1], keepdims=1), SMALLEST_PEAK)
-        activation = quantize_activation(op, op.Div(x, peak))
-        outputs = [op.Mul(product(op, activation), peak) for product in self.products]
-        if self.bias is not None:
-            (only,) = outputs
-            return [op.Add(only, self.bias)]
-        return outputs
 
 
 class BlockLinear(nn.Module):

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from onnxscript import nn
 from saturation_probe import PROBE, build_probe
 
+from fastvlm_onnx.export.graphs.decoder_int8 import PerTokenInt8Linear, SpreadInt8Linear
+from fastvlm_onnx.export.graphs.hadamard import Hadamard, transform_inputs
 from fastvlm_onnx.export.graphs.layers import Graph, Op, register_parameters
 from fastvlm_onnx.export.graphs.layers_int8 import (
     Int8Linear,
@@ -27,7 +29,7 @@ from fastvlm_onnx.export.graphs.layers_int8 import (
     quantize_activation,
     scan,
 )
-from fastvlm_onnx.export.graphs.linear import BlockLinear, PerTokenInt8Linear
+from fastvlm_onnx.export.graphs.linear import BlockLinear
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.verification.metrics import relative_error
@@ -193,6 +195,15 @@ def per_token(weight: LazyArray) -> Callable[[Op, ir.Value], ir.Value]:
     return lambda op, x: PerTokenInt8Linear([weight])(op, x)[0]
 
 
+def spread(weight: LazyArray) -> Callable[[Op, ir.Value], ir.Value]:
+    """A Hadamard transform of weights and input, which the layer's own transform turns back."""
+    linear = SpreadInt8Linear([transform_inputs(weight, INNER)])
+    hadamard = Hadamard(INNER, INNER)
+    hadamard._set_name("turned")
+    # The transform takes [B, N, in], the test's input is [N, in].
+    return lambda op, x: op.Squeeze(linear(op, hadamard(op, op.Unsqueeze(x, [0])))[0], [0])
+
+
 def in_blocks(bits: int, block_size: int) -> Block:
     def build(weight: LazyArray) -> Callable[[Op, ir.Value], ir.Value]:
         projection = BlockLinear([weight], block_size=block_size, bits=bits)
@@ -216,7 +227,8 @@ SIGNED = {"lowest_activation": -127, "highest_activation": 127}
 CASES = {
     "DynamicQuantizeMatMul": Case(Int8Linear),
     "MatMulIntegerToFloat": Case(quantized_first),
-    "MatMulIntegerToFloat for each token": Case(per_token),
+    "MatMulIntegerToFloat for each token": Case(per_token, **SIGNED),
+    "MatMulIntegerToFloat behind a Hadamard transform": Case(spread, **SIGNED),
     "MatMulIntegerToFloat in a Scan": Case(InScan),
     "DynamicQuantizeMatMul in a Scan": Case(DynamicInScan),
     "MatMulNBits of 8 bits": Case(in_blocks(8, 32), **SIGNED),

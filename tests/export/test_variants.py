@@ -169,7 +169,8 @@ def test_outlier_tokens_cost_the_others_nothing(outlier_checkpoint: Path, exact:
 def test_one_scale_for_all_tokens_would_fail(
     outlier_checkpoint: Path, exact: FastVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = replace(decoder_precisions.DECODER_PRECISIONS["int8"], linear=PerTensorInt8Linear)
+    form = decoder_precisions.DECODER_PRECISIONS["int8"]
+    form = replace(form, linear=PerTensorInt8Linear, o_linear=None, mlp=None)
     monkeypatch.setitem(decoder_precisions.DECODER_PRECISIONS, "int8", form)
     folder = outlier_checkpoint.with_name("per-tensor-onnx")
     export_package(outlier_checkpoint, folder, precisions=["int8"])

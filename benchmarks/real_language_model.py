@@ -13,11 +13,9 @@ FastVLM-0.5B's and comes in wheels on PyPI (quality/wheels.py). All prompts take
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ from typing import Any
 
 import onnxruntime
 from peers import environment
-from peers.job import unfinished
+from peers.job import locked, unfinished
 from peers.language_folder import write_language_folder
 from quality import ours
 from quality.job import Job
@@ -36,14 +34,16 @@ from quality.reference import Reference, compute_reference
 from quality.report import write_results
 from quality.systems import OURS, PEERS, REFERENCE, SYSTEMS
 from quality.wheels import UnavailableError, make_checkpoint
-from quality.worker import WorkerError, worker
+from quality.worker import WorkerError, read_json, worker
 
-from fastvlm_onnx import FastVLMError
+from fastvlm_onnx import FastVLMError, InputError
 from fastvlm_onnx.export import pipeline
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.ort.hardware import processor
 from fastvlm_onnx.variants import CPU_VARIANTS
 
+# Gigabytes: fp32's logits of a step, the checkpoint with its package, the other runtimes' files.
+LOGITS_GB, FILES_GB, PEERS_GB = 0.0006, 8, 8
 CALIBRATION = Path(pipeline.__file__).parent / "calibration/texts.json"
 
 
@@ -52,6 +52,38 @@ def say(text: str) -> None:
 
 
 # --- files ---------------------------------------------------------------------------------------
+
+
+def check_work_folder(work: Path, checkpoint: Path) -> None:
+    """Keep the files that are made from one checkpoint apart from those of another.
+
+    Raises:
+        InputError: the folder holds files of another checkpoint.
+    """
+    note = work / "checkpoint.txt"
+    if note.exists() and note.read_text("utf-8") != str(checkpoint):
+        raise InputError(
+            f"{work}: holds files made from {note.read_text('utf-8')}, not from {checkpoint}; "
+            "name another folder with --work."
+        )
+    note.write_text(str(checkpoint), encoding="utf-8")
+
+
+def check_disk_space(args: argparse.Namespace, prompts: Sequence[Prompt]) -> None:
+    """Refuse a run that would fill the disk.
+
+    Raises:
+        InputError: the disk has too little room.
+    """
+    steps = args.steps * (len(prompts) + sum(prompt.image is not None for prompt in prompts))
+    needed_gb = steps * LOGITS_GB + FILES_GB + (PEERS_GB if args.peers else 0)
+    held = sum(path.stat().st_size for path in args.work.rglob("*") if path.is_file())
+    missing_gb = needed_gb - (held + shutil.disk_usage(args.work).free) / 1e9
+    if missing_gb > 0:
+        raise InputError(
+            f"{args.work} may grow to {needed_gb:.0f} GB, and the disk lacks {missing_gb:.0f} GB; "
+            "free space, name another folder with --work, or measure fewer --prompts."
+        )
 
 
 def make_package(checkpoint: Path, package: Path, variants: Sequence[str]) -> None:
@@ -115,7 +147,7 @@ def measure(job: Job, reference: Reference) -> tuple[list[SequenceMeasures], dic
         with worker("logits", job) as pipe:
             measured = compare_all(pipe, reference)
     with worker("bytes", job) as pipe:
-        figures = {**summarise(measured), "language_bytes": json.load(pipe)}
+        figures = {**summarise(measured), "language_bytes": read_json(pipe)}
     if job.system in OURS:
         figures["package_bytes"] = ours.package_bytes(job)
     return measured, figures
@@ -132,7 +164,7 @@ def time_systems(jobs: Sequence[Job], rounds: int) -> dict[str, dict[str, Any]]:
         for job in jobs:
             say(f"round {number} of {rounds}: {job.system}")
             with worker("time", job) as pipe:
-                found.setdefault(job.system, []).append(json.load(pipe))
+                found.setdefault(job.system, []).append(read_json(pipe))
     return {
         system: {
             name: {
@@ -206,15 +238,20 @@ def run(args: argparse.Namespace) -> str:
     """
     # 1. The files that every system needs.
     prompts = read_prompts(args.prompts)
-    args.work.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.checkpoint or args.work / "checkpoint"
-    if not checkpoint.exists():
+    checkpoint = (args.checkpoint or args.work / "checkpoint").absolute()
+    check_work_folder(args.work, checkpoint)
+    check_disk_space(args, prompts)
+    is_needed = args.package is None or args.peers
+    if is_needed and not checkpoint.exists():
         say("making the checkpoint")
         make_checkpoint(checkpoint, args.work)
     package = args.package or args.work / "package"
     if args.package is None:
         make_package(checkpoint, package, args.variants)
-    names = [name for name in args.variants if name in read_manifest(package).variants]
+    held = read_manifest(package).variants
+    if "fp32" not in held:
+        raise InputError(f"{package}: has no fp32 variant, which the others are compared with.")
+    names = [name for name in args.variants if name in held]
     jobs = [
         Job(system, args.work, package.absolute(), args.threads)
         for system in (*(f"{ours.PREFIX}{name}" for name in names), *args.peers)
@@ -279,12 +316,20 @@ def describe(args: argparse.Namespace, prompts: Sequence[Prompt], reference: Ref
 
 def main() -> None:
     args = parse_arguments()
+    args.work.mkdir(parents=True, exist_ok=True)
     try:
-        print(run(args))
+        with locked(args.work):
+            print(run(args))
     except UnavailableError as error:
         print(f"skipped: the language model's wheels cannot be had ({error})")
-    except (FastVLMError, WorkerError, subprocess.SubprocessError) as error:
+    except WorkerError as error:
         sys.exit(f"error: {error}")
+    except BlockingIOError:
+        say(f"{args.work} is in use by another run; wait for it, or name another with --work.")
+        sys.exit(2)
+    except FastVLMError as error:
+        say(str(error))
+        sys.exit(2)
 
 
 if __name__ == "__main__":

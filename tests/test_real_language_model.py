@@ -11,13 +11,16 @@ from xml.etree import ElementTree
 import ml_dtypes
 import numpy as np
 import pytest
+from quality.job import Job, write_sequences
 from quality.prompts import Prompt, read_prompts, tokenize
 from quality.wheels import LAYER_TENSORS, write_checkpoint
+from quality.worker import WorkerError, read_json, worker
 from random_checkpoint import DEMO_CHECKPOINT, LanguageSize
 from tokenizers import Tokenizer
 
 from fastvlm_onnx import FastVLM, InputError
 from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
+from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.names import TOKENIZER_FILE
 
@@ -222,7 +225,38 @@ def test_a_run_measures_every_variant_and_pytorch(variants_package: Path, tmp_pa
         "{http://www.w3.org/2000/svg}text"
     )
     shown = {"".join(element.itertext()).strip() for element in texts}
-    assert {"ours-int8", "pytorch", "ms a token", "language model, MB"} <= shown
+    assert {"ours-int8", "ms a token", "language model, MB"} <= shown
+    assert "pytorch" not in shown  # it would flatten the other points
+
+
+def test_files_of_another_checkpoint_are_not_mixed(variants_package: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.txt").write_text("/elsewhere")
+    done = run(
+        *("--checkpoint", DEMO_CHECKPOINT, "--package", variants_package),
+        *("--out", tmp_path / "out", "--work", tmp_path, "--prompts", 1),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"holds files made from /elsewhere, not from {DEMO_CHECKPOINT}" in done.stderr
+
+
+def test_a_package_without_fp32_is_refused(tmp_path: Path) -> None:
+    export_package("demo", tmp_path / "onnx", precisions=["int8"])
+    done = run(
+        *("--package", tmp_path / "onnx", "--out", tmp_path / "out", "--work", tmp_path / "work"),
+        *("--prompts", 1),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"{tmp_path / 'onnx'}: has no fp32 variant, which the others are compared with.\n"
+    )
+
+
+def test_a_failed_worker_gives_its_last_lines(tmp_path: Path) -> None:
+    write_sequences(tmp_path / "sequences.json", [])
+    job = Job("ours-int8", tmp_path, tmp_path / "nowhere", threads=1)
+    with pytest.raises(WorkerError, match=r"nowhere: no such folder"), worker("time", job) as pipe:
+        read_json(pipe)
 
 
 def test_an_unknown_variant_or_system_is_refused() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from quality.job import FloatArray, ForcedSequence
 from quality.reference import Reference
-from quality.worker import WorkerError, read_rows
+from quality.worker import read_rows
 
 from fastvlm_onnx.export.verification.metrics import (
     kl_divergences,
@@ -53,15 +53,12 @@ def compare_all(pipe: BinaryIO, reference: Reference) -> list[SequenceMeasures]:
     """Compare the logits that a worker writes with fp32's.
 
     Raises:
-        WorkerError: the worker wrote too few logits.
+        EOFError: the worker wrote too few logits.
     """
-    measured = []
-    for sequence, expected in reference.each():
-        found = read_rows(pipe, *expected.shape)
-        if found.shape != expected.shape:
-            raise WorkerError(f"the worker ended at {sequence.id}, {sequence.kind}")
-        measured.append(compare(sequence, found, expected))
-    return measured
+    return [
+        compare(sequence, read_rows(pipe, *expected.shape), expected)
+        for sequence, expected in reference.each()
+    ]
 
 
 def summarise(measured: Sequence[SequenceMeasures]) -> dict[str, Any]:

@@ -46,8 +46,9 @@ def _openvino(text: str) -> System:
 
 REFERENCE = "ours-fp32"
 OURS = {f"ours-{name}": _ours(name) for name in CPU_VARIANTS}
+PYTORCH = "pytorch"
 PEERS = {
-    "pytorch": System("pytorch", "PyTorch fp32, transformers' Qwen2; the truth"),
+    PYTORCH: System("pytorch", "PyTorch fp32, transformers' Qwen2; the truth"),
     "genai-int4-32": _genai("int4 in blocks of 32, its default; lm_head int4 too"),
     "genai-int4-128": _genai("int4 in blocks of 128; lm_head int4 too"),
     "genai-k-quant-mixed": _genai("k_quant_mixed: int4, with int8 in lm_head and some layers"),

@@ -1,5 +1,6 @@
 """Start worker processes, and read what they write."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from peers import environment
@@ -27,7 +28,7 @@ def worker(action: str, job: Job) -> Iterator[BinaryIO]:
     """Run a worker, and give the pipe that it writes to.
 
     Raises:
-        WorkerError: the worker failed.
+        WorkerError: the worker failed, or the block found too little in the pipe (EOFError).
     """
     system = SYSTEMS[job.system]
     python = environment.PYTHON if system.is_peer else sys.executable
@@ -50,12 +51,15 @@ def worker(action: str, job: Job) -> Iterator[BinaryIO]:
         ) as process:
             os.close(write_end)
             with os.fdopen(read_end, "rb") as pipe:
+                is_complete = True
                 try:
                     yield pipe
+                except EOFError:  # the worker's output says why
+                    is_complete = False
                 except BaseException:
                     process.kill()
                     raise
-        if process.returncode != 0:
+        if process.returncode != 0 or not is_complete:
             output.seek(0)
             lines = output.read().decode(errors="replace").splitlines()[-ENOUGH:]
             if process.returncode < 0:  # usually the system ended it for lack of memory
@@ -63,9 +67,26 @@ def worker(action: str, job: Job) -> Iterator[BinaryIO]:
             raise WorkerError("\n".join(lines))
 
 
+def read_json(pipe: BinaryIO) -> Any:
+    """Read the figures that a worker writes.
+
+    Raises:
+        EOFError: the worker wrote nothing.
+    """
+    data = pipe.read()
+    if not data:
+        raise EOFError
+    return json.loads(data)
+
+
 def read_rows(pipe: BinaryIO, rows: int, vocab_size: int) -> FloatArray:
-    """Read logits, float32 [rows, vocab_size]; fewer rows where the worker ended."""
-    row_bytes = vocab_size * np.dtype(np.float32).itemsize
-    data = pipe.read(rows * row_bytes)
-    whole_rows = len(data) // row_bytes
-    return np.frombuffer(data, np.float32, whole_rows * vocab_size).reshape(-1, vocab_size)
+    """Read logits, float32 [rows, vocab_size].
+
+    Raises:
+        EOFError: the worker wrote less.
+    """
+    size = rows * vocab_size * np.dtype(np.float32).itemsize
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError
+    return np.frombuffer(data, np.float32).reshape(rows, vocab_size)

@@ -229,7 +229,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Measure, write the results, and return the page.
+    """Measure, write the results after each system, and return the page.
 
     Raises:
         UnavailableError: the wheels could not be downloaded.
@@ -263,6 +263,8 @@ def run(args: argparse.Namespace) -> str:
         prepare_peers(jobs[len(names) :], checkpoint, failures)
 
     # 2. Every system on the same sequences.
+    conditions = describe(args, prompts, reference)
+    page = ""
     measured: dict[str, list[SequenceMeasures]] = {}
     systems: dict[str, dict[str, Any]] = {}
     for job in jobs:
@@ -276,13 +278,16 @@ def run(args: argparse.Namespace) -> str:
                 raise
             failures[job.system] = f"failed: {last_line(error)}"
             say(str(error))
-    times = time_systems([job for job in jobs if job.system in systems], args.rounds)
-    for system, figures in times.items():
-        systems[system] |= figures
+        groups = group_measures(prompts, measured)
+        page = write_results(args.out, conditions, systems, groups, failures)
 
-    # 3. The results.
-    conditions = describe(args, prompts, reference)
-    return write_results(args.out, conditions, systems, group_measures(prompts, measured), failures)
+    # 3. The time of every system, in rounds.
+    if args.rounds:
+        timed = [job for job in jobs if job.system in systems]
+        for system, figures in time_systems(timed, args.rounds).items():
+            systems[system] |= figures
+        page = write_results(args.out, conditions, systems, groups, failures)
+    return page
 
 
 def describe(args: argparse.Namespace, prompts: Sequence[Prompt], reference: Reference) -> str:

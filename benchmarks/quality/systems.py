@@ -56,7 +56,7 @@ PEERS = {
     "openvino-int8": _openvino("int8 weights a channel"),
     "openvino-int4": _openvino("nncf's int4 in groups of 128 with zero points, without data"),
     "openvino-int4-data": _openvino(
-        "the same with data: AWQ and scale estimation on the calibration texts"
+        "nncf's int4 in groups of 128 with zero points, with AWQ and scale estimation"
     ),
 }
 SYSTEMS = OURS | PEERS

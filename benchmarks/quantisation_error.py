@@ -31,7 +31,11 @@ from fastvlm_onnx.export.verification.comparison import (
     compare_stage,
     worst_of,
 )
-from fastvlm_onnx.export.verification.metrics import top_2_gap
+from fastvlm_onnx.export.verification.metrics import (
+    kl_divergences,
+    summarise_divergences,
+    top_2_gap,
+)
 from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, LOGITS
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
@@ -119,12 +123,15 @@ def compare(package: Path, steps: int, threads: int) -> tuple[dict[str, VariantA
         print(precision, flush=True)
         model = fastvlm_onnx.load(package, precision=precision, providers="cpu", threads=threads)
         rows: dict[str, list[StageAgreement]] = {}
-        prompts = []
+        prompts, divergences = [], []
         for name, (wanted, tokens) in expected.items():
             found, _ = run(model, name, steps, tokens)
             for stage, array in found.items():
                 rows.setdefault(stage, []).append(compare_stage(stage, array, wanted[stage]))
-            prompts.append(compare_answers(name, PROMPT, found[LOGITS], wanted[LOGITS]))
+            divergences.append(kl_divergences(found[LOGITS], wanted[LOGITS]))
+            prompts.append(
+                compare_answers(name, PROMPT, found[LOGITS], wanted[LOGITS], divergences[-1])
+            )
         variants[precision] = VariantAgreement(
             reference="fp32",
             runtime=f"ONNX Runtime {onnxruntime.__version__}",
@@ -133,6 +140,7 @@ def compare(package: Path, steps: int, threads: int) -> tuple[dict[str, VariantA
             stages=list(map(worst_of, rows.values())),
             prompts=prompts,
             tolerance=VARIANTS[precision].tolerance,
+            kl_divergence_99=summarise_divergences(np.concatenate(divergences)).percentile_99,
         )
     return variants, flatness
 

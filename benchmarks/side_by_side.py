@@ -11,7 +11,6 @@ for the next run.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
@@ -20,13 +19,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peers import environment, plot
-from peers.job import STEPS, Job
+from peers.job import STEPS, Job, locked
 from peers.ways import WAYS
 
 from fastvlm_onnx.runtime.ort.hardware import processor
@@ -69,18 +66,6 @@ def run(action: str, module: str, job: Job, python: str | Path) -> Any:
                 lines.append(f"killed by signal {-done.returncode}")
             raise ProcessError("\n".join(lines))
         return json.loads(out.read_text())
-
-
-@contextmanager
-def locked(work: Path) -> Iterator[None]:
-    """Lock the work folder. Two runs at once would damage each other's files and figures.
-
-    Raises:
-        BlockingIOError: another run holds the lock.
-    """
-    with (work / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
 
 
 def prepare(jobs: dict[str, Job], failures: dict[str, str]) -> None:

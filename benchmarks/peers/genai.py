@@ -6,6 +6,7 @@ Public ONNX files of similar models have the same form: fp32 vision, int4 langua
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,21 @@ def convert(job: Job) -> None:
     for way, options in OPTIONS.items():
         if not job.genai(way).exists():
             with unfinished(job.genai(way)) as folder:
-                # The input is a local folder, so the builder downloads nothing.
-                source = ["-m", str(job.language), "-i", str(job.language)]
-                target = ["-o", str(folder), "-c", str(folder / "cache"), "-p", "int4", "-e", "cpu"]
-                builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-                extra = ["--extra_options", "prune_lm_head=true", *options]
-                subprocess.run([*builder, *source, *target, *extra], check=True)
+                build_decoder(job.language, folder, options)
+
+
+def build_decoder(language: Path, folder: Path, options: Sequence[str]) -> None:
+    """Run the model builder on a language model in transformers' layout.
+
+    Raises:
+        CalledProcessError: the builder failed.
+    """
+    # The input is a local folder, so the builder downloads nothing.
+    source = ["-m", str(language), "-i", str(language)]
+    target = ["-o", str(folder), "-c", str(folder / "cache"), "-p", "int4", "-e", "cpu"]
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    extra = ["--extra_options", "prune_lm_head=true", *options]
+    subprocess.run([*builder, *source, *target, *extra], check=True)
 
 
 def graphs_of(job: Job) -> list[Path]:

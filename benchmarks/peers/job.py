@@ -4,6 +4,7 @@ Each process of a comparison gets one job. Both environments import this module,
 the standard library.
 """
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -85,3 +86,15 @@ def unfinished(path: Path) -> Iterator[Path]:
     yield temporary
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
+
+
+@contextmanager
+def locked(work: Path) -> Iterator[None]:
+    """Lock a work folder. Two runs at once would damage each other's files and figures.
+
+    Raises:
+        BlockingIOError: another run holds the lock.
+    """
+    with (work / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

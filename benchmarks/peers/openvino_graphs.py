@@ -49,7 +49,21 @@ def _convert_vision(job: Job, folder: Path) -> None:
 
 
 def _convert_language(source: Path, folder: Path) -> None:
-    """Write optimum-intel's stateful export with inputs_embeds, and nncf-compressed copies."""
+    """Write the language model in fp32, nncf-compressed copies, and the token embeddings."""
+    export_language(source, folder)
+    for name, options in {
+        "int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
+        "int4": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": GROUP_SIZE},
+    }.items():
+        fp32 = ov.Core().read_model(folder / "fp32.xml")
+        ov.save_model(
+            nncf.compress_weights(fp32, **options), folder / f"{name}.xml", compress_to_fp16=False
+        )
+    write_embeddings(source, folder)
+
+
+def export_language(source: Path, folder: Path) -> None:
+    """Write fp32.xml: optimum-intel's stateful export with inputs_embeds and the last logits."""
     main_export(
         str(source),
         str(folder / "exported"),
@@ -66,15 +80,6 @@ def _convert_language(source: Path, folder: Path) -> None:
     for file in sorted((folder / "exported").iterdir()):
         file.unlink()
     (folder / "exported").rmdir()
-    for name, options in {
-        "int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
-        "int4": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": GROUP_SIZE},
-    }.items():
-        fp32 = ov.Core().read_model(folder / "fp32.xml")
-        ov.save_model(
-            nncf.compress_weights(fp32, **options), folder / f"{name}.xml", compress_to_fp16=False
-        )
-    _write_embeddings(source, folder)
 
 
 def _take_embeddings(model: ov.Model) -> None:
@@ -109,7 +114,7 @@ def _keep_last_logits(model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _write_embeddings(source: Path, folder: Path) -> None:
+def write_embeddings(source: Path, folder: Path) -> None:
     """Write token embeddings for memory mapping: float32, and int8 with a scale for each row."""
     with safe_open(source / "model.safetensors", framework="pt") as file:
         rows = file.get_tensor("model.embed_tokens.weight").float().numpy()

@@ -1,6 +1,9 @@
-"""Plots of the benchmarks, as SVG: bars for a table of ways, lines for a cost that grows."""
+"""Plots of the benchmarks, as SVG.
 
-from collections.abc import Mapping
+Bars show a table of ways, lines a cost that grows, points two figures of each way.
+"""
+
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -89,6 +92,38 @@ def draw_lines(
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color="#dddddd")
         axes.legend(frameon=False)
+        save(figure, path)
+
+
+def draw_scatter(
+    title: str,
+    panels: Mapping[str, Mapping[str, tuple[float, float]]],
+    ours: Collection[str],
+    path: Path,
+) -> None:
+    """Write a point for each way in each panel; the vertical axis is logarithmic and shared.
+
+    Args:
+        title: the quantity of the vertical axis.
+        panels: the label of a horizontal axis -> a way's name -> its two figures.
+        ours: the names of this project's ways, which have another colour and marker.
+        path: the SVG file to write.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        figure.suptitle(title, weight="bold")
+        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (label, points) in zip(all_axes, panels.items(), strict=True):
+            for name, (x, y) in points.items():
+                is_ours = name in ours
+                colour = COLOURS["vision"] if is_ours else COLOURS["prefill"]
+                axes.plot([x], [y], "o" if is_ours else "s", color=colour)
+                axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+            axes.set_xlabel(label)
+            axes.set_yscale("log")
+            axes.set_xlim(left=0)
+            axes.margins(x=0.25)
+            axes.grid(color="#dddddd")
         save(figure, path)
 
 

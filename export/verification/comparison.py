@@ -3,7 +3,6 @@
 The models that computed the arrays are not known here. Numpy only.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from fastvlm_onnx.agreement import PromptAgreement, StageAgreement
 from fastvlm_onnx.export.verification.metrics import (
     cosine,
-    kl_divergences,
     relative_error,
+    same_first_choices,
+    summarise_divergences,
     top_2_gap,
 )
 
@@ -42,7 +42,11 @@ def worst_of(rows: Sequence[StageAgreement]) -> StageAgreement:
 
 
 def compare_answers(
-    picture: str, prompt: str, found: FloatArray, expected: FloatArray
+    picture: str,
+    prompt: str,
+    found: FloatArray,
+    expected: FloatArray,
+    divergences: NDArray[np.float64],
 ) -> PromptAgreement:
     """Compare the logits along one answer, which both sides were fed.
 
@@ -51,21 +55,21 @@ def compare_answers(
         prompt: the user's prompt.
         found: the package's logits, float32 [steps, vocab_size].
         expected: the reference's logits, float32 [steps, vocab_size].
+        divergences: the KL divergence of each step, float64 [steps].
     """
-    differs = found.argmax(-1) != expected.argmax(-1)
+    differs = ~same_first_choices(found, expected)
     gaps = top_2_gap(expected)
     ties = gaps < TIE * np.abs(expected).max(-1)
     first = int(differs.argmax()) if differs.any() else None
-    divergences = kl_divergences(found, expected)
-    is_finite = bool(np.isfinite(divergences).all())
+    divergence = summarise_divergences(divergences)
     return PromptAgreement(
         picture=picture,
         prompt=prompt,
         steps=len(differs),
         agreeing_steps=int((~differs).sum()),
         tied_steps=int((differs & ties).sum()),
-        kl_divergence=math.fsum(divergences) / len(divergences) if is_finite else None,
-        max_kl_divergence=float(divergences.max()) if is_finite else None,
+        kl_divergence=divergence.mean,
+        max_kl_divergence=divergence.largest,
         first_difference=None if first is None else first + 1,
         reference_gap=None if first is None else float(gaps[first]),
     )

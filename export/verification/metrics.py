@@ -1,6 +1,8 @@
-"""The distances between two arrays that `verify` reports. Numpy only."""
+"""The distances between two arrays that `verify` and the benchmarks report. Numpy only."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,66 @@ def kl_divergences(found: FloatArray, expected: FloatArray) -> NDArray[np.float6
             divergences[i] = np.exp(p) @ (p - q)
     # For equal distributions, rounding can give a value slightly below zero.
     return np.maximum(divergences, 0)
+
+
+@dataclass(frozen=True)
+class DivergenceSummary:
+    """KL divergences of many steps, in nats. All are None if a divergence is not finite.
+
+    Attributes:
+        mean: the mean over all steps.
+        percentile_99: the 99th percentile, interpolated between two steps.
+        largest: the largest divergence of a step.
+    """
+
+    mean: float | None
+    percentile_99: float | None
+    largest: float | None
+
+
+def summarise_divergences(divergences: NDArray[np.float64]) -> DivergenceSummary:
+    """Summarise the divergences of at least one step, float64 [steps]."""
+    if not np.isfinite(divergences).all():
+        return DivergenceSummary(None, None, None)
+    return DivergenceSummary(
+        mean=math.fsum(divergences) / len(divergences),
+        percentile_99=float(np.quantile(divergences, 0.99)),
+        largest=float(divergences.max()),
+    )
+
+
+def same_first_choices(found: FloatArray, expected: FloatArray) -> NDArray[np.bool_]:
+    """Return for each row of logits whether the largest is that of the same token.
+
+    Args:
+        found: logits, float32 [rows, vocab_size].
+        expected: logits, float32 [rows, vocab_size].
+
+    Returns:
+        bool [rows].
+    """
+    same: NDArray[np.bool_] = found.argmax(-1) == expected.argmax(-1)
+    return same
+
+
+def log_probabilities(logits: FloatArray, token_ids: Sequence[int]) -> NDArray[np.float64]:
+    """Return the log-probability of one token for each row.
+
+    Args:
+        logits: float32 [rows, vocab_size].
+        token_ids: the token of each row.
+
+    Returns:
+        Natural logarithms, float64 [rows].
+    """
+    rows = zip(logits, token_ids, strict=True)
+    return np.array([_log_softmax(row)[token_id] for row, token_id in rows])
+
+
+def perplexity(log_probs: NDArray[np.float64]) -> float | None:
+    """Return exp of the negative mean of log-probabilities; None if it is not finite."""
+    with np.errstate(over="ignore"):
+        return _finite(float(np.exp(-log_probs.mean())))
 
 
 def top_2_gap(logits: FloatArray) -> FloatArray:

@@ -27,6 +27,7 @@ from fastvlm_onnx.errors import CheckpointError, InputError
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.verification.comparison import compare_answers, compare_stage, worst_of
+from fastvlm_onnx.export.verification.metrics import kl_divergences, summarise_divergences
 from fastvlm_onnx.export.verification.reference_run import Question, ReferenceRun, run_reference
 from fastvlm_onnx.names import (
     IMAGE_FEATURES,
@@ -303,12 +304,17 @@ def _compare(
     for picture, arrays in expected.stages.items():
         tick(f"{model.precision}, {picture.name}")
         features[picture] = _compare_picture(model, picture, arrays, measure)
-    prompts = []
+    prompts, divergences = [], []
     for asked, answer in zip(questions, expected.answers, strict=True):
         tick(f"{model.precision}, {asked.prompt}")
         logits = _forced_logits(model, asked, features[asked.picture], answer.token_ids)
         measure(LOGITS, logits, answer.logits)
-        prompts.append(compare_answers(asked.picture.name, asked.prompt, logits, answer.logits))
+        divergences.append(kl_divergences(logits, answer.logits))
+        prompts.append(
+            compare_answers(
+                asked.picture.name, asked.prompt, logits, answer.logits, divergences[-1]
+            )
+        )
     version = import_onnxruntime().__version__
     return VariantAgreement(
         reference=expected.versions,
@@ -321,6 +327,7 @@ def _compare(
         processor=processor(),
         processor_features=processor_features(),
         onnxruntime=version,
+        kl_divergence_99=summarise_divergences(np.concatenate(divergences)).percentile_99,
     )
 
 

@@ -6,7 +6,12 @@ from typing import Any
 
 import click
 
-from fastvlm_onnx.agreement import Agreement, VariantAgreement
+from fastvlm_onnx.agreement import (
+    Agreement,
+    VariantAgreement,
+    first_choice_lines,
+    summary_table,
+)
 from fastvlm_onnx.commands.download import with_license_notice
 from fastvlm_onnx.commands.load_options import parse_numbers
 from fastvlm_onnx.commands.optional_packages import optional_packages
@@ -69,6 +74,8 @@ def export(
         add=add,
     )
     click.echo(f"wrote {folder}", err=True)
+    if verify:
+        click.echo(f"{summary_table(measured)}\n\n{first_choice_lines(measured)}", err=True)
     exit_if_outside(Agreement(measured))
     remember_export(folder.absolute())
 

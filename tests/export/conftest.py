@@ -1,6 +1,8 @@
 """Checkpoints to export: the built-in one, and random ones stored as Apple stores them."""
 
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,12 @@ from random_checkpoint import DEMO_CHECKPOINT, LanguageSize, write_random_checkp
 from safetensors.numpy import load_file, save_file
 
 from fastvlm_onnx import CheckpointError
+from fastvlm_onnx.agreement import Tolerance
 from fastvlm_onnx.errors import FastVLMError
 from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
 from fastvlm_onnx.export.sources.apple_zoo import download_checkpoint
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
+from fastvlm_onnx.variants import VARIANTS
 
 Tensors = dict[str, np.ndarray]
 
@@ -71,6 +75,43 @@ def edit_tensors(checkpoint: Path) -> Callable[[Callable[[Tensors], object]], No
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Path:
     return DEMO_CHECKPOINT
+
+
+@pytest.fixture
+def change_demo(
+    demo_checkpoint: Path, tmp_path: Path
+) -> Callable[[Callable[[Tensors], object]], Path]:
+    """The built-in checkpoint after a change of its weights, in float32."""
+
+    def change(edit: Callable[[Tensors], object]) -> Path:
+        folder = tmp_path / "changed"
+        shutil.copytree(demo_checkpoint, folder)
+        path = folder / "model.safetensors"
+        tensors = {
+            name: array if array.dtype.kind == "i" else array.astype(np.float32)
+            for name, array in load_file(path).items()
+        }
+        edit(tensors)
+        save_file(tensors, path)
+        return folder
+
+    return change
+
+
+@pytest.fixture
+def scale_demo(change_demo: Callable[..., Path]) -> Callable[[str], Path]:
+    """The built-in checkpoint with one tensor times 1.01."""
+    return lambda name: change_demo(lambda tensors: tensors.update({name: tensors[name] * 1.01}))
+
+
+@pytest.fixture
+def set_tolerance(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tolerance], None]:
+    """Give fp32 another tolerance."""
+
+    def set_tolerance(tolerance: Tolerance) -> None:
+        monkeypatch.setitem(VARIANTS, "fp32", replace(VARIANTS["fp32"], tolerance=tolerance))
+
+    return set_tolerance
 
 
 @pytest.fixture(scope="session")

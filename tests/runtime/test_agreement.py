@@ -16,6 +16,8 @@ from fastvlm_onnx.agreement import (
     Tolerance,
     VariantAgreement,
     agreement_table,
+    first_choice_lines,
+    first_choice_sentence,
     machine_lines,
     summary_table,
 )
@@ -68,7 +70,7 @@ def test_figures_at_the_tolerance_are_within_it(measured: VariantAgreement) -> N
         ),
         (
             {"prompts": [PromptAgreement("a.png", "Why?", 10, 7, 1, 0.0, 0.0, 1, 0.5)]},
-            "argmax agreement at 8 of 10 steps, at least 90%",
+            "same first choice at 8 of 10 steps, at least 90%",
         ),
     ],
 )
@@ -81,7 +83,9 @@ def test_each_figure_outside_is_named(
     assert f"- int8: outside tolerance: {expected} (" in agreement_table({"int8": changed})
 
 
-def test_argmax_agreement_is_of_all_prompts_together(measured: VariantAgreement) -> None:
+def test_the_share_of_same_first_choices_is_of_all_prompts_together(
+    measured: VariantAgreement,
+) -> None:
     good, bad = (PromptAgreement("a.png", "Why?", 90, n, 0, 0.0, 0.0, None, None) for n in (90, 75))
     assert replace(measured, prompts=[bad, good]).outside == []
 
@@ -96,16 +100,52 @@ def test_the_table_has_a_row_for_each_figure(measured: VariantAgreement) -> None
 def test_the_summary_is_over_the_steps_of_all_prompts(measured: VariantAgreement) -> None:
     (prompt,) = measured.prompts
     longer = replace(prompt, steps=30, agreeing_steps=30, kl_divergence=0.04, max_kl_divergence=0.3)
-    variants = {"int8": replace(measured, prompts=[prompt, longer])}
+    changed = replace(measured, prompts=[prompt, longer], kl_divergence_99=0.2)
+    variants = {"int8": changed}
     row = re.sub(" +", " ", summary_table(variants).splitlines()[2])
-    assert row == "| int8 | | | 1.0e-02 | 3.5e-02 | 3.0e-01 | 38 of 40 |"
+    assert row == "| int8 | | | 1.0e-02 | 3.5e-02 | 2.0e-01 | 3.0e-01 | 38 of 40 |"
 
 
 def test_one_divergence_that_is_not_finite_makes_the_summary_so(measured: VariantAgreement) -> None:
     (prompt,) = measured.prompts
     lost = replace(prompt, kl_divergence=None, max_kl_divergence=None)
     summary = summary_table({"int8": replace(measured, prompts=[prompt, lost])})
-    assert summary.count("not finite") == 2
+    assert summary.count("not finite") == 3
+
+
+def test_a_percentile_that_an_earlier_version_did_not_record_is_said(
+    measured: VariantAgreement,
+) -> None:
+    assert "| 2.0e-02 " in summary_table({"int8": measured})
+    assert "| not recorded " in summary_table({"int8": measured})
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ((288, 288), "int4 changed no first choice of 288."),
+        ((288, 276), "int4 changes 1 first choice in 24 (12 of 288)."),
+        (
+            (288, 276, 2),
+            "int4 changes 1 first choice in 24 (12 of 288, 2 of them between tokens that the "
+            "reference ties).",
+        ),
+        ((1, 0), "int4 changes 1 first choice in 1 (1 of 1)."),
+    ],
+)
+def test_a_sentence_says_how_often_the_first_choice_changed(
+    found: tuple[int, ...], expected: str
+) -> None:
+    assert first_choice_sentence("int4", *found) == expected
+
+
+def test_the_tables_say_how_often_the_first_choice_changed(measured: VariantAgreement) -> None:
+    line = (
+        "- int8 changes 1 first choice in 5 (2 of 10, 1 of them between tokens that the reference "
+        "ties)."
+    )
+    assert first_choice_lines({"int8": measured}) == line
+    assert line in agreement_table({"int8": measured}).splitlines()
 
 
 def test_machines_are_named_once_with_their_variants(measured: VariantAgreement) -> None:

@@ -35,7 +35,13 @@ class LayerOutput(Enum):
 class Attention(nn.Module):
     """Grouped-query attention over the cache; one product gives queries, keys and values."""
 
-    def __init__(self, weights: Weights, config: DecoderConfig, linear: LinearFactory) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        config: DecoderConfig,
+        qkv_linear: LinearFactory,
+        o_linear: LinearFactory,
+    ) -> None:
         super().__init__()
         self.config = config
         kv_width = config.num_key_value_heads * config.head_dim
@@ -46,8 +52,8 @@ class Attention(nn.Module):
             for name, width in widths.items()
         ]
         bias = [weights.take(f"{name}.bias", width) for name, width in widths.items()]
-        self.qkv_proj = linear([stacked(qkv)], stacked(bias))
-        self.o_proj = linear([weights.take("o_proj.weight", config.hidden_size, q_width)])
+        self.qkv_proj = qkv_linear([stacked(qkv)], stacked(bias))
+        self.o_proj = o_linear([weights.take("o_proj.weight", config.hidden_size, q_width)])
 
     def forward(
         self, op: Op, x: ir.Value, past: KeyValue, inputs: "AttentionInputs", output: LayerOutput

@@ -13,7 +13,7 @@ from onnxscript import nn
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, parameter
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear, quantize_activation
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked, transposed
-from fastvlm_onnx.export.tensors.quantized_weight import quantize_blocks_lazily
+from fastvlm_onnx.export.tensors.quantized_weight import BlockTensors, quantize_blocks_lazily
 
 # MatMulNBits: quantise activations to int8, with a scale for each block of each row.
 ACCURACY_INT8: Final = 4
@@ -122,10 +122,11 @@ class BlockLinear(nn.Module):
         *,
         block_size: int,
         bits: int,
+        quantized: BlockTensors | None = None,
     ):
         super().__init__()
         self.sizes = [weight.shape[0] for weight in weights]
-        self.product = MatMulNBits(stacked(weights), block_size, bits)
+        self.product = MatMulNBits(stacked(weights), block_size, bits, quantized)
         self.bias = None if bias is None else parameter(bias)
 
     def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
@@ -138,11 +139,25 @@ class BlockLinear(nn.Module):
 class MatMulNBits(nn.Module):
     """x @ weight.T as com.microsoft.MatMulNBits, with a weight [out, in] of 4 or 8 bits."""
 
-    def __init__(self, weight: LazyArray, block_size: int, bits: int):
+    def __init__(
+        self,
+        weight: LazyArray,
+        block_size: int,
+        bits: int,
+        quantized: BlockTensors | None = None,
+    ):
+        """Declare the product.
+
+        Args:
+            weight: torch's weight [out, in].
+            block_size: consecutive values of a row that share a scale.
+            bits: 4 or 8.
+            quantized: the weight in this format; it is rounded when it is written when None.
+        """
         super().__init__()
         self.out_size, self.in_size = weight.shape
         self.block_size, self.bits = block_size, bits
-        blocks = quantize_blocks_lazily(weight, block_size, bits)
+        blocks = quantized or quantize_blocks_lazily(weight, block_size, bits)
         self.weight = parameter(blocks.values, ir.DataType.UINT8)
         self.scales = parameter(blocks.scales)
         self.zero_points = (

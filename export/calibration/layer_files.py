@@ -1,0 +1,84 @@
+"""The quantised weights of finished layers, kept in a folder until the package is written.
+
+An interrupted calibration goes on after the layers whose files are there. A file belongs to a
+layer's weights in float32, whose digest it holds.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, DecoderFormats
+from fastvlm_onnx.export.tensors.quantization import Blocks
+from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights, stored_blocks
+
+DIGEST = "digest"
+
+
+def layer_file(folder: Path, layer: int) -> Path:
+    return folder / f"layer.{layer}.npz"
+
+
+def write_layer(folder: Path, layer: int, blocks: Mapping[str, Blocks], digest: str) -> None:
+    """Write the quantised weights of a layer by product, all at once."""
+    arrays: dict[str, Any] = {DIGEST: np.frombuffer(bytes.fromhex(digest), np.uint8)}
+    for product, found in blocks.items():
+        arrays[f"{product}.packed"], arrays[f"{product}.scales"] = found.packed, found.scales
+        if found.zero_points is not None:
+            arrays[f"{product}.zero_points"] = found.zero_points
+    path = layer_file(folder, layer)
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        np.savez(file, **arrays)
+    unfinished.replace(path)
+
+
+def read_layer(folder: Path, layer: int, digest: str) -> dict[str, Blocks] | None:
+    """Return what `write_layer` wrote, or None if it is missing, damaged or of other weights."""
+    try:
+        with np.load(layer_file(folder, layer)) as arrays:
+            if arrays[DIGEST].tobytes().hex() != digest:
+                return None
+            return {
+                product: Blocks(
+                    arrays[f"{product}.packed"],
+                    arrays[f"{product}.scales"],
+                    arrays.get(f"{product}.zero_points"),
+                )
+                for product in PRODUCTS
+            }
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def weights_in(
+    folder: Path, shapes: Mapping[str, tuple[int, int]], layers: int, formats: DecoderFormats
+) -> CalibratedWeights:
+    """Return the weights of all layers, which are read from the folder when they are used.
+
+    Args:
+        folder: the folder of the layers' files, which need not exist yet.
+        shapes: the shape [out, in] of each product's weight.
+        layers: the number of layers.
+        formats: the format of each product.
+    """
+    return {
+        (layer, product): stored_blocks(
+            shape,
+            formats.of(layer, product),
+            partial(_read_array, layer_file(folder, layer), product),
+        )
+        for layer in range(layers)
+        for product, shape in shapes.items()
+    }
+
+
+def _read_array(path: Path, product: str, name: str) -> NDArray[Any]:
+    with np.load(path) as arrays:
+        found: NDArray[Any] = arrays[f"{product}.{name}"]
+        return found

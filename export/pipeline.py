@@ -14,7 +14,7 @@ from fastvlm_onnx.agreement import Agreement, VariantAgreement
 from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.calibration.calibration import Calibration
-from fastvlm_onnx.export.calibration.calibration_set import CalibrationSet, built_in_set, read_set
+from fastvlm_onnx.export.calibration.calibration_set import built_in_set, read_set
 from fastvlm_onnx.export.checkpoint.config_reader import check_image_size
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.disk.atomic_folder import check_destination, unfinished_folder
@@ -38,8 +38,6 @@ from fastvlm_onnx.progress import Progress, no_progress
 from fastvlm_onnx.version import __version__
 
 MEGABYTE: Final = 1_000_000
-# The largest images, in pixels, that the built-in calibration set includes.
-QUICK_IMAGE_SIZE: Final = 512
 
 Verify = Callable[[Path, Checkpoint], Agreement]
 """Measures a package against the checkpoint that it was made from."""
@@ -106,6 +104,7 @@ def export_package(
         )
     if calibrate:
         formats = block_formats(precisions)
+        calibration_set = built_in_set() if calibrate is True else read_set(Path(calibrate))
     checkpoint = open_checkpoint(
         source, base=base, allow_nonfinite=allow_nonfinite, progress=progress
     )
@@ -116,28 +115,27 @@ def export_package(
     # 2. Declare the graphs; every tensor of the checkpoint is accounted for.
     calibration = None
     if calibrate:
-        calibration_set = _calibration_set(calibrate, sizes[0])
         calibration = Calibration(checkpoint, formats, calibration_set, sizes[0], destination)
     graph_set = build_graphs(
         checkpoint,
         tuple(dict.fromkeys(precisions)),
         sizes,
         operators,
-        calibration and calibration.weights,
+        calibration.weights if calibration else None,
     )
     writer = PackageWriter(graph_set, progress)
     needed_bytes = writer.total_bytes + (calibration.size_bytes if calibration else 0)
     check_disk_space(destination.parent, needed_bytes, "package")
 
-    # 3. Calibrate: each layer is quantised on the activations of the quantised layers before it.
-    record = None
-    if calibration:
-        with _disk_errors(destination, destination.parent, needed_bytes):
-            record = calibration.run(progress)
-        record = replace(record, graphs=calibrated_graphs(graph_set))
-
-    # 4. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
     with unfinished_folder(destination) as folder:
+        # 3. Calibrate: each product is quantised on the activations of those before it.
+        record = None
+        if calibration:
+            with _disk_errors(destination, folder, needed_bytes):
+                record = calibration.run(progress)
+            record = replace(record, graphs=calibrated_graphs(graph_set))
+
+        # 4. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
         with _disk_errors(destination, folder, writer.total_bytes):
             graphs = writer.write(folder)
             (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
@@ -167,14 +165,6 @@ def export_package(
     if calibration:
         calibration.remove()
     return manifest
-
-
-def _calibration_set(calibrate: bool | str | Path, image_size: int) -> CalibrationSet:
-    """Return the set of a folder, or the built-in set for True."""
-    if isinstance(calibrate, bool):
-        # At large sizes, the vision encoder takes seconds for an image.
-        return built_in_set(with_images=image_size <= QUICK_IMAGE_SIZE)
-    return read_set(Path(calibrate))
 
 
 def finish_package(

@@ -4,6 +4,7 @@ The options are read from `fastvlm-onnx export`, which then runs.
 """
 
 from argparse import ArgumentParser
+from typing import Any
 
 import click
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
@@ -29,7 +30,7 @@ class FastVLMOnnxExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
         parser.add_argument(DEBUG, action="store_true", help="Show a traceback with every error.")
         for option in _options():
             if option.is_flag:
-                kind = {"action": "store_true"}
+                kind: dict[str, Any] = {"action": "store_true"}
             elif isinstance(option.flag_value, str):
                 kind = {"nargs": "?", "const": option.flag_value}
             else:

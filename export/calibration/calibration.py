@@ -1,13 +1,13 @@
 """Quantise the weights of a decoder layer by layer, on the activations of a calibration set.
 
-Each layer sees the activations that the quantised layers before it give, so it makes up for a part
-of their error. One layer's weights in float32 are in memory at a time.
+Each product sees the activations that the quantised products before it give, so it makes up for a
+part of their error. One layer's weights in float32 are in memory at a time.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ import numpy as np
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.calibration.calibration_set import CalibrationSet
 from fastvlm_onnx.export.calibration.gptq import GPTQ, quantize_with_gram
-from fastvlm_onnx.export.calibration.input_statistics import InputStatistics
+from fastvlm_onnx.export.calibration.input_gram import InputGram
 from fastvlm_onnx.export.calibration.layer_files import read_layer, weights_in, write_layer
 from fastvlm_onnx.export.calibration.layer_runner import LayerRunner
 from fastvlm_onnx.export.calibration.sequences import Limits, Sequences, make_sequences
@@ -36,6 +36,8 @@ from fastvlm_onnx.package import CalibrationRecord
 from fastvlm_onnx.progress import Progress
 
 METHOD: Final = "gptq"
+DEFAULT_GPTQ: Final = GPTQ()
+DEFAULT_LIMITS: Final = Limits()
 # A change of the arithmetic gives other weights, so it must not go on from files made before it.
 ARITHMETIC: Final = 1
 # Activations beyond this size are in a file that is mapped into memory.
@@ -44,8 +46,8 @@ MEMORY_BYTES: Final = 256_000_000
 PIECE_ROWS: Final = 1024
 # Tokens around an image in a prompt, more than enough.
 PROMPT_TOKENS: Final = 64
-# The parts of a layer's time, for the progress.
-RECORDED, QUANTIZED = 0.5, 0.75
+# The part of a layer's time before its output is computed, for the progress.
+QUANTIZED: Final = 0.7
 
 
 class Calibration:
@@ -64,8 +66,8 @@ class Calibration:
         image_size: int,
         destination: Path,
         *,
-        settings: GPTQ = GPTQ(),
-        limits: Limits = Limits(),
+        settings: GPTQ = DEFAULT_GPTQ,
+        limits: Limits = DEFAULT_LIMITS,
         threads: int | None = None,
     ) -> None:
         """Take what is to be calibrated; nothing is read or written.
@@ -118,6 +120,8 @@ class Calibration:
     def run(self, progress: Progress) -> CalibrationRecord:
         """Quantise all layers, or the layers that an interrupted run left.
 
+        The folder stays after an interruption, so that the next run goes on. An error removes it.
+
         Args:
             progress: called with the stage, the bytes of float32 weights done and all bytes.
 
@@ -145,7 +149,11 @@ class Calibration:
             sha256=set_digest.hexdigest(),
             graphs=[],
         )
-        self._run_layers(sequences, progress)
+        try:
+            self._run_layers(sequences, progress)
+        except Exception:
+            self.remove()
+            raise
         return record
 
     def remove(self) -> None:
@@ -178,7 +186,7 @@ class Calibration:
         runner = LayerRunner(weights, config, max(sequences.lengths), self._threads)
         activations = self._activations(sequences)
         layer_bytes = 4 * sum(out_size * in_size for out_size, in_size in self._shapes.values())
-        digest = ""
+        digest = hashlib.blake2b(digest_size=16)
         for layer in range(self._layers):
 
             def report(share: float, layer: int = layer) -> None:
@@ -188,18 +196,16 @@ class Calibration:
 
             report(0)
             graph = runner.layer(layer)
-            arrays = {name: array.read() for name, array in graph.weights.items()}
-            digest = _digest(digest, arrays)
-            blocks = read_layer(self.folder, layer, digest)
+            for name, array in graph.weights.items():
+                runner.load({name: array.read()}, digest.update)
+            blocks = read_layer(self.folder, layer, digest.hexdigest())
             if blocks is None:
-                statistics = self._record(runner, arrays, layer, activations, report)
-                arrays = {k: v for k, v in arrays.items() if k not in graph.products.values()}
-                blocks = self._quantize(graph, layer, statistics, report)
-                write_layer(self.folder, layer, blocks, digest)
+                blocks = self._quantize_layer(runner, graph, layer, activations, report)
+                write_layer(self.folder, layer, blocks, digest.hexdigest())
+            elif layer < self._layers - 1:
+                for product in PRODUCTS:
+                    self._load(runner, graph, product, blocks[product])
             if layer < self._layers - 1:
-                for product, name in graph.products.items():
-                    arrays[name] = _dequantize(blocks[product], self._shapes[product])
-                runner.load(arrays)
                 for done, part in enumerate(activations):
                     part[:] = runner.run(part)
                     report(QUANTIZED + (1 - QUANTIZED) * (done + 1) / len(activations))
@@ -210,64 +216,46 @@ class Calibration:
         given = sequences.inputs_embeds
         if given.nbytes > MEMORY_BYTES:
             path = self.folder / "activations"
-            held = np.memmap(path, np.float32, "w+", shape=given.shape)
+            held: FloatArray = np.memmap(path, np.float32, "w+", shape=given.shape)
         else:
             held = np.empty_like(given)
         held[:] = given
         return np.split(held, np.cumsum(sequences.lengths)[:-1])
 
-    def _record(
+    def _quantize_layer(
         self,
         runner: LayerRunner,
-        arrays: Mapping[str, FloatArray],
+        graph: RecordedLayer,
         layer: int,
         activations: Sequence[FloatArray],
         report: Callable[[float], None],
-    ) -> dict[str, InputStatistics]:
-        """Run the layer in float32, and return the statistics of each product's inputs."""
-        runner.load(arrays)
-        statistics = {
-            # Weights of 8 bits are rounded to the nearest, which needs no statistics.
-            product: InputStatistics(
-                in_size, has_gram=self._formats.of(layer, product).bits == 4
-            )
-            for product, (_, in_size) in self._shapes.items()
-        }
-        for done, part in enumerate(activations):
-            for product, inputs in runner.record(part).items():
-                statistics[product].add(inputs)
-            report(RECORDED * (done + 1) / len(activations))
-        runner.release()
-        return statistics
-
-    def _quantize(
-        self,
-        graph: RecordedLayer,
-        layer: int,
-        statistics: dict[str, InputStatistics],
-        report: Callable[[float], None],
     ) -> dict[str, Blocks]:
-        """Return the quantised weights of a layer by product; the statistics are used up."""
-        blocks = {}
-        for done, (product, name) in enumerate(graph.products.items()):
+        """Quantise the products of a loaded layer one after the other.
+
+        Each product's inputs are those of a layer whose products before it are quantised.
+        """
+        found: dict[str, Blocks] = {}
+        for i, product in enumerate(PRODUCTS):
             form = self._formats.of(layer, product)
-            weight = np.ascontiguousarray(graph.weights[name].read().T)
-            gram = statistics.pop(product).gram
-            if gram is None:
-                blocks[product] = quantize_blocks(weight, form.block_size, form.bits)
+            weight = np.ascontiguousarray(graph.weights[graph.products[product]].read().T)
+            if form.bits == 8:
+                found[product] = quantize_blocks(weight, form.block_size, 8)
             else:
-                blocks[product] = quantize_with_gram(weight, gram, form, self._settings)
-            report(RECORDED + (QUANTIZED - RECORDED) * (done + 1) / len(graph.products))
-        return blocks
+                gram = InputGram(weight.shape[1])
+                for part in activations:
+                    gram.add(runner.run(part, product))
+                found[product] = quantize_with_gram(weight, gram.upper, form, self._settings)
+            del weight
+            self._load(runner, graph, product, found[product])
+            report(QUANTIZED * (i + 1) / len(PRODUCTS))
+        return found
 
-
-def _digest(previous: str, arrays: Mapping[str, FloatArray]) -> str:
-    """Return the digest of a layer's weights and of all layers before it."""
-    digest = hashlib.blake2b(previous.encode(), digest_size=16)
-    for array in arrays.values():
-        # A product's weight is a transposed view; its memory is contiguous the other way.
-        digest.update(array.T.data if array.T.flags.c_contiguous else np.ascontiguousarray(array))
-    return digest.hexdigest()
+    def _load(
+        self, runner: LayerRunner, graph: RecordedLayer, product: str, blocks: Blocks
+    ) -> None:
+        """Give the runner the quantised weight of one product."""
+        weight = _dequantize(blocks, self._shapes[product])
+        runner.load({graph.products[product]: weight})
 
 
 def _dequantize(blocks: Blocks, shape: tuple[int, int]) -> FloatArray:

@@ -15,6 +15,8 @@ BUILT_IN: Final = "built-in"
 TEXTS_FILE: Final = Path(__file__).with_name("texts.json")
 TEXT_SUFFIXES: Final = (".txt", ".json", ".jsonl")
 IMAGE_SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# At larger sizes, the vision encoder takes seconds for an image.
+LARGEST_BUILT_IN_SIZE: Final = 512
 # Fewer images say little about the inputs of a graph.
 LEAST_IMAGES: Final = 8
 
@@ -29,18 +31,26 @@ class CalibrationSet:
         name: the folder's name, or BUILT_IN.
         texts: texts that are not empty.
         images: image files that can be read.
+        largest_image_size: the largest side of the vision encoder's input, in pixels, at which the
+            images are used; None for any size.
     """
 
     name: str
     texts: Sequence[str]
     images: Sequence[Path]
+    largest_image_size: int | None = None
+
+    def images_at(self, image_size: int) -> Sequence[Path]:
+        """Return the images that are used at one image size."""
+        largest = self.largest_image_size
+        return self.images if largest is None or image_size <= largest else ()
 
 
-def built_in_set(*, with_images: bool) -> CalibrationSet:
-    """Return the texts that come with the exporter, and the sample pictures if asked for."""
+def built_in_set() -> CalibrationSet:
+    """Return the texts that come with the exporter, and the sample pictures."""
     texts = json.loads(TEXTS_FILE.read_text("utf-8"))
-    pictures = _files(SAMPLE_PICTURES, IMAGE_SUFFIXES) if with_images else []
-    return CalibrationSet(BUILT_IN, texts, pictures)
+    pictures = _files(SAMPLE_PICTURES, IMAGE_SUFFIXES)
+    return CalibrationSet(BUILT_IN, texts, pictures, LARGEST_BUILT_IN_SIZE)
 
 
 def read_set(folder: Path) -> CalibrationSet:

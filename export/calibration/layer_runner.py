@@ -1,16 +1,18 @@
 """Run one decoder layer at a time in float32, in ONNX Runtime on the CPU.
 
-One session runs all layers, because the weights are inputs of its graph. No weight is written to
-disk, and one layer's weights are in memory.
+The same sessions run all layers, because the weights are inputs of the graphs. No weight is written
+to disk, and one layer's weights are in memory.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.graphs.recorded_layer import (
@@ -34,7 +36,7 @@ class LayerRunner:
     def __init__(
         self, weights: Weights, config: DecoderConfig, context_length: int, threads: int | None
     ) -> None:
-        """Open the session; no weight is read.
+        """Open the sessions; no weight is read.
 
         Args:
             weights: the checkpoint at its root.
@@ -50,50 +52,54 @@ class LayerRunner:
         self._loaded: dict[str, FloatArray] = {}
         kv_shape = (1, config.num_key_value_heads, 0, config.head_dim)
         self._cache = dict.fromkeys(past_names(0), np.empty(kv_shape, np.float32))
+        self._sessions: dict[str, GraphSession] = {}
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "decoder_layer.onnx"
-            ir.save(self.layer(0).model, path)
-            self._session = GraphSession(path, ProviderChoice(CPU), threads)
+            for output in (NEXT_HIDDEN_STATES, *PRODUCTS):
+                path = Path(folder) / f"{output}.onnx"
+                model = build_recorded_layer(weights, self._config, 0, output).model
+                ir.save(model, path)
+                self._sessions[output] = GraphSession(path, ProviderChoice(CPU), threads)
 
     def layer(self, layer: int) -> RecordedLayer:
         """Return the graph and the unread weights of one layer, counted from 0."""
         return build_recorded_layer(self._weights, self._config, layer)
 
-    def load(self, weights: Mapping[str, FloatArray]) -> None:
-        """Take the weights of a layer, by the names of `RecordedLayer.weights`."""
-        self._loaded = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    def load(
+        self,
+        weights: Mapping[str, FloatArray],
+        digest: Callable[[memoryview], object] = lambda _: None,
+    ) -> None:
+        """Take weights of a layer, by the names of `RecordedLayer.weights`.
+
+        Weights that were taken before are kept, unless they are given again.
+
+        Args:
+            weights: float32 arrays.
+            digest: called with the bytes of each array.
+        """
+        for name, array in weights.items():
+            self._loaded[name] = np.ascontiguousarray(array)
+            digest(self._loaded[name].data)
 
     def release(self) -> None:
         """Free the weights."""
         self._loaded = {}
 
-    def run(self, hidden_states: FloatArray) -> FloatArray:
-        """Run the loaded layer on a sequence.
+    def run(self, hidden_states: FloatArray, output: str = NEXT_HIDDEN_STATES) -> FloatArray:
+        """Run the loaded layer on a sequence, up to its end or up to one product's input.
 
         Args:
             hidden_states: float32 [sequence_length, hidden_size].
+            output: NEXT_HIDDEN_STATES, or one of `block_formats.PRODUCTS`.
 
         Returns:
-            The layer's output, of the same shape.
+            float32 [sequence_length, width].
         """
-        return self._run(hidden_states, [NEXT_HIDDEN_STATES])[0]
-
-    def record(self, hidden_states: FloatArray) -> dict[str, FloatArray]:
-        """Run the loaded layer on a sequence, and return the input of each product.
-
-        Args:
-            hidden_states: float32 [sequence_length, hidden_size].
-
-        Returns:
-            float32 [sequence_length, in], by product.
-        """
-        return dict(zip(PRODUCTS, self._run(hidden_states, list(PRODUCTS)), strict=True))
-
-    def _run(self, hidden_states: FloatArray, outputs: list[str]) -> list[FloatArray]:
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             HIDDEN_STATES: hidden_states[None],
             ATTENTION_MASK: np.ones((1, len(hidden_states)), np.int64),
             **self._cache,
             **self._loaded,
         }
-        return [array[0] for array in self._session.run(outputs, feeds)]
+        found: FloatArray = self._sessions[output].run([output], feeds)[0][0]
+        return found

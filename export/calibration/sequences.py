@@ -106,13 +106,11 @@ def make_sequences(
         path = Path(folder) / TOKENIZER_FILE
         path.write_text(checkpoint.tokenizer, encoding="utf-8")
         tokenizer = TextTokenizer(path)
-    pieces = _text_pieces(calibration_set.texts, tokenizer, min(limits.tokens, context_length))
-    pieces = _draw(pieces, limits.texts, rng)
-    images = _draw(list(calibration_set.images), limits.images, rng)
     template = PromptTemplate(tokenizer, checkpoint.prompt)
-    prompts = [
-        template.prompt(question(PROMPTS[i % len(PROMPTS)], 1)) for i in range(len(images))
-    ]
+    pieces = _conversations(calibration_set.texts, template, min(limits.tokens, context_length))
+    pieces = _draw(pieces, limits.texts, rng)
+    images = _draw(list(calibration_set.images_at(image_size)), limits.images, rng)
+    prompts = [template.prompt(question(PROMPTS[i % len(PROMPTS)], 1)) for i in range(len(images))]
     features = encode_images(checkpoint, images, image_size, progress) if images else []
     used = {i for piece in pieces for i in piece}
     used |= {i for prompt in prompts for part in prompt if isinstance(part, list) for i in part}
@@ -134,14 +132,27 @@ def make_sequences(
     return Sequences(np.concatenate(found), lengths, len(pieces), len(images))
 
 
-def _text_pieces(
-    texts: Sequence[str], tokenizer: TextTokenizer, length: int
-) -> list[tuple[int, ...]]:
-    pieces = []
+def _conversations(texts: Sequence[str], template: PromptTemplate, length: int) -> list[list[int]]:
+    """Return texts as conversations: the first half of a text asks, the second half answers.
+
+    The decoder sees its own template in use, and the first tokens of a context are special to it.
+
+    Args:
+        texts: the texts. A text that does not fit in a sequence gives several.
+        template: the conversation's template.
+        length: the largest number of tokens of a sequence.
+    """
+    found = []
+    before = template.tokenizer.encode_template(template.text.before_image)
+    after = template.tokenizer.encode_template(template.text.after_prompt)
+    room = max(2, length - len(before) - len(after))
     for text in texts:
-        ids = tokenizer.encode(text)
-        pieces += [tuple(ids[i : i + length]) for i in range(0, len(ids), length)]
-    return pieces
+        ids = template.tokenizer.encode(text)
+        for start in range(0, len(ids), room):
+            piece = ids[start : start + room]
+            half = len(piece) // 2
+            found.append([*before, *piece[:half], *after, *piece[half:]][:length])
+    return found
 
 
 def _draw(things: list[Thing], count: int, rng: np.random.Generator) -> list[Thing]:

@@ -82,7 +82,7 @@ class DecoderPrecision:
                 BlockLinear,
                 block_size=form.block_size,
                 bits=form.bits,
-                quantized=calibrated and calibrated[layer, product],
+                quantized=None if calibrated is None else calibrated[layer, product],
             )
         linear = self.down_linear if product == "down_proj" else None
         chosen = linear or self.linear
@@ -114,7 +114,5 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
     "int8": DecoderPrecision(PerTokenInt8Linear, _int8_head),
     "int4": DecoderPrecision(None, _int8_head, formats=INT4_FORMATS),
     # CUDA's attention has no float32 kernel.
-    "int4_cuda": DecoderPrecision(
-        None, _int8_head, ir.DataType.FLOAT16, formats=INT4_FORMATS
-    ),
+    "int4_cuda": DecoderPrecision(None, _int8_head, ir.DataType.FLOAT16, formats=INT4_FORMATS),
 }

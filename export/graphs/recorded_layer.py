@@ -1,4 +1,4 @@
-"""One decoder layer in float32 as a graph of its own, which also returns the products' inputs.
+"""One decoder layer in float32 as a graph of its own, up to its end or up to one product's input.
 
 All layers of a decoder have the same graph: the weights are inputs of the graph.
 """
@@ -60,7 +60,10 @@ class RecordedPrecision(DecoderPrecision):
     inputs: dict[str, ir.Value] = field(default_factory=dict)
 
     def linear_of(
-        self, layer: int, product: str, calibrated: CalibratedWeights | None = None
+        self,
+        layer: int,  # noqa: ARG002 (every layer is recorded)
+        product: str,
+        calibrated: CalibratedWeights | None = None,  # noqa: ARG002
     ) -> LinearFactory:
         return partial(RecordedLinear, product=product, inputs=self.inputs)
 
@@ -71,8 +74,7 @@ class RecordedLayer:
 
     Attributes:
         model: `hidden_states` float32 [1, sequence_length, hidden_size], an attention mask, an
-            empty cache and the weights -> `next_hidden_states` of the same shape, and the input
-            of each product, float32 [1, sequence_length, in], under the product's name.
+            empty cache and the weights -> one output, float32 [1, sequence_length, width].
         weights: the weights by the names of the graph's inputs. A product's weight is [in, out].
         products: the name of each product's weight, by product.
     """
@@ -82,13 +84,18 @@ class RecordedLayer:
     products: dict[str, str]
 
 
-def build_recorded_layer(weights: Weights, config: DecoderConfig, layer: int) -> RecordedLayer:
+def build_recorded_layer(
+    weights: Weights, config: DecoderConfig, layer: int, output: str = NEXT_HIDDEN_STATES
+) -> RecordedLayer:
     """Build the graph of one layer.
+
+    ONNX Runtime runs the nodes that the output needs, and no others.
 
     Args:
         weights: the checkpoint at its root.
         config: the decoder's sizes. The rotary tables have its context length.
         layer: the layer, counted from 0.
+        output: NEXT_HIDDEN_STATES, or one of `block_formats.PRODUCTS` for that product's input.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -96,22 +103,27 @@ def build_recorded_layer(weights: Weights, config: DecoderConfig, layer: int) ->
     fp32 = DECODER_PRECISIONS["fp32"]
     precision = RecordedPrecision(None, fp32.lm_head)
     operators = DecoderOperators()
-    module = DecoderLayer(
-        weights / f"model.layers.{layer}", config, precision, layer, operators
-    )
+    module = DecoderLayer(weights / f"model.layers.{layer}", config, precision, layer, operators)
     module._set_name("layer")
     graph = Graph("decoder_layer", operators.opset)
-    shape = [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]
+    shape: list[int | str] = [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]
     hidden_states = graph.input(HIDDEN_STATES, ir.DataType.FLOAT, shape)
     inputs = operators.attention_inputs(graph, config, precision.cache_dtype, hidden_states)
-    cache = [BATCH_SIZE, config.num_key_value_heads, PAST_SEQUENCE_LENGTH, config.head_dim]
+    cache: list[int | str] = [
+        BATCH_SIZE,
+        config.num_key_value_heads,
+        PAST_SEQUENCE_LENGTH,
+        config.head_dim,
+    ]
     key, value = (graph.input(name, ir.DataType.FLOAT, cache) for name in past_names(0))
     residual, update, _ = module(
         graph.op, hidden_states, None, (key, value), inputs, LayerOutput.ALL_POSITIONS
     )
-    graph.output(NEXT_HIDDEN_STATES, graph.op.Add(residual, update), shape)
-    for product, x in precision.inputs.items():
-        graph.output(product, graph.op.Identity(x), [BATCH_SIZE, SEQUENCE_LENGTH, "in_size"])
+    if output == NEXT_HIDDEN_STATES:
+        result = graph.op.Add(residual, update)
+    else:
+        result = graph.op.Identity(precision.inputs[output])
+    graph.output(output, result, [BATCH_SIZE, SEQUENCE_LENGTH, "width"])
     model = graph.finish()
     found: dict[str, LazyArray] = {}
     for name, initializer in list(model.graph.initializers.items()):

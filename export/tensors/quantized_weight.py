@@ -153,9 +153,7 @@ def stored_blocks(
     """
     names = ("packed", "scales", "zero_points")
     shapes = _block_shapes(shape, form)
-    arrays = [
-        LazyArray(s, partial(read, name)) for name, s in zip(names, shapes, strict=False)
-    ]
+    arrays = [LazyArray(s, partial(read, name)) for name, s in zip(names, shapes, strict=False)]
     return BlockTensors(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
 
 

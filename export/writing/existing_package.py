@@ -77,7 +77,8 @@ class ExistingPackage:
         if found is None and is_calibrated and calibratable:
             raise InputError(
                 f"{self.folder}: holds {', '.join(calibratable)} without calibration, and "
-                "--calibrate would change the weights; replace the package with --overwrite, or export to another folder."
+                "--calibrate would change the weights; replace the package with --overwrite, "
+                "or export to another folder."
             )
 
     def check_weights(self, new: Manifest) -> None:

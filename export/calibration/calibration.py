@@ -7,7 +7,7 @@ part of their error. One layer's weights in float32 are in memory at a time.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -36,7 +36,13 @@ from fastvlm_onnx.package import CalibrationRecord
 from fastvlm_onnx.progress import Progress
 
 METHOD: Final = "gptq"
-DEFAULT_GPTQ: Final = GPTQ()
+# The inputs of down projections have the most channels, and their products the least tokens for each.
+DEFAULT_SETTINGS: Final[Mapping[str, GPTQ]] = {
+    "qkv_proj": GPTQ(),
+    "o_proj": GPTQ(),
+    "gate_up_proj": GPTQ(),
+    "down_proj": GPTQ(damping=0.2),
+}
 DEFAULT_LIMITS: Final = Limits()
 # A change of the arithmetic gives other weights, so it must not go on from files made before it.
 ARITHMETIC: Final = 1
@@ -66,7 +72,7 @@ class Calibration:
         image_size: int,
         destination: Path,
         *,
-        settings: GPTQ = DEFAULT_GPTQ,
+        settings: Mapping[str, GPTQ] = DEFAULT_SETTINGS,
         limits: Limits = DEFAULT_LIMITS,
         threads: int | None = None,
     ) -> None:
@@ -78,7 +84,7 @@ class Calibration:
             calibration_set: texts and images.
             image_size: side of the square input of the vision encoder in pixels.
             destination: the package that the weights are for.
-            settings: the settings of GPTQ.
+            settings: the settings of GPTQ, by product.
             limits: the most that is used of the set.
             threads: threads of ONNX Runtime; one for each physical core when None.
         """
@@ -165,7 +171,7 @@ class Calibration:
         described = {
             "arithmetic": ARITHMETIC,
             "set": set_digest,
-            "settings": asdict(self._settings),
+            "settings": [asdict(self._settings[product]) for product in PRODUCTS],
             "decoder": asdict(self._checkpoint.config.decoder),
             "formats": [
                 asdict(self._formats.of(layer, product))
@@ -244,7 +250,9 @@ class Calibration:
                 gram = InputGram(weight.shape[1])
                 for part in activations:
                     gram.add(runner.run(part, product))
-                found[product] = quantize_with_gram(weight, gram.upper, form, self._settings)
+                found[product] = quantize_with_gram(
+                    weight, gram.upper, form, self._settings[product]
+                )
             del weight
             self._load(runner, graph, product, found[product])
             report(QUANTIZED * (i + 1) / len(PRODUCTS))

@@ -27,6 +27,8 @@ LAZY_COLUMNS: Final = 128
 INNER_COLUMNS: Final = 16
 # Rows of a weight that are rounded at a time.
 PIECE_ROWS: Final = 2048
+# The least diagonal of H, as a share of the mean.
+LEAST_DIAGONAL: Final = 1e-6
 # Rows and columns of a tile of the Cholesky decomposition.
 TILE: Final = 256
 # With a Hessian, a clipped range can pay more than with the plain squared error.
@@ -38,14 +40,16 @@ class GPTQ:
     """The settings of GPTQ.
 
     Attributes:
-        damping: the share of H's mean diagonal that is added to its diagonal.
+        damping: the share of H's diagonal that is added to it. The larger it is, the less a column
+            makes up for the errors of others. A share of the mean diagonal would drown the small
+            channels of a decoder, whose largest have a thousand times the mean.
         has_activation_order: quantise the columns of the largest inputs first. The scales are then
             found before any column is moved.
         refits: the number of times that all scales are fitted to the final integers.
     """
 
-    damping: float = 0.01
-    has_activation_order: bool = False
+    damping: float = 0.05
+    has_activation_order: bool = True
     refits: int = 1
 
 
@@ -209,23 +213,23 @@ def permute(gram: FloatArray, order: NDArray[np.int64]) -> None:
 
 
 def damped_factor(gram: FloatArray, damping: float) -> FloatArray:
-    """Return the upper triangular R with R @ R.T = H + damping * mean(diagonal of H) * I.
+    """Return the upper triangular R with R @ R.T = H + damping * diagonal of H.
 
     Args:
         gram: H, float32 [n, n], symmetric. It is overwritten by R.
-        damping: the first share of the mean diagonal that is tried. It is raised tenfold until the
+        damping: the first share of the diagonal that is tried. It is raised tenfold until the
             matrix is positive definite in float32.
     """
     diagonal = np.einsum("ii->i", gram)
-    mean = float(diagonal.mean()) or 1.0
-    kept = diagonal.copy()
+    # A channel without input gets a diagonal, too.
+    kept = np.maximum(diagonal, np.float32(LEAST_DIAGONAL * float(diagonal.mean()) or 1.0))
     while True:
-        diagonal[:] = kept + np.float32(damping * mean)
+        diagonal[:] = kept * np.float32(1 + damping)
         try:
             _factorize(gram)
             break
         except np.linalg.LinAlgError:
-            damping = 10 * damping or 1e-6
+            damping = 10 * damping or 1e-4
             # The lower triangle still holds H.
             mirror(gram.T)
     for start in range(0, len(gram), TILE):

@@ -41,7 +41,8 @@ def write_layer(folder: Path, layer: int, blocks: Mapping[str, Blocks], digest: 
 def read_layer(folder: Path, layer: int, digest: str) -> dict[str, Blocks] | None:
     """Return what `write_layer` wrote, or None if it is missing, damaged or of other weights."""
     try:
-        with np.load(layer_file(folder, layer)) as arrays:
+        # numpy would leave a damaged file open.
+        with layer_file(folder, layer).open("rb") as file, np.load(file) as arrays:
             if arrays[DIGEST].tobytes().hex() != digest:
                 return None
             return {

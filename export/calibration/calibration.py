@@ -36,7 +36,7 @@ from fastvlm_onnx.package import CalibrationRecord
 from fastvlm_onnx.progress import Progress
 
 METHOD: Final = "gptq"
-# The inputs of down projections have the most channels, and their products the least tokens for each.
+# A down projection has the most input channels, and so the fewest tokens for each of them.
 DEFAULT_SETTINGS: Final[Mapping[str, GPTQ]] = {
     "qkv_proj": GPTQ(),
     "o_proj": GPTQ(),
@@ -215,7 +215,7 @@ class Calibration:
                 for done, part in enumerate(activations):
                     part[:] = runner.run(part)
                     report(QUANTIZED + (1 - QUANTIZED) * (done + 1) / len(activations))
-            runner.release()
+            runner.release(*graph.weights)
 
     def _activations(self, sequences: Sequences) -> list[FloatArray]:
         """Return the inputs of the first layer by sequence, float32 [tokens, hidden_size]."""
@@ -243,17 +243,19 @@ class Calibration:
         found: dict[str, Blocks] = {}
         for i, product in enumerate(PRODUCTS):
             form = self._formats.of(layer, product)
-            weight = np.ascontiguousarray(graph.weights[graph.products[product]].read().T)
-            if form.bits == 8:
-                found[product] = quantize_blocks(weight, form.block_size, 8)
+            name = graph.products[product]
+            gram = InputGram(self._shapes[product][1])
+            # Weights of 8 bits are rounded to the nearest.
+            for part in activations if form.bits == 4 else ():
+                gram.add(runner.run(part, product))
+            runner.release(name)
+            weight = np.ascontiguousarray(graph.weights[name].read().T)
+            if form.bits == 4:
+                settings = self._settings[product]
+                found[product] = quantize_with_gram(weight, gram.upper, form, settings)
             else:
-                gram = InputGram(weight.shape[1])
-                for part in activations:
-                    gram.add(runner.run(part, product))
-                found[product] = quantize_with_gram(
-                    weight, gram.upper, form, self._settings[product]
-                )
-            del weight
+                found[product] = quantize_blocks(weight, form.block_size, form.bits)
+            del weight, gram
             self._load(runner, graph, product, found[product])
             report(QUANTIZED * (i + 1) / len(PRODUCTS))
         return found

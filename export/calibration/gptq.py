@@ -26,7 +26,7 @@ LAZY_COLUMNS: Final = 128
 # Columns within those whose errors are added one by one.
 INNER_COLUMNS: Final = 16
 # Rows of a weight that are rounded at a time.
-PIECE_ROWS: Final = 2048
+PIECE_ROWS: Final = 1024
 # The least diagonal of H, as a share of the mean.
 LEAST_DIAGONAL: Final = 1e-6
 # Rows and columns of a tile of the Cholesky decomposition.

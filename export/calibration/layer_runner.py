@@ -81,9 +81,10 @@ class LayerRunner:
             self._loaded[name] = np.ascontiguousarray(array)
             digest(self._loaded[name].data)
 
-    def release(self) -> None:
-        """Free the weights."""
-        self._loaded = {}
+    def release(self, *names: str) -> None:
+        """Free some weights."""
+        for name in names:
+            del self._loaded[name]
 
     def run(self, hidden_states: FloatArray, output: str = NEXT_HIDDEN_STATES) -> FloatArray:
         """Run the loaded layer on a sequence, up to its end or up to one product's input.

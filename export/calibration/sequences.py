@@ -94,7 +94,7 @@ def make_sequences(
         calibration_set: texts and images.
         image_size: side of the square input in pixels.
         limits: the most that is used.
-        progress: called with the stage, the images done and all images.
+        progress: called with the stage, the bytes of pixel_values done and all bytes.
 
     Raises:
         InputError: the set has fewer tokens than `limits.least_tokens`.
@@ -193,7 +193,7 @@ def encode_images(
         checkpoint: the checkpoint with the weights.
         images: image files.
         image_size: side of the square input in pixels.
-        progress: called with the stage, the images done and all images.
+        progress: called with the stage, the bytes of pixel_values done and all bytes.
 
     Returns:
         image_features, float32 [num_image_tokens, hidden_size] of each image.
@@ -214,8 +214,9 @@ def encode_images(
         )
         projector = _open(projector_graph, Path(folder) / "projector.onnx")
         (projector_input,) = projector.get_inputs()
+        image_bytes = 4 * 3 * image_size**2
         for done, image in enumerate(images):
-            progress("calibration images", done, len(images))
+            progress("calibration images", done * image_bytes, len(images) * image_bytes)
             pixel_values = preprocess(read_picture(image), image_size)
             (hidden_states,) = encoder.run(None, {PIXEL_VALUES: pixel_values})
             (features,) = projector.run(None, {projector_input.name: hidden_states})

@@ -14,6 +14,7 @@ from PIL import Image
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError, PackageError
+from fastvlm_onnx.export.calibration import calibration
 from fastvlm_onnx.export.calibration.calibration_set import (
     BUILT_IN,
     LEAST_IMAGES,
@@ -149,6 +150,14 @@ def test_two_calibrated_exports_are_the_same_bytes(
 ) -> None:
     again = export_package("demo", tmp_path / "again", precisions=["int4"], calibrate=texts)
     assert again == read_manifest(calibrated)
+
+
+def test_activations_on_disk_give_the_same_bytes(
+    calibrated: Path, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "MEMORY_BYTES", 1000)
+    found = export_package("demo", tmp_path / "onnx", precisions=["int4"], calibrate=texts)
+    assert found == read_manifest(calibrated)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.calibration.calibration_set import CalibrationSet
-from fastvlm_onnx.export.calibration.gptq import GPTQ, quantize_with_gram
+from fastvlm_onnx.export.calibration.gptq import GPTQ, Rounder
 from fastvlm_onnx.export.calibration.input_gram import InputGram
 from fastvlm_onnx.export.calibration.layer_files import read_layer, weights_in, write_layer
 from fastvlm_onnx.export.calibration.layer_runner import LayerRunner
@@ -80,7 +80,7 @@ class Calibration:
 
         Args:
             checkpoint: the checkpoint with the weights.
-            formats: the block format of each product.
+            formats: the block format of each weight.
             calibration_set: texts and images.
             image_size: side of the square input of the vision encoder in pixels.
             destination: the package that the weights are for.
@@ -92,20 +92,10 @@ class Calibration:
         self._image_size, self._settings, self._limits = image_size, settings, limits
         self._threads = threads
         self.folder = destination.with_name(f".{destination.name}.calibration")
-        config = checkpoint.config.decoder
+        self._config = config = checkpoint.config.decoder
         self._layers = config.num_hidden_layers
-        q_width = config.num_attention_heads * config.head_dim
-        kv_width = config.num_key_value_heads * config.head_dim
-        hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
-        self._shapes = {
-            "qkv_proj": (q_width + 2 * kv_width, hidden_size),
-            "o_proj": (hidden_size, q_width),
-            "gate_up_proj": (2 * intermediate_size, hidden_size),
-            "down_proj": (hidden_size, intermediate_size),
-        }
-        self.weights: CalibratedWeights = weights_in(
-            self.folder, self._shapes, self._layers, formats
-        )
+        self._shapes = {name: config.shape_of(weights) for name, weights in PRODUCTS.items()}
+        self.weights: CalibratedWeights = weights_in(self.folder, config, formats)
 
     @property
     def size_bytes(self) -> int:
@@ -174,7 +164,7 @@ class Calibration:
             "settings": [asdict(self._settings[product]) for product in PRODUCTS],
             "decoder": asdict(self._checkpoint.config.decoder),
             "formats": [
-                asdict(self._formats.of(layer, product))
+                [asdict(group) for group in self._formats.groups(layer, product)]
                 for layer in range(self._layers)
                 for product in PRODUCTS
             ],
@@ -204,13 +194,14 @@ class Calibration:
             graph = runner.layer(layer)
             for name, array in graph.weights.items():
                 runner.load({name: array.read()}, digest.update)
-            blocks = read_layer(self.folder, layer, digest.hexdigest())
+            names = [group.name for p in PRODUCTS for group in self._formats.groups(layer, p)]
+            blocks = read_layer(self.folder, layer, digest.hexdigest(), names)
             if blocks is None:
                 blocks = self._quantize_layer(runner, graph, layer, activations, report)
                 write_layer(self.folder, layer, blocks, digest.hexdigest())
             elif layer < self._layers - 1:
                 for product in PRODUCTS:
-                    self._load(runner, graph, product, blocks[product])
+                    self._load(runner, graph, layer, product, blocks)
             if layer < self._layers - 1:
                 for done, part in enumerate(activations):
                     part[:] = runner.run(part)
@@ -242,39 +233,55 @@ class Calibration:
         """
         found: dict[str, Blocks] = {}
         for i, product in enumerate(PRODUCTS):
-            form = self._formats.of(layer, product)
-            name = graph.products[product]
-            gram = InputGram(self._shapes[product][1])
+            groups = self._formats.groups(layer, product)
             # Weights of 8 bits are rounded to the nearest.
-            for part in activations if form.bits == 4 else ():
-                gram.add(runner.run(part, product))
+            gram = None
+            if any(group.form.bits == 4 for group in groups):
+                gram = InputGram(self._shapes[product][1])
+                for part in activations:
+                    gram.add(runner.run(part, product))
+            name = graph.products[product]
             runner.release(name)
+            rounder = gram and Rounder(gram.upper, self._settings[product])
             weight = np.ascontiguousarray(graph.weights[name].read().T)
-            if form.bits == 4:
-                settings = self._settings[product]
-                found[product] = quantize_with_gram(weight, gram.upper, form, settings)
-            else:
-                found[product] = quantize_blocks(weight, form.block_size, form.bits)
-            del weight, gram
-            self._load(runner, graph, product, found[product])
+            start = 0
+            for group in groups:
+                rows = weight[start : start + self._config.shape_of(group.weights)[0]]
+                if group.form.bits == 4 and rounder:
+                    found[group.name] = rounder.quantize(rows, group.form.block_size)
+                else:
+                    found[group.name] = quantize_blocks(rows, group.form.block_size, 8)
+                start += len(rows)
+            del weight, rows, gram, rounder
+            self._load(runner, graph, layer, product, found)
             report(QUANTIZED * (i + 1) / len(PRODUCTS))
         return found
 
     def _load(
-        self, runner: LayerRunner, graph: RecordedLayer, product: str, blocks: Blocks
+        self,
+        runner: LayerRunner,
+        graph: RecordedLayer,
+        layer: int,
+        product: str,
+        blocks: Mapping[str, Blocks],
     ) -> None:
         """Give the runner the quantised weight of one product."""
-        weight = _dequantize(blocks, self._shapes[product])
+        names = [group.name for group in self._formats.groups(layer, product)]
+        weight = _dequantize([blocks[name] for name in names], self._shapes[product])
         runner.load({graph.products[product]: weight})
 
 
-def _dequantize(blocks: Blocks, shape: tuple[int, int]) -> FloatArray:
-    """Return the weight as a product of the layer's graph reads it, float32 [in, out]."""
+def _dequantize(parts: Sequence[Blocks], shape: tuple[int, int]) -> FloatArray:
+    """Return a weight as the layer's graph reads it, float32 [in, out]; parts are rows of it."""
     out_size, in_size = shape
     weight = np.empty((in_size, out_size), np.float32)
-    for start in range(0, out_size, PIECE_ROWS):
-        rows = slice(start, start + PIECE_ROWS)
-        zeros = None if blocks.zero_points is None else blocks.zero_points[rows]
-        piece = Blocks(blocks.packed[rows], blocks.scales[rows], zeros)
-        weight[:, rows] = dequantize_blocks(piece, in_size).T
+    first = 0
+    for blocks in parts:
+        for start in range(0, len(blocks.packed), PIECE_ROWS):
+            rows = slice(start, start + PIECE_ROWS)
+            zeros = None if blocks.zero_points is None else blocks.zero_points[rows]
+            piece = Blocks(blocks.packed[rows], blocks.scales[rows], zeros)
+            values = dequantize_blocks(piece, in_size)
+            weight[:, first : first + len(values)] = values.T
+            first += len(values)
     return weight

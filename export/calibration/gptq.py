@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvlm_onnx.export.tensors.block_formats import BlockFormat
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 from fastvlm_onnx.export.tensors.quantization import (
     Blocks,
@@ -53,31 +52,41 @@ class GPTQ:
     refits: int = 1
 
 
-def quantize_with_gram(
-    weight: FloatArray, gram: FloatArray, form: BlockFormat, settings: GPTQ
-) -> Blocks:
-    """Quantise a weight to 4 bits by GPTQ.
+class Rounder:
+    """Rounds weights of products that have the same inputs."""
 
-    Args:
-        weight: float32 [out, in].
-        gram: H = X.T X of the product's inputs, float32 [in, in], of which the upper triangle is
-            read. It is overwritten.
-        form: 4 bits, and the block size.
-        settings: the settings of GPTQ.
-    """
-    mirror(gram)
-    order = np.arange(len(gram))
-    if settings.has_activation_order:
-        order = np.argsort(-np.diagonal(gram), kind="stable")
-        permute(gram, order)
-    factor = damped_factor(gram, settings.damping)
-    # Rows are independent of each other, and pieces of them take little memory.
-    pieces = [
-        _round_columns(weight[i : i + PIECE_ROWS], factor, order, form.block_size, settings)
-        for i in range(0, len(weight), PIECE_ROWS)
-    ]
-    integers, scales, zeros = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    return pack_int4_blocks(integers, scales, zeros, form.block_size)
+    def __init__(self, gram: FloatArray, settings: GPTQ) -> None:
+        """Factorise H.
+
+        Args:
+            gram: H = X.T X of the inputs, float32 [in, in], of which the upper triangle is read.
+                It is overwritten.
+            settings: the settings of GPTQ.
+        """
+        self._settings = settings
+        mirror(gram)
+        self._order = np.arange(len(gram))
+        if settings.has_activation_order:
+            self._order = np.argsort(-np.diagonal(gram), kind="stable")
+            permute(gram, self._order)
+        self._factor = damped_factor(gram, settings.damping)
+
+    def quantize(self, weight: FloatArray, block_size: int) -> Blocks:
+        """Quantise a weight to 4 bits.
+
+        Args:
+            weight: float32 [out, in].
+            block_size: consecutive values of a row that share a scale.
+        """
+        # Rows are independent of each other, and pieces of them take little memory.
+        pieces = [
+            _round_columns(
+                weight[i : i + PIECE_ROWS], self._factor, self._order, block_size, self._settings
+            )
+            for i in range(0, len(weight), PIECE_ROWS)
+        ]
+        integers, scales, zeros = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        return pack_int4_blocks(integers, scales, zeros, block_size)
 
 
 def _round_columns(

@@ -5,7 +5,7 @@ layer's weights in float32, whose digest it holds.
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, DecoderFormats
 from fastvlm_onnx.export.tensors.quantization import Blocks
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights, stored_blocks
@@ -25,12 +26,12 @@ def layer_file(folder: Path, layer: int) -> Path:
 
 
 def write_layer(folder: Path, layer: int, blocks: Mapping[str, Blocks], digest: str) -> None:
-    """Write the quantised weights of a layer by product, all at once."""
+    """Write the quantised weights of a layer by block group, all at once."""
     arrays: dict[str, Any] = {DIGEST: np.frombuffer(bytes.fromhex(digest), np.uint8)}
-    for product, found in blocks.items():
-        arrays[f"{product}.packed"], arrays[f"{product}.scales"] = found.packed, found.scales
+    for name, found in blocks.items():
+        arrays[f"{name}.packed"], arrays[f"{name}.scales"] = found.packed, found.scales
         if found.zero_points is not None:
-            arrays[f"{product}.zero_points"] = found.zero_points
+            arrays[f"{name}.zero_points"] = found.zero_points
     path = layer_file(folder, layer)
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
@@ -38,48 +39,48 @@ def write_layer(folder: Path, layer: int, blocks: Mapping[str, Blocks], digest: 
     unfinished.replace(path)
 
 
-def read_layer(folder: Path, layer: int, digest: str) -> dict[str, Blocks] | None:
-    """Return what `write_layer` wrote, or None if it is missing, damaged or of other weights."""
+def read_layer(
+    folder: Path, layer: int, digest: str, names: Iterable[str]
+) -> dict[str, Blocks] | None:
+    """Return the block groups of some names; None if missing, damaged or of other weights."""
     try:
         # numpy would leave a damaged file open.
         with layer_file(folder, layer).open("rb") as file, np.load(file) as arrays:
             if arrays[DIGEST].tobytes().hex() != digest:
                 return None
             return {
-                product: Blocks(
-                    arrays[f"{product}.packed"],
-                    arrays[f"{product}.scales"],
-                    arrays.get(f"{product}.zero_points"),
+                name: Blocks(
+                    arrays[f"{name}.packed"],
+                    arrays[f"{name}.scales"],
+                    arrays.get(f"{name}.zero_points"),
                 )
-                for product in PRODUCTS
+                for name in names
             }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 
-def weights_in(
-    folder: Path, shapes: Mapping[str, tuple[int, int]], layers: int, formats: DecoderFormats
-) -> CalibratedWeights:
+def weights_in(folder: Path, config: DecoderConfig, formats: DecoderFormats) -> CalibratedWeights:
     """Return the weights of all layers, which are read from the folder when they are used.
 
     Args:
         folder: the folder of the layers' files, which need not exist yet.
-        shapes: the shape [out, in] of each product's weight.
-        layers: the number of layers.
-        formats: the format of each product.
+        config: the decoder's sizes.
+        formats: the format of each weight.
     """
     return {
-        (layer, product): stored_blocks(
-            shape,
-            formats.of(layer, product),
-            partial(_read_array, layer_file(folder, layer), product),
+        (layer, group.name): stored_blocks(
+            config.shape_of(group.weights),
+            group.form,
+            partial(_read_array, layer_file(folder, layer), group.name),
         )
-        for layer in range(layers)
-        for product, shape in shapes.items()
+        for layer in range(config.num_hidden_layers)
+        for product in PRODUCTS
+        for group in formats.groups(layer, product)
     }
 
 
-def _read_array(path: Path, product: str, name: str) -> NDArray[Any]:
+def _read_array(path: Path, group: str, name: str) -> NDArray[Any]:
     with np.load(path) as arrays:
-        found: NDArray[Any] = arrays[f"{product}.{name}"]
+        found: NDArray[Any] = arrays[f"{group}.{name}"]
         return found

@@ -7,6 +7,7 @@ from functools import partial
 import onnx_ir as ir
 from onnxscript import nn
 
+from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.graphs.layers import Op, parameter
 from fastvlm_onnx.export.graphs.linear import (
     BlockLinear,
@@ -14,6 +15,7 @@ from fastvlm_onnx.export.graphs.linear import (
     FloatLinear,
     Linear,
     MatMulNBits,
+    MixedBlockLinear,
     PerTokenInt8Linear,
 )
 from fastvlm_onnx.export.tensors.block_formats import INT4_FORMATS, DecoderFormats
@@ -66,23 +68,38 @@ class DecoderPrecision:
     formats: DecoderFormats | None = None
 
     def linear_of(
-        self, layer: int, product: str, calibrated: CalibratedWeights | None = None
+        self,
+        config: DecoderConfig,
+        layer: int,
+        product: str,
+        calibrated: CalibratedWeights | None = None,
     ) -> LinearFactory:
         """Return the factory for one product of one layer.
 
         Args:
+            config: the decoder's sizes.
             layer: the layer, counted from 0.
-            product: one of `block_formats.PRODUCTS`.
+            product: a key of `block_formats.PRODUCTS`.
             calibrated: weights that a calibration quantised; weights in blocks are rounded as they
                 are written when None.
         """
         if self.formats is not None:
-            form = self.formats.of(layer, product)
+            groups = [
+                (
+                    group,
+                    config.shape_of(group.weights)[0],
+                    None if calibrated is None else calibrated[layer, group.name],
+                )
+                for group in self.formats.groups(layer, product)
+            ]
+            if len(groups) > 1:
+                return partial(MixedBlockLinear, groups=groups)
+            ((group, _, quantized),) = groups
             return partial(
                 BlockLinear,
-                block_size=form.block_size,
-                bits=form.bits,
-                quantized=None if calibrated is None else calibrated[layer, product],
+                block_size=group.form.block_size,
+                bits=group.form.bits,
+                quantized=quantized,
             )
         linear = self.down_linear if product == "down_proj" else None
         chosen = linear or self.linear

@@ -61,7 +61,8 @@ class RecordedPrecision(DecoderPrecision):
 
     def linear_of(
         self,
-        layer: int,  # noqa: ARG002 (every layer is recorded)
+        config: DecoderConfig,  # noqa: ARG002 (every layer is recorded in one way)
+        layer: int,  # noqa: ARG002
         product: str,
         calibrated: CalibratedWeights | None = None,  # noqa: ARG002
     ) -> LinearFactory:

@@ -1,12 +1,17 @@
-"""The number format of every product of a quantised decoder, as data. Standard library only."""
+"""The number format of every weight of a quantised decoder, as data. Standard library only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-# The linear layers of a decoder layer, by their names in the graph. Queries, keys and values form
-# one product, and so do gate and up.
-PRODUCTS: Final = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+# The linear layers of a decoder layer by their names in the graph, and the weights of each.
+PRODUCTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "o_proj": ("o_proj",),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "down_proj": ("down_proj",),
+}
+ATTENTION: Final = (*PRODUCTS["qkv_proj"], *PRODUCTS["o_proj"])
 
 
 @dataclass(frozen=True)
@@ -23,20 +28,45 @@ class BlockFormat:
 
 
 @dataclass(frozen=True)
-class DecoderFormats:
-    """The formats of all products of a decoder.
+class BlockGroup:
+    """Weights of one product that have the same format, and form one product in the graph.
 
     Attributes:
-        default: the format of every product that `others` does not name.
-        others: other formats, by layer (counted from 0) and product.
+        name: the product's name where the group holds all of its weights, such as "qkv_proj";
+            otherwise a name of the weights, such as "k_v_proj".
+        weights: names of the weights.
+        form: their format.
+    """
+
+    name: str
+    weights: tuple[str, ...]
+    form: BlockFormat
+
+
+@dataclass(frozen=True)
+class DecoderFormats:
+    """The formats of all weights of a decoder.
+
+    Attributes:
+        default: the format of every weight that `others` does not name.
+        others: other formats, by layer (counted from 0) and weight, such as (3, "v_proj").
     """
 
     default: BlockFormat
     others: Mapping[tuple[int, str], BlockFormat] = field(default_factory=dict)
 
-    def of(self, layer: int, product: str) -> BlockFormat:
-        """Return the format of one product of one layer."""
-        return self.others.get((layer, product), self.default)
+    def groups(self, layer: int, product: str) -> list[BlockGroup]:
+        """Return the weights of a product in groups of one format, in their order."""
+        groups: list[BlockGroup] = []
+        for weight in PRODUCTS[product]:
+            form = self.others.get((layer, weight), self.default)
+            names: tuple[str, ...] = (weight,)
+            if groups and groups[-1].form == form:
+                names = (*groups.pop().weights, weight)
+            stem = "_".join(name.removesuffix("_proj") for name in names)
+            name = product if names == PRODUCTS[product] else f"{stem}_proj"
+            groups.append(BlockGroup(name, names, form))
+        return groups
 
 
 # An error in the attention of the first layers spreads to all later layers: 0.8 % more bytes there
@@ -45,8 +75,8 @@ EARLY_LAYERS: Final = 4
 INT4_FORMATS: Final = DecoderFormats(
     BlockFormat(bits=4, block_size=128),
     {
-        (layer, product): BlockFormat(bits=8, block_size=128)
+        (layer, weight): BlockFormat(bits=8, block_size=128)
         for layer in range(EARLY_LAYERS)
-        for product in ("qkv_proj", "o_proj")
+        for weight in ATTENTION
     },
 )

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from fastvlm_onnx.export.calibration.gptq import (
     GPTQ,
     TILE,
+    Rounder,
     damped_factor,
     mirror,
     permute,
-    quantize_with_gram,
 )
 from fastvlm_onnx.export.calibration.input_gram import STRIP_ROWS, InputGram
 from fastvlm_onnx.export.graphs.layers import Graph
@@ -61,17 +61,16 @@ def test_gptq_changes_the_outputs_on_other_inputs_less_than_rounding_to_the_near
     width: int, block_size: int, has_activation_order: bool
 ) -> None:
     weight, others = weights(96, width), inputs(500, width, seed=4)
-    form = BlockFormat(4, block_size)
     settings = GPTQ(has_activation_order=has_activation_order)
-    found = quantize_with_gram(weight, gram_of(inputs(3000, width)), form, settings)
+    found = Rounder(gram_of(inputs(3000, width)), settings).quantize(weight, block_size)
     nearest = quantize_blocks(weight, block_size)
     assert output_error(found, weight, others) < 0.7 * output_error(nearest, weight, others)
 
 
 def test_refitted_scales_are_no_worse_on_the_same_inputs() -> None:
-    x, weight, form = inputs(1000, 256), weights(64, 256), BlockFormat(4, 64)
+    x, weight = inputs(1000, 256), weights(64, 256)
     errors = [
-        output_error(quantize_with_gram(weight, gram_of(x), form, GPTQ(refits=n)), weight, x)
+        output_error(Rounder(gram_of(x), GPTQ(refits=n)).quantize(weight, 64), weight, x)
         for n in range(3)
     ]
     assert errors == sorted(errors, reverse=True)
@@ -80,19 +79,17 @@ def test_refitted_scales_are_no_worse_on_the_same_inputs() -> None:
 def test_channels_without_input_and_fewer_tokens_than_channels_give_finite_weights() -> None:
     weight, x = weights(32, 256), inputs(40, 256)
     x[:, 17] = 0
-    found = quantize_with_gram(weight, gram_of(x), BlockFormat(4, 128), GPTQ(damping=0.0))
+    found = Rounder(gram_of(x), GPTQ(damping=0.0)).quantize(weight, 128)
     assert np.isfinite(found.scales).all()
     assert output_error(found, weight, x) < output_error(quantize_blocks(weight, 128), weight, x)
-    silent = quantize_with_gram(
-        weight, np.zeros((256, 256), np.float32), BlockFormat(4, 128), GPTQ()
-    )
+    silent = Rounder(np.zeros((256, 256), np.float32), GPTQ()).quantize(weight, 128)
     assert np.isfinite(dequantize_blocks(silent, 256)).all()
 
 
 def test_rows_and_channels_of_zeros_stay_zero() -> None:
     weight = weights(8, 128)
     weight[3] = 0
-    found = quantize_with_gram(weight, gram_of(inputs(400, 128)), BlockFormat(4, 128), GPTQ())
+    found = Rounder(gram_of(inputs(400, 128)), GPTQ()).quantize(weight, 128)
     assert not dequantize_blocks(found, 128)[3].any()
 
 
@@ -131,7 +128,7 @@ def test_a_permutation_in_place_is_the_permutation(seed: int) -> None:
 
 def test_onnx_runtime_multiplies_with_the_weights_that_gptq_chose() -> None:
     weight, form = weights(48, 192), BlockFormat(4, 64)
-    found = quantize_with_gram(weight, gram_of(inputs(500, 192)), form, GPTQ())
+    found = Rounder(gram_of(inputs(500, 192)), GPTQ()).quantize(weight, 64)
     stored = stored_blocks(weight.shape, form, lambda name: getattr(found, name))
     graph = Graph("product")
     x = graph.input("x", ir.DataType.FLOAT, [3, 192])

@@ -44,12 +44,10 @@ class GPTQ:
             channels of a decoder, whose largest have a thousand times the mean.
         has_activation_order: quantise the columns of the largest inputs first. The scales are then
             found before any column is moved.
-        refits: the number of times that all scales are fitted to the final integers.
     """
 
     damping: float = 0.05
     has_activation_order: bool = True
-    refits: int = 1
 
 
 class Rounder:
@@ -157,42 +155,9 @@ def _round_columns(
                     inverse[k, k + 1 : inner_stop, None] * errors[k - inner]
                 )
             moved[inner_stop:] -= inverse[inner:inner_stop, inner_stop:].T @ errors
-    for _ in range(settings.refits):
-        _refit(integers, change, scales, factor, block_of)
     unordered = np.empty_like(integers)
     unordered[order] = integers
     return unordered.T, np.ascontiguousarray(scales.T), zeros.T.astype(np.uint8)
-
-
-def _refit(
-    integers: NDArray[np.int8],
-    change: FloatArray,
-    scales: FloatArray,
-    factor: FloatArray,
-    block_of: NDArray[np.int64],
-) -> None:
-    """Set each block's scales to the best for the integers and for all other blocks' scales.
-
-    Args:
-        integers: int8 [in, out], in the order of `factor`.
-        change: float32 [in, out], weight less rounded weight; it is updated.
-        scales: float32 [blocks, out]; they are updated.
-        factor: upper triangular, float32 [in, in].
-        block_of: the block of each row of `integers`.
-    """
-    error = factor.T @ change
-    for block in range(len(scales)):
-        rows = np.flatnonzero(block_of == block)
-        values = integers[rows].astype(np.float32)
-        first = rows[0]
-        # d @ factor where d is the block's integers alone; columns before the first are zero.
-        image = factor[rows, first:].T @ values
-        norm = np.einsum("ij,ij->j", image, image)
-        dot = np.einsum("ij,ij->j", error[first:], image)
-        step = np.divide(dot, norm, out=np.zeros_like(dot), where=norm > 0)
-        scales[block] += step
-        change[rows] -= step * values
-        error[first:] -= step * image
 
 
 def mirror(gram: FloatArray) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.graphs.decoder import DecoderLayer, DecoderOperators
@@ -90,7 +91,7 @@ def build_recorded_layer(
 ) -> RecordedLayer:
     """Build the graph of one layer.
 
-    ONNX Runtime runs the nodes that the output needs, and no others.
+    The graph has the nodes that the output needs, and no others.
 
     Args:
         weights: the checkpoint at its root.
@@ -136,6 +137,8 @@ def build_recorded_layer(
             initializer.type = ir.TensorType(ir.DataType.FLOAT)
             initializer.shape = ir.Shape(tensor.array.shape)
             model.graph.inputs.append(initializer)
+    # ONNX Runtime would run every node.
+    RemoveUnusedNodesPass()(model)
     suffixes = {product: f".{product}.weight" for product in precision.inputs}
     products = {
         product: next(name for name in found if name.endswith(suffix))

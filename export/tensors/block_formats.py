@@ -48,18 +48,22 @@ class DecoderFormats:
     """The formats of all weights of a decoder.
 
     Attributes:
-        default: the format of every weight that `others` does not name.
-        others: other formats, by layer (counted from 0) and weight, such as (3, "v_proj").
+        default: the format of every weight that no other attribute names.
+        weights: other formats of weights in all layers, by weight, such as "v_proj".
+        others: other formats of single weights, by layer (counted from 0) and weight, such as
+            (3, "v_proj").
     """
 
     default: BlockFormat
+    weights: Mapping[str, BlockFormat] = field(default_factory=dict)
     others: Mapping[tuple[int, str], BlockFormat] = field(default_factory=dict)
 
     def groups(self, layer: int, product: str) -> list[BlockGroup]:
         """Return the weights of a product in groups of one format, in their order."""
         groups: list[BlockGroup] = []
         for weight in PRODUCTS[product]:
-            form = self.others.get((layer, weight), self.default)
+            everywhere = self.weights.get(weight, self.default)
+            form = self.others.get((layer, weight), everywhere)
             names: tuple[str, ...] = (weight,)
             if groups and groups[-1].form == form:
                 names = (*groups.pop().weights, weight)
@@ -74,7 +78,7 @@ class DecoderFormats:
 EARLY_LAYERS: Final = 4
 INT4_FORMATS: Final = DecoderFormats(
     BlockFormat(bits=4, block_size=128),
-    {
+    others={
         (layer, weight): BlockFormat(bits=8, block_size=128)
         for layer in range(EARLY_LAYERS)
         for weight in ATTENTION

@@ -147,10 +147,10 @@ def test_the_built_in_set_brings_a_decoder_closer_to_float32_on_a_text_it_has_no
 def test_the_weights_of_a_product_may_have_several_formats(
     calibrate: bool, package: Path, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = {(layer, w): BlockFormat(8, 128) for layer in range(4) for w in ("k_proj", "v_proj")}
-    others |= {(1, "up_proj"): BlockFormat(4, 32), (2, "q_proj"): BlockFormat(8, 128)}
+    weights = {"k_proj": BlockFormat(8, 128), "v_proj": BlockFormat(8, 128)}
+    others = {(1, "up_proj"): BlockFormat(4, 32), (2, "q_proj"): BlockFormat(8, 128)}
     precision = DECODER_PRECISIONS["int4"]
-    formats = DecoderFormats(BlockFormat(4, 64), others)
+    formats = DecoderFormats(BlockFormat(4, 64), weights, others)
     monkeypatch.setitem(DECODER_PRECISIONS, "int4", replace(precision, formats=formats))
     folder = tmp_path / "onnx"
     export_package("demo", folder, precisions=["int4"], calibrate=calibrate and texts)

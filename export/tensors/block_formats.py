@@ -1,8 +1,10 @@
-"""The number format of every weight of a quantised decoder, as data. Standard library only."""
+"""The number format of every weight of a quantised decoder, as data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
+
+from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK
 
 # The linear layers of a decoder layer by their names in the graph, and the weights of each.
 PRODUCTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -77,9 +79,9 @@ class DecoderFormats:
 # remove half of int4's divergence. docs/quantisation.md has the figures.
 EARLY_LAYERS: Final = 4
 INT4_FORMATS: Final = DecoderFormats(
-    BlockFormat(bits=4, block_size=128),
+    BlockFormat(bits=4, block_size=INT4_BLOCK),
     others={
-        (layer, weight): BlockFormat(bits=8, block_size=128)
+        (layer, weight): BlockFormat(bits=8, block_size=INT8_BLOCK)
         for layer in range(EARLY_LAYERS)
         for weight in ATTENTION
     },

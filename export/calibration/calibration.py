@@ -110,7 +110,8 @@ class Calibration:
         stored += sum(weight.scales.size_bytes for weight in self.weights.values())
         limits, hidden_size = self._limits, self._checkpoint.config.decoder.hidden_size
         image_tokens = (self._image_size // VISION_PATCH_SIZE) ** 2 + PROMPT_TOKENS
-        tokens = limits.texts * limits.tokens + len(self._set.images) * image_tokens
+        images = min(limits.images, len(self._set.images))
+        tokens = limits.texts * limits.tokens + images * image_tokens
         return stored + 4 * tokens * hidden_size
 
     def run(self, progress: Progress) -> CalibrationRecord:
@@ -132,7 +133,7 @@ class Calibration:
         sequences = make_sequences(
             self._checkpoint, self._set, self._image_size, self._limits, progress
         )
-        set_digest = hashlib.sha256(sequences.inputs_embeds.tobytes())
+        set_digest = hashlib.sha256(sequences.inputs_embeds.data)
         set_digest.update(repr(sequences.lengths).encode())
         self._open_folder(set_digest.hexdigest())
         record = CalibrationRecord(
@@ -146,7 +147,9 @@ class Calibration:
             graphs=[],
         )
         try:
-            self._run_layers(sequences, progress)
+            activations = self._activations(sequences)
+            del sequences  # the activations may be on disk
+            self._run_layers(activations, progress)
         except Exception:
             self.remove()
             raise
@@ -176,11 +179,10 @@ class Calibration:
             self.folder.mkdir(parents=True)
             key_file.write_text(key, encoding="utf-8")
 
-    def _run_layers(self, sequences: Sequences, progress: Progress) -> None:
+    def _run_layers(self, activations: Sequence[FloatArray], progress: Progress) -> None:
         weights = Weights(self._checkpoint.tensors)
         config = self._checkpoint.config.decoder
-        runner = LayerRunner(weights, config, max(sequences.lengths), self._threads)
-        activations = self._activations(sequences)
+        runner = LayerRunner(weights, config, max(map(len, activations)), self._threads)
         layer_bytes = 4 * sum(out_size * in_size for out_size, in_size in self._shapes.values())
         digest = hashlib.blake2b(digest_size=16)
         for layer in range(self._layers):

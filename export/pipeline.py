@@ -13,12 +13,20 @@ import numpy as np
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
 from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.calibration.calibration import Calibration
+from fastvlm_onnx.export.calibration.calibration_set import built_in_set, read_set
 from fastvlm_onnx.export.checkpoint.config_reader import check_image_size
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.disk.atomic_folder import check_destination, unfinished_folder
 from fastvlm_onnx.export.disk.disk_space import check_disk_space
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
-from fastvlm_onnx.export.variants import build_graphs, check_variants
+from fastvlm_onnx.export.variants import (
+    block_formats,
+    build_graphs,
+    calibratable,
+    calibrated_graphs,
+    check_variants,
+)
 from fastvlm_onnx.export.writing.existing_package import ExistingPackage
 from fastvlm_onnx.export.writing.graph_set import GraphSet
 from fastvlm_onnx.export.writing.model_card import APPLE_NOTICE, write_card
@@ -46,6 +54,7 @@ def export_package(
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     add: bool = False,
+    calibrate: bool | str | Path = False,
     progress: Progress = no_progress,
     verify: Verify | None = None,
 ) -> Manifest:
@@ -63,6 +72,8 @@ def export_package(
         allow_nonfinite: export NaN and infinity instead of refusing the checkpoint.
         overwrite: replace an existing package, once the new package is whole.
         add: keep the variants and image sizes of an existing package, its default size included.
+        calibrate: quantise int4 decoders on the activations of texts and images: those of a folder,
+            or the built-in set when True.
         progress: called with the stage, the bytes written so far and the bytes in all.
         verify: `verify_package` of verify.py. The manifest and the card state its measurements. A
             package outside its tolerance is kept, and the card says so.
@@ -72,7 +83,7 @@ def export_package(
         UnsupportedError: the checkpoint's configuration, an image size, or a variant in these
             operators is not built.
         InputError: a variant or the set of operators is unknown; both overwrite and add are set;
-            or there is nothing to add.
+            there is nothing to add; or the calibration set cannot be used, or no variant needs it.
         PackageError: the destination exists or cannot be written; or it cannot be added to, or
             was made of another checkpoint.
     """
@@ -88,6 +99,12 @@ def export_package(
     )
     if existing:
         precisions, image_sizes = existing.variants, existing.image_sizes
+        existing.check_calibration(
+            calibratable(existing.manifest.variants), is_calibrated=bool(calibrate)
+        )
+    if calibrate:
+        formats = block_formats(precisions)
+        calibration_set = built_in_set() if calibrate is True else read_set(Path(calibrate))
     checkpoint = open_checkpoint(
         source, base=base, allow_nonfinite=allow_nonfinite, progress=progress
     )
@@ -96,12 +113,29 @@ def export_package(
         check_image_size(size)
 
     # 2. Declare the graphs; every tensor of the checkpoint is accounted for.
-    graph_set = build_graphs(checkpoint, tuple(dict.fromkeys(precisions)), sizes, operators)
-
-    # 3. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
+    calibration = None
+    if calibrate:
+        calibration = Calibration(checkpoint, formats, calibration_set, sizes[0], destination)
+    graph_set = build_graphs(
+        checkpoint,
+        tuple(dict.fromkeys(precisions)),
+        sizes,
+        operators,
+        calibration.weights if calibration else None,
+    )
     writer = PackageWriter(graph_set, progress)
-    check_disk_space(destination.parent, writer.total_bytes, "package")
+    needed_bytes = writer.total_bytes + (calibration.size_bytes if calibration else 0)
+    check_disk_space(destination.parent, needed_bytes, "package")
+
     with unfinished_folder(destination) as folder:
+        # 3. Calibrate: each product is quantised on the activations of those before it.
+        record = None
+        if calibration:
+            with _disk_errors(destination, folder, needed_bytes):
+                record = calibration.run(progress)
+            record = replace(record, graphs=calibrated_graphs(graph_set))
+
+        # 4. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
         with _disk_errors(destination, folder, writer.total_bytes):
             graphs = writer.write(folder)
             (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
@@ -112,6 +146,7 @@ def export_package(
                 _describe(checkpoint, sizes, graph_set, operators),
                 graphs=graphs,
                 files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
+                calibration=record,
             )
             measured: Mapping[str, VariantAgreement] = {}
             if existing:
@@ -120,13 +155,16 @@ def export_package(
             if verify is not None:
                 manifest.write(folder)  # `verify` opens the folder as a package
 
-        # 4. Measure, while the folder has no name that a reader could take for a package.
+        # 5. Measure, while the folder has no name that a reader could take for a package.
         if verify is not None:
             measured = {**measured, **verify(folder, checkpoint).variants}
 
-        # 5. The card and then the manifest, last; then the folder takes its name.
+        # 6. The card and then the manifest, last; then the folder takes its name.
         with _disk_errors(destination, folder, writer.total_bytes):
-            return finish_package(manifest, measured, folder)
+            manifest = finish_package(manifest, measured, folder)
+    if calibration:
+        calibration.remove()
+    return manifest
 
 
 def finish_package(

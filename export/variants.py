@@ -1,6 +1,6 @@
 """Declare the graphs of variants: one function for each graph, for every graph precision."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -12,12 +12,15 @@ from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE, FastVLMCo
 from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.decoder import DecoderOperators, build_decoder, embedding_rows
+from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS
 from fastvlm_onnx.export.graphs.decoder_standard_operators import STANDARD_OPERATORS
 from fastvlm_onnx.export.graphs.fixed_shapes import fix_axes
 from fastvlm_onnx.export.graphs.float16 import convert_to_float16
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
+from fastvlm_onnx.export.tensors.block_formats import DecoderFormats
+from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.writing.graph_set import GraphSet, UnwrittenGraph
 from fastvlm_onnx.export.writing.token_embeddings import Embeddings, FloatEmbeddings, Int8Embeddings
@@ -92,8 +95,42 @@ def check_variants(variants: Sequence[str], operators: str) -> None:
         )
 
 
+def block_formats(variants: Sequence[str]) -> DecoderFormats:
+    """Return the formats of the decoder weights in blocks, which all of these variants share.
+
+    Raises:
+        InputError: no variant has a decoder with weights in blocks.
+    """
+    for name in variants:
+        if formats := _formats_of(name):
+            return formats
+    raise InputError(
+        f"--calibrate quantises int4 decoders, and {', '.join(variants)} has none; add one of "
+        f"{', '.join(calibratable(VARIANTS))} with --precision, or leave --calibrate out."
+    )
+
+
+def calibratable(variants: Iterable[str]) -> list[str]:
+    """Return the names of the variants whose decoder has weights in blocks."""
+    return [name for name in variants if _formats_of(name)]
+
+
+def calibrated_graphs(graph_set: GraphSet) -> list[str]:
+    """Return the files of the decoders with weights in blocks."""
+    variants = graph_set.variants
+    return list(dict.fromkeys(variants[name].decoder for name in calibratable(variants)))
+
+
+def _formats_of(variant: str) -> DecoderFormats | None:
+    return DECODER_PRECISIONS[VARIANTS[variant].decoder_precision].formats
+
+
 def build_graphs(
-    checkpoint: Checkpoint, variants: Sequence[str], sizes: Sequence[int], operators: str
+    checkpoint: Checkpoint,
+    variants: Sequence[str],
+    sizes: Sequence[int],
+    operators: str,
+    calibrated: CalibratedWeights | None = None,
 ) -> GraphSet:
     """Declare the graphs of variants; a graph that several variants share is declared once.
 
@@ -102,6 +139,7 @@ def build_graphs(
         variants: names of the variants.
         sizes: image sizes in pixels.
         operators: the decoder's set of operators, one of OPERATOR_SETS.
+        calibrated: quantised weights for the decoders with weights in blocks.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, or has another shape.
@@ -135,7 +173,7 @@ def build_graphs(
         )
         decoder_file = add(
             graph_file(DECODER, decoder, operators),
-            partial(_decoder, weights, config, decoder, operators),
+            partial(_decoder, weights, config, decoder, operators, calibrated),
         )
         prefill_file = decoder_file
         if prefill := spec.prefill_precision:
@@ -206,10 +244,18 @@ def _vision_graph(
 
 
 def _decoder(
-    weights: Weights, config: FastVLMConfig, precision: str, operators: str
+    weights: Weights,
+    config: FastVLMConfig,
+    precision: str,
+    operators: str,
+    calibrated: CalibratedWeights | None,
 ) -> UnwrittenGraph:
     model = build_decoder(
-        weights, config.decoder, precision, operators=DECODER_OPERATORS[operators]
+        weights,
+        config.decoder,
+        precision,
+        operators=DECODER_OPERATORS[operators],
+        calibrated=calibrated,
     )
     return UnwrittenGraph(model, weights_file(DECODER, precision))
 

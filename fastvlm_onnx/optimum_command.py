@@ -4,6 +4,7 @@ The options are read from `fastvlm-onnx export`, which then runs.
 """
 
 from argparse import ArgumentParser
+from typing import Any
 
 import click
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
@@ -28,8 +29,13 @@ class FastVLMOnnxExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
         parser.add_argument("output", help="Folder to make.")
         parser.add_argument(DEBUG, action="store_true", help="Show a traceback with every error.")
         for option in _options():
-            action = "store_true" if option.is_flag else "store"
-            parser.add_argument(*option.opts, dest=option.name, action=action, help=option.help)
+            if option.is_flag:
+                kind: dict[str, Any] = {"action": "store_true"}
+            elif isinstance(option.flag_value, str):
+                kind = {"nargs": "?", "const": option.flag_value}
+            else:
+                kind = {}
+            parser.add_argument(*option.opts, dest=option.name, help=option.help, **kind)
 
     def run(self) -> None:
         arguments = [DEBUG] if self.args.debug else []

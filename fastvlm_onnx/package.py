@@ -220,6 +220,31 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class CalibrationRecord:
+    """How weights were quantised on the activations of texts and images.
+
+    Attributes:
+        method: the algorithm, such as "gptq".
+        set: the name of the set of texts and images; "built-in" for the exporter's own.
+        texts: the number of sequences of text.
+        images: the number of sequences with an image.
+        tokens: the number of tokens of all sequences, image tokens included.
+        seed: the seed of the draw from a larger set.
+        sha256: hash of the sequences as the decoder read them, in hexadecimal digits.
+        graphs: files of the graphs whose weights were calibrated.
+    """
+
+    method: str
+    set: str
+    texts: int
+    images: int
+    tokens: int
+    seed: int
+    sha256: str
+    graphs: list[str]
+
+
+@dataclass(frozen=True)
 class FileEntry:
     bytes: int
     sha256: str
@@ -234,6 +259,7 @@ class Manifest:
             format 2.
         graphs: facts about each graph file, by file name.
         measured: agreement with PyTorch of the variants that were measured, by variant.
+        calibration: how weights were calibrated; None if none were.
     """
 
     format_version: int
@@ -245,6 +271,7 @@ class Manifest:
     graphs: dict[str, Graph]
     files: dict[str, FileEntry]
     measured: dict[str, VariantAgreement] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
 
     def write(self, folder: Path) -> None:
         """Write the manifest in the newest format, last of all files and all at once."""

@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "export.pipeline": {
         "export.architecture",
+        "export.calibration",
         "export.checkpoint",
         "export.disk",
         "export.sources",
@@ -57,6 +58,15 @@ ALLOWED: dict[str, set[str]] = {
         "export.sources",
         "runtime.loading",
         "runtime.model",
+        "runtime.ort",
+        "runtime.text",
+        "runtime.vision",
+    },
+    "export.calibration": {
+        "export.architecture",
+        "export.checkpoint",
+        "export.graphs",
+        "export.tensors",
         "runtime.ort",
         "runtime.text",
         "runtime.vision",

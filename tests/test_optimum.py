@@ -72,6 +72,8 @@ def test_its_options_are_those_of_our_own_command(parser: ArgumentParser) -> Non
         ("--precision", ""),
         ("--image-size", "big"),
         ("--base", "absent", "--overwrite"),
+        ("--calibrate",),
+        ("--calibrate", "absent", "--precision", "int4"),
     ],
     ids=" ".join,
 )

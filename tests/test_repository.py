@@ -96,6 +96,7 @@ def test_the_wheel_holds_the_built_in_model_and_its_pictures(wheel: set[str]) ->
         if path.is_file():
             assert str(path.relative_to(ROOT)) in wheel
     assert "fastvlm_onnx/py.typed" in wheel
+    assert "fastvlm_onnx/export/calibration/texts.json" in wheel
 
 
 def test_the_wheel_installs_nothing_outside_the_package_but_the_optimum_command(

@@ -4,6 +4,7 @@ Widths and depths of the vision encoder are read from the shapes of tensors. The
 serves the published models, a fine-tune with another width, and the built-in miniature.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # FastViTHD's attention uses heads of 32 channels at every width (ml-fastvlm, mci.py MHSA).
@@ -60,6 +61,26 @@ class DecoderConfig:
     rms_norm_eps: float
     eos_token_ids: tuple[int, ...]
     is_tied: bool
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape [out, in] of each matrix of a layer, by its name in the checkpoint."""
+        q_width = self.num_attention_heads * self.head_dim
+        kv_width = self.num_key_value_heads * self.head_dim
+        return {
+            "q_proj": (q_width, self.hidden_size),
+            "k_proj": (kv_width, self.hidden_size),
+            "v_proj": (kv_width, self.hidden_size),
+            "o_proj": (self.hidden_size, q_width),
+            "gate_proj": (self.intermediate_size, self.hidden_size),
+            "up_proj": (self.intermediate_size, self.hidden_size),
+            "down_proj": (self.hidden_size, self.intermediate_size),
+        }
+
+    def shape_of(self, weights: Sequence[str]) -> tuple[int, int]:
+        """Return the shape [out, in] of some matrices of a layer, stacked."""
+        shapes = [self.weight_shapes[weight] for weight in weights]
+        return sum(out_size for out_size, _ in shapes), shapes[0][1]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from fastvlm_onnx.export.graphs.decoder_precisions import (
     LinearFactory,
 )
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, OPSET, Graph, Op, parameter
+from fastvlm_onnx.export.tensors.block_formats import PRODUCTS
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import (
     BATCH_SIZE,
@@ -74,12 +76,12 @@ class MLP(nn.Module):
         self,
         weights: Weights,
         config: DecoderConfig,
-        linear: LinearFactory,
+        gate_up_linear: LinearFactory,
         down_linear: LinearFactory,
     ) -> None:
         super().__init__()
         hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
-        self.gate_up_proj = linear(
+        self.gate_up_proj = gate_up_linear(
             [
                 weights.take(f"{name}_proj.weight", intermediate_size, hidden_size)
                 for name in ("gate", "up")
@@ -102,23 +104,20 @@ class DecoderLayer(nn.Module):
         precision: DecoderPrecision,
         layer: int,
         operators: "DecoderOperators",
+        calibrated: CalibratedWeights | None = None,
     ) -> None:
         super().__init__()
+        qkv, o, gate_up, down = (
+            precision.linear_of(config, layer, product, calibrated) for product in PRODUCTS
+        )
         eps, width = config.rms_norm_eps, config.hidden_size
         norm = operators.norm
         self.input_layernorm = norm(weights / "input_layernorm", width, eps)
-        attention_linear = precision.attention_linear_of(layer)
-        self.self_attn = operators.attention(
-            weights / "self_attn",
-            config,
-            attention_linear,
-            precision.o_linear or attention_linear,
-        )
+        self.self_attn = operators.attention(weights / "self_attn", config, qkv, o)
         self.post_attention_layernorm = norm(weights / "post_attention_layernorm", width, eps)
         self.mlp: nn.Module
         if precision.mlp is None:
-            linear = precision.linear
-            self.mlp = MLP(weights / "mlp", config, linear, precision.down_linear or linear)
+            self.mlp = MLP(weights / "mlp", config, gate_up, down)
         else:
             self.mlp = precision.mlp(weights / "mlp", config)
 
@@ -177,6 +176,7 @@ def build_decoder(
     *,
     operators: DecoderOperators = DecoderOperators(),
     fills_cache_only: bool = False,
+    calibrated: CalibratedWeights | None = None,
 ) -> ir.Model:
     """Build the decoder: inputs_embeds and the cache -> logits of the last position, and the cache.
 
@@ -186,6 +186,7 @@ def build_decoder(
         precision: a key of DECODER_PRECISIONS.
         operators: the building blocks to use.
         fills_cache_only: leave out the logits and the nodes that only logits need.
+        calibrated: the weights of all products, quantised; for a precision with block formats.
 
     Returns:
         A graph whose logits are float32 [B, 1, vocab_size].
@@ -199,7 +200,10 @@ def build_decoder(
     if settings.transforms_stream:
         each_layer = [transform_layer(layer, config) for layer in each_layer]
     layers = nn.ModuleList(
-        [DecoderLayer(layer, config, settings, i, operators) for i, layer in enumerate(each_layer)]
+        [
+            DecoderLayer(layer, config, settings, i, operators, calibrated)
+            for i, layer in enumerate(each_layer)
+        ]
     )
     layers._set_name("layers")
 

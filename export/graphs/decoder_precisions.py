@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import onnx_ir as ir
 from onnxscript import nn
@@ -22,9 +21,12 @@ from fastvlm_onnx.export.graphs.linear import (
     FloatLinear,
     Linear,
     MatMulNBits,
+    MixedBlockLinear,
 )
+from fastvlm_onnx.export.tensors.block_formats import INT4_FORMATS, DecoderFormats
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
-from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK
+from fastvlm_onnx.export.tensors.quantization import INT8_BLOCK
+from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 from fastvlm_onnx.export.tensors.weights import Weights
 
 LinearFactory = Callable[..., Linear]
@@ -56,38 +58,65 @@ class DecoderPrecision:
     """The layers and the cache of a decoder in one precision.
 
     Attributes:
-        linear: makes every linear layer that no other attribute names.
+        linear: makes every linear layer that no other attribute names; None where `formats` names
+            every product.
         lm_head: makes the last layer from a matrix [vocab_size, hidden_size].
         cache_dtype: the dtype of keys and values.
-        early_attention_linear: makes the linear layers of attention in the first EARLY_LAYERS
-            layers; `linear` makes them when None.
-        o_linear: makes the output projection of every attention; the factory of the attention's
-            other layers makes it when None.
+        o_linear: makes the output projection of every attention; `linear` makes it when None.
         down_linear: makes the down projection of every MLP; `linear` makes it when None.
         mlp: makes every MLP from its tensors; `linear` and `down_linear` make its layers when None.
         transforms_stream: the residual stream goes through a Hadamard transform.
+        formats: the block formats of all products, of which every linear layer is made; None where
+            weights are not in blocks.
     """
 
-    linear: LinearFactory
+    linear: LinearFactory | None
     lm_head: Callable[[LazyArray], nn.Module]
     cache_dtype: ir.DataType = ir.DataType.FLOAT
-    early_attention_linear: LinearFactory | None = None
     o_linear: LinearFactory | None = None
     down_linear: LinearFactory | None = None
     mlp: Callable[[Weights, DecoderConfig], nn.Module] | None = None
     transforms_stream: bool = False
+    formats: DecoderFormats | None = None
 
-    def attention_linear_of(self, layer: int) -> LinearFactory:
-        """Return the factory for the attention of one layer, counted from 0."""
-        early = self.early_attention_linear if layer < EARLY_LAYERS else None
-        return early or self.linear
+    def linear_of(
+        self,
+        config: DecoderConfig,
+        layer: int,
+        product: str,
+        calibrated: CalibratedWeights | None = None,
+    ) -> LinearFactory:
+        """Return the factory for one product of one layer.
 
-
-# An error in the attention of the first layers spreads to all later layers: 0.8 % more bytes there
-# remove half of int4's divergence. docs/quantisation.md has the figures.
-EARLY_LAYERS: Final = 4
-_int4 = partial(BlockLinear, block_size=INT4_BLOCK, bits=4)
-_int8 = partial(BlockLinear, block_size=INT8_BLOCK, bits=8)
+        Args:
+            config: the decoder's sizes.
+            layer: the layer, counted from 0.
+            product: a key of `block_formats.PRODUCTS`.
+            calibrated: weights that a calibration quantised; weights in blocks are rounded as they
+                are written when None.
+        """
+        if self.formats is not None:
+            groups = [
+                (
+                    group,
+                    config.shape_of(group.weights)[0],
+                    None if calibrated is None else calibrated[layer, group.name],
+                )
+                for group in self.formats.groups(layer, product)
+            ]
+            if len(groups) > 1:
+                return partial(MixedBlockLinear, groups=groups)
+            ((group, _, quantized),) = groups
+            return partial(
+                BlockLinear,
+                block_size=group.form.block_size,
+                bits=group.form.bits,
+                quantized=quantized,
+            )
+        special = {"o_proj": self.o_linear, "down_proj": self.down_linear}.get(product)
+        chosen = special or self.linear
+        assert chosen is not None
+        return chosen
 
 
 # In an int4 decoder this int8 layer takes a third of a token's time. It stays in int8 because it
@@ -118,9 +147,7 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
         mlp=PerTokenInt8MLP,
         transforms_stream=True,
     ),
-    "int4": DecoderPrecision(_int4, _int8_head, early_attention_linear=_int8),
+    "int4": DecoderPrecision(None, _int8_head, formats=INT4_FORMATS),
     # CUDA's attention has no float32 kernel.
-    "int4_cuda": DecoderPrecision(
-        _int4, _int8_head, ir.DataType.FLOAT16, early_attention_linear=_int8
-    ),
+    "int4_cuda": DecoderPrecision(None, _int8_head, ir.DataType.FLOAT16, formats=INT4_FORMATS),
 }

@@ -11,8 +11,9 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, parameter
+from fastvlm_onnx.export.tensors.block_formats import BlockGroup
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked, transposed
-from fastvlm_onnx.export.tensors.quantized_weight import quantize_blocks_lazily
+from fastvlm_onnx.export.tensors.quantized_weight import BlockTensors, quantize_blocks_lazily
 
 # MatMulNBits: quantise activations to int8, with a scale for each block of each row.
 ACCURACY_INT8: Final = 4
@@ -96,10 +97,11 @@ class BlockLinear(nn.Module):
         *,
         block_size: int,
         bits: int,
+        quantized: BlockTensors | None = None,
     ):
         super().__init__()
         self.sizes = [weight.shape[0] for weight in weights]
-        self.product = MatMulNBits(stacked(weights), block_size, bits)
+        self.product = MatMulNBits(stacked(weights), block_size, bits, quantized)
         self.bias = None if bias is None else parameter(bias)
 
     def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
@@ -109,14 +111,65 @@ class BlockLinear(nn.Module):
         return split(op, product, self.sizes)
 
 
+class MixedBlockLinear(nn.Module):
+    """Weights in blocks of several formats: a product for each group of weights of one format."""
+
+    def __init__(
+        self,
+        weights: Sequence[LazyArray],
+        bias: LazyArray | None = None,
+        *,
+        groups: Sequence[tuple[BlockGroup, int, BlockTensors | None]],
+    ):
+        """Declare the layer.
+
+        Args:
+            weights: torch's weights [out, in].
+            bias: [out], for a single weight.
+            groups: the groups in the order of the weights' rows, each with its number of rows, and
+                its quantised weight or None.
+        """
+        super().__init__()
+        self.sizes = [weight.shape[0] for weight in weights]
+        whole, start = stacked(weights), 0
+        products = []
+        for group, rows, quantized in groups:
+            weight = whole.rows(start, start + rows)
+            form = group.form
+            products.append(MatMulNBits(weight, form.block_size, form.bits, quantized))
+            start += rows
+        self.products = nn.ModuleList(products)
+        self.bias = None if bias is None else parameter(bias)
+
+    def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
+        product = op.Concat(*(product(op, x) for product in self.products), axis=-1)
+        if self.bias is not None:
+            product = op.Add(product, self.bias)
+        return split(op, product, self.sizes)
+
+
 class MatMulNBits(nn.Module):
     """x @ weight.T as com.microsoft.MatMulNBits, with a weight [out, in] of 4 or 8 bits."""
 
-    def __init__(self, weight: LazyArray, block_size: int, bits: int):
+    def __init__(
+        self,
+        weight: LazyArray,
+        block_size: int,
+        bits: int,
+        quantized: BlockTensors | None = None,
+    ):
+        """Declare the product.
+
+        Args:
+            weight: torch's weight [out, in].
+            block_size: consecutive values of a row that share a scale.
+            bits: 4 or 8.
+            quantized: the weight in this format; it is rounded when it is written when None.
+        """
         super().__init__()
         self.out_size, self.in_size = weight.shape
         self.block_size, self.bits = block_size, bits
-        blocks = quantize_blocks_lazily(weight, block_size, bits)
+        blocks = quantized or quantize_blocks_lazily(weight, block_size, bits)
         self.weight = parameter(blocks.values, ir.DataType.UINT8)
         self.scales = parameter(blocks.scales)
         self.zero_points = (

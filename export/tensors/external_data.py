@@ -27,11 +27,11 @@ class StoredTensor(ir.LazyTensor):
             dtype=dtype,
             shape=ir.Shape(array.shape),
         )
-        self._array, self._numpy_dtype = array, dtype.numpy()
+        self.array, self._numpy_dtype = array, dtype.numpy()
 
     def cast(self, dtype: ir.DataType) -> "StoredTensor":
         """Return a tensor of the same values that are stored in another dtype."""
-        return StoredTensor(self._array, dtype)
+        return StoredTensor(self.array, dtype)
 
     def chunks(self) -> Iterator[NDArray[Any]]:
         """Yield the values in pieces, in row-major order.
@@ -39,7 +39,7 @@ class StoredTensor(ir.LazyTensor):
         Raises:
             CheckpointError: a value is beyond the range of the stored dtype.
         """
-        for chunk in self._array.chunks():
+        for chunk in self.array.chunks():
             try:
                 with np.errstate(over="raise"):
                     yield np.ascontiguousarray(chunk, self._numpy_dtype)

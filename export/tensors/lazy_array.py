@@ -48,11 +48,15 @@ class LazyArray:
 
     def first_rows(self, count: int) -> "LazyArray":
         """Return the first `count` rows of the array."""
+        return self.rows(0, count)
+
+    def rows(self, start: int, stop: int) -> "LazyArray":
+        """Return the rows from start to stop."""
         read, read_rows = self.read, self.read_rows
         return LazyArray(
-            (count, *self.shape[1:]),
-            (lambda: read_rows(0, count)) if read_rows else (lambda: read()[:count]),
-            read_rows,
+            (stop - start, *self.shape[1:]),
+            (lambda: read_rows(start, stop)) if read_rows else (lambda: read()[start:stop]),
+            read_rows and (lambda i, j: read_rows(start + i, start + j)),
         )
 
     def chunks(self) -> Iterator[FloatArray]:

@@ -5,7 +5,7 @@ smallest squared error is taken.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -92,7 +92,7 @@ def quantize_blocks(weight: FloatArray, block_size: int, bits: int = 4) -> Block
             integers, found = _nearest_int8(cut)
             stored = (integers + np.float32(128)).astype(np.uint8)
         else:
-            integers, found, zeros = _search_int4(cut)
+            integers, found, zeros = search_int4(cut)
             stored = _pack_int4((integers + zeros).astype(np.uint8))
             zero_points[rows] = _pack_int4(zeros.astype(np.uint8).reshape(-1, blocks))
         packed[rows] = stored.reshape(-1, *packed.shape[1:])
@@ -100,6 +100,25 @@ def quantize_blocks(weight: FloatArray, block_size: int, bits: int = 4) -> Block
 
     _in_pieces(weight.shape, fill)
     return Blocks(packed, scales, zero_points)
+
+
+def pack_int4_blocks(
+    integers: NDArray[np.int8], scales: FloatArray, zeros: NDArray[np.uint8], block_size: int
+) -> Blocks:
+    """Pack integers of 4 bits as MatMulNBits reads them.
+
+    Args:
+        integers: int8 [out, in]; an integer plus the zero point of its block is in 0 .. 15.
+        scales: float32 [out, blocks].
+        zeros: the zero points, uint8 [out, blocks].
+        block_size: the values in a block.
+    """
+    out_size, in_size = integers.shape
+    blocks = scales.shape[1]
+    padded = np.pad(integers, ((0, 0), (0, blocks * block_size - in_size)))
+    stored = padded.reshape(out_size, blocks, block_size) + zeros[..., None].astype(np.int8)
+    packed = _pack_int4(stored.astype(np.uint8).reshape(-1, block_size))
+    return Blocks(packed.reshape(out_size, blocks, block_size // 2), scales, _pack_int4(zeros))
 
 
 def dequantize_blocks(blocks: Blocks, in_size: int) -> FloatArray:
@@ -130,11 +149,22 @@ def _nearest_int8(blocks: FloatArray) -> tuple[FloatArray, FloatArray]:
     return np.rint(np.clip(blocks / scales, -127, 127)), scales
 
 
-def _search_int4(blocks: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def search_int4(
+    blocks: FloatArray,
+    importance: FloatArray | None = None,
+    shares: Sequence[float] = INT4_SHARES,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Quantise blocks w [n, block_size] to 4 bits.
 
     For given integers q, the best scale is (w . q) / (q . q). Its squared error is
-    w . w - (w . q)^2 / (q . q), so the trial with the largest quotient is the best.
+    w . w - (w . q)^2 / (q . q), so the trial with the largest quotient is the best. With an
+    importance, both products are weighted by it.
+
+    Args:
+        blocks: float32 [n, block_size].
+        importance: the weight of each column's squared error, float32 [block_size]; equal weights
+            when None.
+        shares: the shares of a block's range that are tried.
 
     Returns:
         Integers q [n, block_size], scales [n, 1] and zero points [n, 1]; an integer plus its zero
@@ -147,13 +177,19 @@ def _search_int4(blocks: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray
     best_gain = np.full((len(blocks), 1), -1, np.float32)
     best_inverse, best_zero, best_scale = (np.zeros_like(best_gain) for _ in range(3))
     integers = np.empty_like(blocks)
-    for share in INT4_SHARES:
+    smallest = np.float32(1) if importance is None else importance.min()
+
+    def weighted(values: FloatArray) -> FloatArray:
+        return values if importance is None else values * importance
+
+    for share in shares:
         with np.errstate(over="ignore"):
             inverse = np.nan_to_num(np.float32(15 / share) / width, posinf=0)
         zero = np.rint(np.minimum(-lowest / width * np.float32(15), np.float32(15)))
         _round_int4(blocks, inverse, zero, integers)
-        dot = np.einsum("ij,ij->i", blocks, integers)[:, None]
-        norm = np.maximum(np.einsum("ij,ij->i", integers, integers)[:, None], np.float32(1))
+        dot = np.einsum("ij,ij->i", weighted(blocks), integers)[:, None]
+        norm = np.einsum("ij,ij->i", weighted(integers), integers)[:, None]
+        norm = np.maximum(norm, smallest)
         gain = dot * dot / norm
         better = gain > best_gain
         for best, found in (

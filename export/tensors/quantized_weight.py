@@ -1,17 +1,38 @@
 """Quantised weights as tensors of a graph: values, scales and zero points of one computation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastvlm_onnx.export.tensors.block_formats import BlockFormat
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray
 from fastvlm_onnx.export.tensors.quantization import quantize_blocks, quantize_rows
 
 Array = NDArray[Any]
 Quantize = Callable[[FloatArray], Sequence[Array]]
+
+
+@dataclass(frozen=True)
+class BlockTensors:
+    """The tensors of a weight in blocks, in the shapes of `quantization.Blocks`.
+
+    Attributes:
+        values: the packed integers, uint8.
+        scales: float32 [out, blocks].
+        zero_points: uint8, two in a byte; None with 8 bits.
+    """
+
+    values: LazyArray
+    scales: LazyArray
+    zero_points: LazyArray | None
+
+
+CalibratedWeights = Mapping[tuple[int, str], BlockTensors]
+"""Weights that a calibration quantised, by layer (counted from 0) and name of the block group."""
 
 
 class QuantizedWeight:
@@ -110,15 +131,40 @@ def quantize_blocks_lazily(weight: LazyArray, block_size: int, bits: int) -> Qua
     Returns:
         The tensors that MatMulNBits reads, in the shapes of `quantization.Blocks`.
     """
-    out_size, in_size = weight.shape
-    blocks = -(-in_size // block_size)
 
     def quantize(rows: FloatArray) -> Sequence[Array]:
         found = quantize_blocks(rows, block_size, bits)
         arrays: list[Array] = [found.packed, found.scales]
         return arrays if found.zero_points is None else [*arrays, found.zero_points]
 
-    shapes = [(out_size, blocks, block_size * bits // 8), (out_size, blocks)]
-    if bits == 4:
-        shapes.append((out_size, -(-blocks // 2)))
+    shapes = _block_shapes(weight.shape, BlockFormat(bits, block_size))
     return QuantizedWeight(weight, quantize, *shapes, by_rows=True)
+
+
+def stored_blocks(
+    shape: tuple[int, ...], form: BlockFormat, read: Callable[[str], Array]
+) -> BlockTensors:
+    """Return the tensors of a weight that was quantised before.
+
+    Args:
+        shape: the shape of the weight, [out, in].
+        form: the format in which it was quantised.
+        read: reads an array of `quantization.Blocks` by its attribute's name.
+    """
+    names = ("packed", "scales", "zero_points")
+    shapes = _block_shapes(shape, form)
+    arrays = [LazyArray(s, partial(read, name)) for name, s in zip(names, shapes, strict=False)]
+    return BlockTensors(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
+
+
+def _block_shapes(shape: tuple[int, ...], form: BlockFormat) -> list[tuple[int, ...]]:
+    """Return the shapes of values, scales and, with 4 bits, zero points of a weight [out, in]."""
+    out_size, in_size = shape
+    blocks = -(-in_size // form.block_size)
+    shapes: list[tuple[int, ...]] = [
+        (out_size, blocks, form.block_size * form.bits // 8),
+        (out_size, blocks),
+    ]
+    if form.bits == 4:
+        shapes.append((out_size, -(-blocks // 2)))
+    return shapes

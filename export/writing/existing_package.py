@@ -58,6 +58,29 @@ class ExistingPackage:
                 f"{', '.join(map(str, self.image_sizes))} pixels, and nothing to add was asked for."
             )
 
+    def check_calibration(self, calibratable: Sequence[str], *, is_calibrated: bool) -> None:
+        """Check that old and new weights are quantised in the same way.
+
+        Args:
+            calibratable: the package's variants whose weights a calibration changes.
+            is_calibrated: the addition is exported with a calibration.
+
+        Raises:
+            InputError: the package is calibrated and the addition is not, or the other way round.
+        """
+        found = self.manifest.calibration
+        if found is not None and not is_calibrated:
+            raise InputError(
+                f"{self.folder}: its weights are calibrated on the set {found.set}; add "
+                "--calibrate with the same set, or replace the package with --overwrite."
+            )
+        if found is None and is_calibrated and calibratable:
+            raise InputError(
+                f"{self.folder}: holds {', '.join(calibratable)} without calibration, and "
+                "--calibrate would change the weights; replace the package with --overwrite, "
+                "or export to another folder."
+            )
+
     def check_weights(self, new: Manifest) -> None:
         """Check that the new package has the weights of the old package.
 

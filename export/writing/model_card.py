@@ -36,13 +36,23 @@ FastVLM ({source.parameters:,} parameters) exported by {source.exporter}; runs w
 |---|---|
 | precisions | {variants} |
 | image sizes in pixels | {sizes} |
-| context length in tokens | {decoder.context_length:,} |
+| context length in tokens | {decoder.context_length:,} |{_calibration(manifest)}
 
 {_agreement(manifest)}
 
 The weights are under the licence in LICENSE_MODEL; Apple's are for research only.
 """,
         encoding="utf-8",
+    )
+
+
+def _calibration(manifest: Manifest) -> str:
+    found = manifest.calibration
+    if found is None:
+        return ""
+    return (
+        f"\n| calibration | {found.method} on {found.texts} texts and {found.images} images "
+        f"({found.tokens:,} tokens, set {found.set}) |"
     )
 
 

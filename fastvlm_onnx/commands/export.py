@@ -20,6 +20,8 @@ from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
 from fastvlm_onnx.user_data import remember_export
 from fastvlm_onnx.variants import OPERATOR_SETS, TARGETS, VARIANTS, variants_for_target
 
+# The value of --calibrate without a folder; no folder can have this name.
+BUILT_IN_SET = ":built-in:"
 VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VARIANTS.values())
 
 
@@ -40,6 +42,13 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
 @click.option("--allow-nonfinite", is_flag=True, help="Export NaN and infinite weights too.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing package.")
 @click.option("--add", is_flag=True, help="Add to an existing package, and keep its variants.")
+@click.option(
+    "--calibrate",
+    is_flag=False,
+    flag_value=BUILT_IN_SET,
+    metavar="[FOLDER]",
+    help="Quantise int4 decoders on texts and images: FOLDER's, or built-in ones.",
+)
 @click.option("--verify", is_flag=True, help="Measure the package, as `fastvlm-onnx verify` does.")
 def export(
     checkpoint: str,
@@ -52,6 +61,7 @@ def export(
     allow_nonfinite: bool,
     overwrite: bool,
     add: bool,
+    calibrate: str | None,
     verify: bool,
 ) -> None:
     """Export CHECKPOINT to ONNX graphs.
@@ -72,6 +82,7 @@ def export(
         allow_nonfinite=allow_nonfinite,
         overwrite=overwrite,
         add=add,
+        calibrate=calibrate == BUILT_IN_SET or calibrate or False,
     )
     click.echo(f"wrote {folder}", err=True)
     if verify:

@@ -41,6 +41,11 @@ def inspect(folder: Path, as_json: bool) -> None:
             f"{name}: {megabytes:,.1f} MB, {', '.join(sizes)} pixels; {variant.decoder}; "
             f"ONNX Runtime {manifest.least_onnxruntime(variant)} or later"
         )
+    if (found := manifest.calibration) is not None:
+        click.echo(
+            f"calibrated: {found.method} on {found.texts} texts and {found.images} images "
+            f"({found.tokens:,} tokens, set {found.set}); {', '.join(found.graphs)}"
+        )
     if manifest.measured:
         click.echo(f"\n{summary_table(manifest.measured)}")
         if machines := machine_lines(manifest.measured):

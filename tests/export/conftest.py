@@ -1,5 +1,6 @@
 """Checkpoints to export: the built-in one, and random ones stored as Apple stores them."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.variants import VARIANTS
 
 Tensors = dict[str, np.ndarray]
+CALIBRATION_TEXT = "The ferry left at noon, and two of the passengers had no tickets. "
 
 
 @pytest.fixture(scope="session")
@@ -150,3 +152,17 @@ def refused_download(fetched: Callable[..., Path], tmp_path: Path) -> Callable[.
         return str(caught.value)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small calibration set: texts in all forms, and no image."""
+    folder = tmp_path_factory.mktemp("sets") / "texts"
+    folder.mkdir()
+    (folder / "one.txt").write_text(20 * CALIBRATION_TEXT)
+    (folder / "two.json").write_text(
+        json.dumps([CALIBRATION_TEXT[::-1], "", " \n", "Zwölf Boxkämpfer"])
+    )
+    (folder / "three.jsonl").write_text(f'{json.dumps("def f(x): return x")}\n\n"a, b; c"\n')
+    (folder / "notes.md").write_text("not a text of the set")
+    return folder

@@ -1,0 +1,1 @@
+"""Weights that are quantised on the activations of texts and images."""

@@ -1,0 +1,238 @@
+"""Quantise a weight so that the outputs on given inputs change least. Numpy only.
+
+The error of a product x @ w.T over all inputs X is trace(d H d.T), where d is the change of the
+weight and H = X.T X. Rounding each weight to the nearest value ignores H. GPTQ rounds one column
+after the other, and moves the columns that follow so that they make up for the error.
+
+Source: GPTQ (arXiv 2210.17323); as Babai's nearest plane algorithm, arXiv 2507.18553.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray
+from fastvlm_onnx.export.tensors.quantization import (
+    Blocks,
+    pack_int4_blocks,
+    search_int4,
+)
+
+# Columns whose errors are added to later columns in one matrix product.
+LAZY_COLUMNS: Final = 128
+# Columns within those whose errors are added one by one.
+INNER_COLUMNS: Final = 16
+# Rows of a weight that are rounded at a time.
+PIECE_ROWS: Final = 1024
+# The least diagonal of H, as a share of the mean.
+LEAST_DIAGONAL: Final = 1e-6
+# Rows and columns of a tile of the Cholesky decomposition.
+TILE: Final = 256
+# With a Hessian, a clipped range can pay more than with the plain squared error.
+SHARES: Final = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76, 0.73, 0.7, 1.04)
+
+
+@dataclass(frozen=True)
+class GPTQ:
+    """The settings of GPTQ.
+
+    Attributes:
+        damping: the share of H's diagonal that is added to it. The larger it is, the less a column
+            makes up for the errors of others. A share of the mean diagonal would drown the small
+            channels of a decoder, whose largest have a thousand times the mean.
+        has_activation_order: quantise the columns of the largest inputs first. The scales are then
+            found before any column is moved.
+    """
+
+    damping: float = 0.05
+    has_activation_order: bool = True
+
+
+class Rounder:
+    """Rounds weights of products that have the same inputs."""
+
+    def __init__(self, gram: FloatArray, settings: GPTQ) -> None:
+        """Factorise H.
+
+        Args:
+            gram: H = X.T X of the inputs, float32 [in, in], of which the upper triangle is read.
+                It is overwritten.
+            settings: the settings of GPTQ.
+        """
+        self._settings = settings
+        mirror(gram)
+        self._order = np.arange(len(gram))
+        if settings.has_activation_order:
+            self._order = np.argsort(-np.diagonal(gram), kind="stable")
+            permute(gram, self._order)
+        self._factor = damped_factor(gram, settings.damping)
+
+    def quantize(self, weight: FloatArray, block_size: int) -> Blocks:
+        """Quantise a weight to 4 bits.
+
+        Args:
+            weight: float32 [out, in].
+            block_size: consecutive values of a row that share a scale.
+        """
+        # Rows are independent of each other, and pieces of them take little memory.
+        pieces = [
+            _round_columns(
+                weight[i : i + PIECE_ROWS], self._factor, self._order, block_size, self._settings
+            )
+            for i in range(0, len(weight), PIECE_ROWS)
+        ]
+        integers, scales, zeros = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        return pack_int4_blocks(integers, scales, zeros, block_size)
+
+
+def _round_columns(
+    weight: FloatArray,
+    factor: FloatArray,
+    order: NDArray[np.int64],
+    block_size: int,
+    settings: GPTQ,
+) -> tuple[NDArray[np.int8], FloatArray, NDArray[np.uint8]]:
+    """Round the columns of a weight in a given order.
+
+    The rounding error of a row d is ||d @ factor||^2. Column k of d @ factor depends on the columns
+    up to k alone. The best value of column k is the value that makes this sum zero.
+
+    Args:
+        weight: float32 [out, in], in the order of the block format.
+        factor: upper triangular, float32 [in, in]; factor @ factor.T is H, with its rows and
+            columns in the order of `order`.
+        order: the columns of the weight in the order in which they are rounded.
+        block_size: consecutive columns that share a scale.
+        settings: the settings of GPTQ.
+
+    Returns:
+        Integers int8 [out, in], scales float32 [out, blocks] and zero points uint8 [out, blocks].
+    """
+    out_size, in_size = weight.shape
+    blocks = -(-in_size // block_size)
+    block_of = order // block_size
+    # Columns are rows here, so that a column is contiguous.
+    original = np.ascontiguousarray(weight.T[order])
+    change = np.zeros_like(original)
+    integers = np.zeros(original.shape, np.int8)
+    scales, zeros = (np.zeros((blocks, out_size), np.float32) for _ in range(2))
+    if settings.has_activation_order:
+        importance = np.empty(in_size, np.float32)
+        importance[order] = np.einsum("ij,ij->i", factor, factor)
+        for block in range(blocks):
+            columns = slice(block * block_size, min((block + 1) * block_size, in_size))
+            _, scale, zero = search_int4(weight[:, columns], importance[columns], SHARES)
+            scales[block], zeros[block] = scale[:, 0], zero[:, 0]
+
+    for start in range(0, in_size, max(LAZY_COLUMNS, block_size)):
+        stop = min(start + max(LAZY_COLUMNS, block_size), in_size)
+        inverse = np.linalg.inv(factor[start:stop, start:stop].astype(np.float64))
+        inverse = inverse.astype(np.float32)
+        # The values that make up for the errors of all columns before `start`.
+        moved = original[start:stop] + inverse.T @ (factor[:start, start:stop].T @ change[:start])
+        for inner in range(0, stop - start, INNER_COLUMNS):
+            inner_stop = min(inner + INNER_COLUMNS, stop - start)
+            errors = np.empty((inner_stop - inner, out_size), np.float32)
+            for k in range(inner, inner_stop):
+                column = start + k
+                block = block_of[column]
+                if not settings.has_activation_order and column % block_size == 0:
+                    width = min(block_size, stop - column)
+                    spread = np.diagonal(factor)[column : column + width] ** 2
+                    values = np.ascontiguousarray(moved[k : k + width].T)
+                    _, scale, zero = search_int4(values, spread, SHARES)
+                    scales[block], zeros[block] = scale[:, 0], zero[:, 0]
+                scale, zero = scales[block], zeros[block]
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    nearest = np.nan_to_num(moved[k] / scale)
+                rounded = np.clip(np.rint(nearest), -zero, 15 - zero)
+                integers[column] = rounded
+                change[column] = original[column] - rounded * scale
+                errors[k - inner] = (moved[k] - rounded * scale) / inverse[k, k]
+                moved[k + 1 : inner_stop] -= (
+                    inverse[k, k + 1 : inner_stop, None] * errors[k - inner]
+                )
+            moved[inner_stop:] -= inverse[inner:inner_stop, inner_stop:].T @ errors
+    unordered = np.empty_like(integers)
+    unordered[order] = integers
+    return unordered.T, np.ascontiguousarray(scales.T), zeros.T.astype(np.uint8)
+
+
+def mirror(gram: FloatArray) -> None:
+    """Copy the upper triangle of a matrix into its lower triangle."""
+    for start in range(0, len(gram), TILE):
+        rows = slice(start, start + TILE)
+        tile = np.triu(gram[rows, rows])
+        gram[rows, rows] = tile + np.triu(tile, 1).T
+        gram[start + TILE :, rows] = gram[rows, start + TILE :].T
+
+
+def permute(gram: FloatArray, order: NDArray[np.int64]) -> None:
+    """Put the rows and columns of a matrix in another order, in place."""
+    # Each cycle of the permutation moves one row at a time.
+    waiting = set(range(len(order)))
+    while waiting:
+        first = row = next(iter(waiting))
+        kept = gram[first].copy()
+        while order[row] != first:
+            gram[row] = gram[order[row]]
+            waiting.discard(row)
+            row = int(order[row])
+        gram[row] = kept
+        waiting.discard(row)
+    for start in range(0, len(gram), TILE):
+        gram[start : start + TILE] = gram[start : start + TILE, order]
+
+
+def damped_factor(gram: FloatArray, damping: float) -> FloatArray:
+    """Return the upper triangular R with R @ R.T = H + damping * diagonal of H.
+
+    Args:
+        gram: H, float32 [n, n], symmetric. It is overwritten by R.
+        damping: the first share of the diagonal that is tried. It is raised tenfold until the
+            matrix is positive definite in float32.
+    """
+    diagonal = np.einsum("ii->i", gram)
+    # A channel without input gets a diagonal, too.
+    kept = np.maximum(diagonal, np.float32(LEAST_DIAGONAL * float(diagonal.mean()) or 1.0))
+    while True:
+        diagonal[:] = kept * np.float32(1 + damping)
+        try:
+            _factorize(gram)
+            break
+        except np.linalg.LinAlgError:
+            damping = 10 * damping or 1e-4
+            # The lower triangle still holds H.
+            mirror(gram.T)
+    for start in range(0, len(gram), TILE):
+        rows = slice(start, start + TILE)
+        gram[rows, rows] = np.triu(gram[rows, rows])
+        gram[start + TILE :, rows] = 0
+    return gram
+
+
+def _factorize(gram: FloatArray) -> None:
+    """Replace the upper triangle of H by R with R @ R.T = H, tile by tile from the end.
+
+    The lower triangle, without the diagonal, is neither read nor changed.
+
+    Raises:
+        LinAlgError: H is not positive definite.
+    """
+    for start in reversed(range(0, len(gram), TILE)):
+        rows = slice(start, min(start + TILE, len(gram)))
+        tile = np.triu(gram[rows, rows]).astype(np.float64)
+        tile = tile + np.triu(tile, 1).T
+        # numpy's factor is lower triangular; reversing both axes makes it upper triangular.
+        corner = np.linalg.cholesky(tile[::-1, ::-1])[::-1, ::-1]
+        upper = np.triu_indices(len(corner))
+        gram[rows, rows][upper] = corner[upper]
+        panel = gram[:start, rows] @ np.linalg.inv(corner).T.astype(np.float32)
+        gram[:start, rows] = panel
+        for above in range(0, start, TILE):
+            strip = slice(above, above + TILE)
+            update = panel[strip] @ panel[above:start].T
+            update[:, :TILE] = np.triu(update[:, :TILE])
+            gram[strip, above:start] -= update

@@ -19,7 +19,7 @@ from fastvlm_onnx.export.graphs.float16 import convert_to_float16
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
-from fastvlm_onnx.export.tensors.block_formats import DecoderFormats
+from fastvlm_onnx.export.tensors.block_formats import BlockFormats
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.writing.graph_set import GraphSet, UnwrittenGraph
@@ -95,7 +95,7 @@ def check_variants(variants: Sequence[str], operators: str) -> None:
         )
 
 
-def block_formats(variants: Sequence[str]) -> DecoderFormats:
+def block_formats(variants: Sequence[str]) -> BlockFormats:
     """Return the formats of the decoder weights in blocks, which all of these variants share.
 
     Raises:
@@ -121,7 +121,7 @@ def calibrated_graphs(graph_set: GraphSet) -> list[str]:
     return list(dict.fromkeys(variants[name].decoder for name in calibratable(variants)))
 
 
-def _formats_of(variant: str) -> DecoderFormats | None:
+def _formats_of(variant: str) -> BlockFormats | None:
     return DECODER_PRECISIONS[VARIANTS[variant].decoder_precision].formats
 
 

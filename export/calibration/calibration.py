@@ -23,7 +23,7 @@ from fastvlm_onnx.export.calibration.layer_runner import LayerRunner
 from fastvlm_onnx.export.calibration.sequences import Limits, Sequences, make_sequences
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.recorded_layer import RecordedLayer
-from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, DecoderFormats
+from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, BlockFormats
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 from fastvlm_onnx.export.tensors.quantization import (
     Blocks,
@@ -67,7 +67,7 @@ class Calibration:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        formats: DecoderFormats,
+        formats: BlockFormats,
         calibration_set: CalibrationSet,
         image_size: int,
         destination: Path,
@@ -166,11 +166,7 @@ class Calibration:
             "set": set_digest,
             "settings": [asdict(self._settings[product]) for product in PRODUCTS],
             "decoder": asdict(self._checkpoint.config.decoder),
-            "formats": [
-                [asdict(group) for group in self._formats.groups(layer, product)]
-                for layer in range(self._layers)
-                for product in PRODUCTS
-            ],
+            "formats": [asdict(self._formats[product]) for product in PRODUCTS],
         }
         key = json.dumps(described, indent=1)
         key_file = self.folder / "calibration.json"
@@ -196,14 +192,13 @@ class Calibration:
             graph = runner.layer(layer)
             for name, array in graph.weights.items():
                 runner.load({name: array.read()}, digest.update)
-            names = [group.name for p in PRODUCTS for group in self._formats.groups(layer, p)]
-            blocks = read_layer(self.folder, layer, digest.hexdigest(), names)
+            blocks = read_layer(self.folder, layer, digest.hexdigest())
             if blocks is None:
-                blocks = self._quantize_layer(runner, graph, layer, activations, report)
+                blocks = self._quantize_layer(runner, graph, activations, report)
                 write_layer(self.folder, layer, blocks, digest.hexdigest())
             elif layer < self._layers - 1:
                 for product in PRODUCTS:
-                    self._load(runner, graph, layer, product, blocks)
+                    self._load(runner, graph, product, blocks)
             if layer < self._layers - 1:
                 for done, part in enumerate(activations):
                     part[:] = runner.run(part)
@@ -225,7 +220,6 @@ class Calibration:
         self,
         runner: LayerRunner,
         graph: RecordedLayer,
-        layer: int,
         activations: Sequence[FloatArray],
         report: Callable[[float], None],
     ) -> dict[str, Blocks]:
@@ -235,27 +229,23 @@ class Calibration:
         """
         found: dict[str, Blocks] = {}
         for i, product in enumerate(PRODUCTS):
-            groups = self._formats.groups(layer, product)
-            # Weights of 8 bits are rounded to the nearest.
+            form = self._formats[product]
+            name = graph.products[product]
             gram = None
-            if any(group.form.bits == 4 for group in groups):
+            if form.bits == 4:
                 gram = InputGram(self._shapes[product][1])
                 for part in activations:
                     gram.add(runner.run(part, product))
-            name = graph.products[product]
             runner.release(name)
-            rounder = gram and Rounder(gram.upper, self._settings[product])
             weight = np.ascontiguousarray(graph.weights[name].read().T)
-            start = 0
-            for group in groups:
-                rows = weight[start : start + self._config.shape_of(group.weights)[0]]
-                if group.form.bits == 4 and rounder:
-                    found[group.name] = rounder.quantize(rows, group.form.block_size)
-                else:
-                    found[group.name] = quantize_blocks(rows, group.form.block_size, 8)
-                start += len(rows)
-            del weight, rows, gram, rounder
-            self._load(runner, graph, layer, product, found)
+            if gram is None:  # weights of 8 bits are rounded to the nearest
+                found[product] = quantize_blocks(weight, form.block_size, form.bits)
+            else:
+                rounder = Rounder(gram.upper, self._settings[product])
+                found[product] = rounder.quantize(weight, form.block_size)
+                del rounder
+            del weight, gram
+            self._load(runner, graph, product, found)
             report(QUANTIZED * (i + 1) / len(PRODUCTS))
         return found
 
@@ -263,27 +253,21 @@ class Calibration:
         self,
         runner: LayerRunner,
         graph: RecordedLayer,
-        layer: int,
         product: str,
         blocks: Mapping[str, Blocks],
     ) -> None:
         """Give the runner the quantised weight of one product."""
-        names = [group.name for group in self._formats.groups(layer, product)]
-        weight = _dequantize([blocks[name] for name in names], self._shapes[product])
+        weight = _dequantize(blocks[product], self._shapes[product])
         runner.load({graph.products[product]: weight})
 
 
-def _dequantize(parts: Sequence[Blocks], shape: tuple[int, int]) -> FloatArray:
-    """Return a weight as the layer's graph reads it, float32 [in, out]; parts are rows of it."""
+def _dequantize(blocks: Blocks, shape: tuple[int, int]) -> FloatArray:
+    """Return a weight as the layer's graph reads it, float32 [in, out]."""
     out_size, in_size = shape
     weight = np.empty((in_size, out_size), np.float32)
-    first = 0
-    for blocks in parts:
-        for start in range(0, len(blocks.packed), PIECE_ROWS):
-            rows = slice(start, start + PIECE_ROWS)
-            zeros = None if blocks.zero_points is None else blocks.zero_points[rows]
-            piece = Blocks(blocks.packed[rows], blocks.scales[rows], zeros)
-            values = dequantize_blocks(piece, in_size)
-            weight[:, first : first + len(values)] = values.T
-            first += len(values)
+    for start in range(0, out_size, PIECE_ROWS):
+        rows = slice(start, start + PIECE_ROWS)
+        zeros = None if blocks.zero_points is None else blocks.zero_points[rows]
+        piece = Blocks(blocks.packed[rows], blocks.scales[rows], zeros)
+        weight[:, rows] = dequantize_blocks(piece, in_size).T
     return weight

@@ -5,7 +5,7 @@ layer's weights in float32, whose digest it holds.
 """
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
-from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, DecoderFormats
+from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, BlockFormats
 from fastvlm_onnx.export.tensors.quantization import Blocks
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights, stored_blocks
 
@@ -26,7 +26,7 @@ def layer_file(folder: Path, layer: int) -> Path:
 
 
 def write_layer(folder: Path, layer: int, blocks: Mapping[str, Blocks], digest: str) -> None:
-    """Write the quantised weights of a layer by block group, all at once."""
+    """Write the quantised weights of a layer by product, all at once."""
     arrays: dict[str, Any] = {DIGEST: np.frombuffer(bytes.fromhex(digest), np.uint8)}
     for name, found in blocks.items():
         arrays[f"{name}.packed"], arrays[f"{name}.scales"] = found.packed, found.scales
@@ -39,10 +39,8 @@ def write_layer(folder: Path, layer: int, blocks: Mapping[str, Blocks], digest: 
     unfinished.replace(path)
 
 
-def read_layer(
-    folder: Path, layer: int, digest: str, names: Iterable[str]
-) -> dict[str, Blocks] | None:
-    """Return the block groups of some names; None if missing, damaged or of other weights."""
+def read_layer(folder: Path, layer: int, digest: str) -> dict[str, Blocks] | None:
+    """Return the weights by product; None if missing, damaged or of other weights."""
     try:
         # numpy would leave a damaged file open.
         with layer_file(folder, layer).open("rb") as file, np.load(file) as arrays:
@@ -54,33 +52,32 @@ def read_layer(
                     arrays[f"{name}.scales"],
                     arrays.get(f"{name}.zero_points"),
                 )
-                for name in names
+                for name in PRODUCTS
             }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 
-def weights_in(folder: Path, config: DecoderConfig, formats: DecoderFormats) -> CalibratedWeights:
+def weights_in(folder: Path, config: DecoderConfig, formats: BlockFormats) -> CalibratedWeights:
     """Return the weights of all layers, which are read from the folder when they are used.
 
     Args:
         folder: the folder of the layers' files, which need not exist yet.
         config: the decoder's sizes.
-        formats: the format of each weight.
+        formats: the format of each product.
     """
     return {
-        (layer, group.name): stored_blocks(
-            config.shape_of(group.weights),
-            group.form,
-            partial(_read_array, layer_file(folder, layer), group.name),
+        (layer, product): stored_blocks(
+            config.shape_of(weights),
+            formats[product],
+            partial(_read_array, layer_file(folder, layer), product),
         )
         for layer in range(config.num_hidden_layers)
-        for product in PRODUCTS
-        for group in formats.groups(layer, product)
+        for product, weights in PRODUCTS.items()
     }
 
 
-def _read_array(path: Path, group: str, name: str) -> NDArray[Any]:
+def _read_array(path: Path, product: str, name: str) -> NDArray[Any]:
     with np.load(path) as arrays:
-        found: NDArray[Any] = arrays[f"{group}.{name}"]
+        found: NDArray[Any] = arrays[f"{product}.{name}"]
         return found

@@ -108,7 +108,7 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         qkv, o, gate_up, down = (
-            precision.linear_of(config, layer, product, calibrated) for product in PRODUCTS
+            precision.linear_of(layer, product, calibrated) for product in PRODUCTS
         )
         eps, width = config.rms_norm_eps, config.hidden_size
         norm = operators.norm

@@ -21,9 +21,8 @@ from fastvlm_onnx.export.graphs.linear import (
     FloatLinear,
     Linear,
     MatMulNBits,
-    MixedBlockLinear,
 )
-from fastvlm_onnx.export.tensors.block_formats import INT4_FORMATS, DecoderFormats
+from fastvlm_onnx.export.tensors.block_formats import INT4_FORMATS, BlockFormats
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.tensors.quantization import INT8_BLOCK
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
@@ -77,11 +76,10 @@ class DecoderPrecision:
     down_linear: LinearFactory | None = None
     mlp: Callable[[Weights, DecoderConfig], nn.Module] | None = None
     transforms_stream: bool = False
-    formats: DecoderFormats | None = None
+    formats: BlockFormats | None = None
 
     def linear_of(
         self,
-        config: DecoderConfig,
         layer: int,
         product: str,
         calibrated: CalibratedWeights | None = None,
@@ -89,29 +87,18 @@ class DecoderPrecision:
         """Return the factory for one product of one layer.
 
         Args:
-            config: the decoder's sizes.
             layer: the layer, counted from 0.
             product: a key of `block_formats.PRODUCTS`.
             calibrated: weights that a calibration quantised; weights in blocks are rounded as they
                 are written when None.
         """
         if self.formats is not None:
-            groups = [
-                (
-                    group,
-                    config.shape_of(group.weights)[0],
-                    None if calibrated is None else calibrated[layer, group.name],
-                )
-                for group in self.formats.groups(layer, product)
-            ]
-            if len(groups) > 1:
-                return partial(MixedBlockLinear, groups=groups)
-            ((group, _, quantized),) = groups
+            form = self.formats[product]
             return partial(
                 BlockLinear,
-                block_size=group.form.block_size,
-                bits=group.form.bits,
-                quantized=quantized,
+                block_size=form.block_size,
+                bits=form.bits,
+                quantized=None if calibrated is None else calibrated[layer, product],
             )
         special = {"o_proj": self.o_linear, "down_proj": self.down_linear}.get(product)
         chosen = special or self.linear

@@ -11,7 +11,6 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, parameter
-from fastvlm_onnx.export.tensors.block_formats import BlockGroup
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked, transposed
 from fastvlm_onnx.export.tensors.quantized_weight import BlockTensors, quantize_blocks_lazily
 
@@ -106,43 +105,6 @@ class BlockLinear(nn.Module):
 
     def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
         product = self.product(op, x)
-        if self.bias is not None:
-            product = op.Add(product, self.bias)
-        return split(op, product, self.sizes)
-
-
-class MixedBlockLinear(nn.Module):
-    """Weights in blocks of several formats: a product for each group of weights of one format."""
-
-    def __init__(
-        self,
-        weights: Sequence[LazyArray],
-        bias: LazyArray | None = None,
-        *,
-        groups: Sequence[tuple[BlockGroup, int, BlockTensors | None]],
-    ):
-        """Declare the layer.
-
-        Args:
-            weights: torch's weights [out, in].
-            bias: [out], for a single weight.
-            groups: the groups in the order of the weights' rows, each with its number of rows, and
-                its quantised weight or None.
-        """
-        super().__init__()
-        self.sizes = [weight.shape[0] for weight in weights]
-        whole, start = stacked(weights), 0
-        products = []
-        for group, rows, quantized in groups:
-            weight = whole.rows(start, start + rows)
-            form = group.form
-            products.append(MatMulNBits(weight, form.block_size, form.bits, quantized))
-            start += rows
-        self.products = nn.ModuleList(products)
-        self.bias = None if bias is None else parameter(bias)
-
-    def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
-        product = op.Concat(*(product(op, x) for product in self.products), axis=-1)
         if self.bias is not None:
             product = op.Add(product, self.bias)
         return split(op, product, self.sizes)

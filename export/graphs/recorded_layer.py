@@ -62,8 +62,7 @@ class RecordedPrecision(DecoderPrecision):
 
     def linear_of(
         self,
-        config: DecoderConfig,  # noqa: ARG002 (every layer is recorded in one way)
-        layer: int,  # noqa: ARG002
+        layer: int,  # noqa: ARG002 (every layer is recorded in one way)
         product: str,
         calibrated: CalibratedWeights | None = None,  # noqa: ARG002
     ) -> LinearFactory:

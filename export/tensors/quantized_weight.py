@@ -32,7 +32,7 @@ class BlockTensors:
 
 
 CalibratedWeights = Mapping[tuple[int, str], BlockTensors]
-"""Weights that a calibration quantised, by layer (counted from 0) and name of the block group."""
+"""Weights that a calibration quantised, by layer (counted from 0) and product: "qkv_proj"."""
 
 
 class QuantizedWeight:

@@ -19,7 +19,7 @@ from fastvlm_onnx.export.calibration.sequences import encode_images
 from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
-from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, BlockFormat, DecoderFormats
+from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, BlockFormat
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.verification.metrics import kl_divergences
 from fastvlm_onnx.package import Manifest, read_manifest
@@ -114,25 +114,18 @@ def test_the_built_in_set_brings_a_decoder_closer_to_float32_on_a_text_it_has_no
 
 
 @pytest.mark.parametrize("calibrate", [False, True])
-def test_the_weights_of_a_product_may_have_several_formats(
+def test_every_product_may_have_another_format(
     calibrate: bool, package: Path, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = {"k_proj": BlockFormat(8, 128), "v_proj": BlockFormat(8, 128)}
-    others = {(1, "up_proj"): BlockFormat(4, 32), (2, "q_proj"): BlockFormat(8, 128)}
+    formats = dict(zip(PRODUCTS, map(BlockFormat, (4, 8, 4, 8), (64, 128, 32, 64)), strict=True))
     precision = DECODER_PRECISIONS["int4"]
-    formats = DecoderFormats(BlockFormat(4, 64), weights, others)
     monkeypatch.setitem(DECODER_PRECISIONS, "int4", replace(precision, formats=formats))
     folder = tmp_path / "onnx"
     export_package("demo", folder, precisions=["int4"], calibrate=calibrate and texts)
     nodes = onnx.load(folder / "decoder.int4.onnx", load_external_data=False).graph.node
     products = [node for node in nodes if node.op_type == "MatMulNBits"]
     found = [tuple(a.i for a in p.attribute if a.name in ("bits", "block_size")) for p in products]
-    q_and_kv, rest = [(4, 64), (8, 128)], [(4, 64)] * 3
-    expected = [*q_and_kv, *rest]  # layer 0
-    expected += [*q_and_kv, (4, 64), (4, 64), (4, 32), (4, 64)]
-    expected += [(8, 128), *rest]
-    expected += [*q_and_kv, *rest]
-    assert found == [*expected, (8, 128)]  # lm_head
+    assert found == [(4, 64), (8, 128), (4, 32), (8, 64)] * 4 + [(8, 128)]  # lm_head
     prompt = [5, 17, 80, 200, 31, 9, 254, 100]
     logits = []
     for each in (folder, package):

@@ -121,7 +121,9 @@ def test_bench_and_doctor_report_how_int8_weights_are_read(
 
 # The picture and the answers are those of the built-in model that 0.1.0 brought.
 ANSWERS_OF_0_1 = {
-    "What is in the image?": "A green circle, a yellow triangle, a yellow square and an orange cross.",
+    "What is in the image?": (
+        "A green circle, a yellow triangle, a yellow square and an orange cross."
+    ),
     "How many shapes do you see?": "There are four shapes.",
     "What color is the square?": "The square is yellow.",
     "What is the shape in orange?": "The orange shape is a cross.",

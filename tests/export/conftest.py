@@ -159,7 +159,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small calibration set: texts in all forms, and no image."""
     folder = tmp_path_factory.mktemp("sets") / "texts"
     folder.mkdir()
-    (folder / "one.txt").write_text(20 * CALIBRATION_TEXT)
+    (folder / "one.txt").write_text(40 * CALIBRATION_TEXT)
     (folder / "two.json").write_text(
         json.dumps([CALIBRATION_TEXT[::-1], "", " \n", "Zwölf Boxkämpfer"])
     )

@@ -55,8 +55,10 @@ class TokenEmbedding:
         if self._scales is None:
             return rows
         scales = self._scales[ids][..., None]
-        blocks = rows.reshape(*scales.shape[:2], -1)
-        return ((blocks - INT8_ZERO) * scales).reshape(len(ids), -1)[:, : self._hidden_size]
+        # No size is left to be inferred: there may be no ids.
+        width, num_blocks = rows.shape[1], scales.shape[1]
+        blocks = rows.reshape(len(ids), num_blocks, width // num_blocks)
+        return ((blocks - INT8_ZERO) * scales).reshape(len(ids), width)[:, : self._hidden_size]
 
 
 def _map(path: Path) -> NDArray[Any]:

@@ -29,8 +29,16 @@ def test_a_variant_answers_or_names_the_onnxruntime_that_it_needs(
             fastvlm_onnx.load(variants_package, precision=variant)
         return
     with fastvlm_onnx.load(variants_package, precision=variant) as model:
-        for prompt, answer in questions[picture.name].items():
+        answers = questions[picture.name]
+        for prompt, answer in answers.items():
             assert model.generate(picture, prompt).text == answer
+        # A later question of a conversation brings no image and no text before it.
+        with model.chat() as chat:
+            asked = [
+                chat.ask(prompt, None if turn else picture) for turn, prompt in enumerate(answers)
+            ]
+        assert asked[0].text == next(iter(answers.values()))
+        assert all(answer.finish_reason == "stop" for answer in asked)
 
 
 def test_the_best_variant_that_runs_is_chosen(variants_package: Path) -> None:

@@ -157,7 +157,7 @@ class _Canvas:
         return Sample(picture, tuple(shapes), tuple(self.characters), has_edges)
 
     def _delivered(self) -> Image.Image:
-        """What a camera, a messenger or a small file makes of the picture."""
+        """Return the picture as a camera, a messenger or a small file leaves it."""
         rng, picture = self.rng, self.picture
         fine = self.smallest
         if rng.random() < 0.15:

@@ -23,7 +23,7 @@ TEXT_PROMPT = 8
 
 @dataclass(frozen=True)
 class Reference:
-    """What fp32 computed.
+    """The results of fp32.
 
     Attributes:
         sequences: the answers, then the given texts.

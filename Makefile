@@ -110,7 +110,7 @@ format: .venv/installed-all
 		-c constraints.txt -e ".[cpu]" onnxruntime-ep-openvino==1.8.1 pytest
 	touch $@
 
-# --- the built-in model, from nothing (more than twelve hours on two cores; it resumes) ------------
+# --- the built-in model, from nothing (about six hours on two cores; it resumes) ---------------------
 
 train: .venv/installed-all
 	.venv/bin/python benchmarks/train_demo.py

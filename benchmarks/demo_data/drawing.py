@@ -8,16 +8,16 @@ import io
 import math
 import random
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from demo_data import outlines, words
-from demo_data.colors import WORD_CONTRAST, Rgb, contrasting, distance, luminance
+from demo_data.colors import WORD_CONTRAST, Rgb, contrasting, distance
 from demo_data.grounds import Ground, draw_ground
-from demo_data.outlines import Point
-from demo_data.stroke_letters import letter
+from demo_data.lettering import font_layer, pen_layer
+from demo_data.outlines import Point, box_of
+from demo_data.pens import Pen, draw_pen
 
 IMAGE_SIZE = 256
 CELL = 64  # pixels of the square input per image token
@@ -107,22 +107,6 @@ def _draw_count(rng: random.Random, max_shapes: int) -> int:
     return rng.choices(counts, (28, 22, 18, 14, 10, 8)[:max_shapes])[0]
 
 
-@dataclass(frozen=True)
-class _Pen:
-    """How a picture's shapes are drawn: `wobble` is 0 for a drawing program."""
-
-    wobble: float
-    styles: tuple[str, ...]
-
-
-def _draw_pen(rng: random.Random) -> _Pen:
-    if rng.random() < 0.6:
-        styles = rng.choice((("filled",), ("filled",), ("outline",), ("edged",), ("mixed",)))
-        return _Pen(rng.choice((0.0, 0.0, 0.006)), styles)
-    styles = rng.choice((("outline",), ("filled",), ("hatched",), ("mixed",)))
-    return _Pen(rng.uniform(0.008, 0.03), styles)
-
-
 class _Canvas:
     """A picture under way; `unit` is canvas pixels per pixel of the 256 x 256 square."""
 
@@ -133,7 +117,6 @@ class _Canvas:
         self.unit = self.longer / IMAGE_SIZE
         self.ground: Ground = draw_ground(rng, width, height)
         self.picture = self.ground.picture
-        self.draw = ImageDraw.Draw(self.picture)
         self.shapes: list[Mark] = []
         self._drawn_colors: list[Rgb] = []
         self.characters: list[Mark] = []
@@ -185,7 +168,7 @@ class _Canvas:
 
     def draw_shapes(self, count: int) -> None:
         rng = self.rng
-        pen = _draw_pen(rng)
+        pen = draw_pen(rng, self.picture, self.unit)
         may_overlap = rng.random() < 0.3
         owners = Image.new("L", (max(8, self.width // 3), max(8, self.height // 3)))
         kinds = [rng.choice(outlines.SHAPES) for _ in range(count)]
@@ -204,7 +187,7 @@ class _Canvas:
                 points = self._place(name, size, pen)
                 if points is None:
                     continue
-                box = _box(points)
+                box = box_of(points)
                 visible = _clip(box, self.width, self.height)
                 center = (visible[0] + visible[2]) / 2, (visible[1] + visible[3]) / 2
                 mark = self._mark(name, color_name, *center)
@@ -234,10 +217,10 @@ class _Canvas:
                 self._drawn_colors.append(color)
                 self.shapes.append(mark)
                 self.smallest = min(self.smallest, size / self.unit)
-                self._draw_outline(name, points, color, size, pen)
+                pen.draw_shape(name, points, color, size)
                 break
 
-    def _place(self, name: str, size: float, pen: _Pen) -> list[Point] | None:
+    def _place(self, name: str, size: float, pen: Pen) -> list[Point] | None:
         """Put an outline somewhere; None if too little of it would be seen."""
         rng = self.rng
         points = outlines.outline(rng, name)
@@ -253,7 +236,7 @@ class _Canvas:
         if rng.random() < 0.3:
             angle = rng.choice((0.0, math.pi / 2)) if name != "triangle" else 0.0
         points = [(x * size, y * size) for x, y in outlines.turned(points, angle)]
-        left, top, right, bottom = _box(points)
+        left, top, right, bottom = box_of(points)
         wide, high = right - left, bottom - top
         if rng.random() < 0.06:
             x = rng.uniform(-0.3 * wide, self.width - 0.7 * wide)
@@ -265,136 +248,9 @@ class _Canvas:
             x = rng.uniform(margin, self.width - margin - wide)
             y = rng.uniform(margin, self.height - margin - high)
         points = [(px - left + x, py - top + y) for px, py in points]
-        seen = _clip(_box(points), self.width, self.height)
+        seen = _clip(box_of(points), self.width, self.height)
         share = (seen[2] - seen[0]) * (seen[3] - seen[1]) / max(1e-6, wide * high)
         return points if share > 0.66 else None
-
-    def _draw_outline(
-        self, name: str, points: list[Point], color: Rgb, size: float, pen: _Pen
-    ) -> None:
-        rng = self.rng
-        style = pen.styles[0]
-        if style == "mixed":
-            style = rng.choice(("filled", "outline", "edged", "hatched"))
-        thinnest = max(1.5 * self.unit, 0.02 * size)
-        thick = max(thinnest, size * rng.uniform(0.02, 0.11))
-        if name == "line":
-            self._draw_line(points, color, max(thinnest, size * rng.uniform(0.03, 0.09)), pen)
-        elif name in ("arrow", "cross") and style in ("outline", "hatched") and rng.random() < 0.7:
-            self._draw_strokes(name, points, color, thick, pen)
-        elif style == "filled":
-            self.draw.polygon(points, fill=color)
-        elif style == "edged":
-            dark = luminance(color) > 70
-            edge = (20, 20, 20) if dark else (240, 240, 240)
-            self.draw.polygon(points, fill=color)
-            self._stroke(points, edge, min(thick, 0.05 * size + self.unit), pen, is_closed=True)
-        elif style == "hatched":
-            self._hatch(points, color, size)
-            self._stroke(points, color, thick, pen, is_closed=True)
-        else:
-            self._stroke(points, color, thick, pen, is_closed=True)
-
-    def _draw_line(self, points: list[Point], color: Rgb, width: float, pen: _Pen) -> None:
-        """A line from end to end of its outline."""
-        ends = sorted(points, key=lambda p: math.dist(p, points[0]))
-        start, end = ends[0], ends[-1]
-        bend = outlines.dense([start, end], max(2.0, math.dist(start, end) / 24), is_closed=False)
-        if pen.wobble:
-            bend = outlines.wobbled(self.rng, bend, pen.wobble * math.dist(start, end) / 3)
-        self._stroke(bend, color, width, pen, is_closed=False)
-
-    def _draw_strokes(
-        self, name: str, points: list[Point], color: Rgb, thick: float, pen: _Pen
-    ) -> None:
-        """An arrow or a cross of pen strokes in the place of its outline."""
-        left, top, right, bottom = _box(points)
-        middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
-        rng = self.rng
-        if name == "cross":
-            angle = rng.choice((0.0, math.pi / 4)) + rng.uniform(-0.2, 0.2)
-            radius = min(right - left, bottom - top) / 2
-            for turn in (angle, angle + math.pi / 2):
-                dx, dy = radius * math.cos(turn), radius * math.sin(turn)
-                ends = [(middle_x - dx, middle_y - dy), (middle_x + dx, middle_y + dy)]
-                self._stroke(self._hand(ends, pen), color, thick, pen, is_closed=False)
-            return
-        # The tip is the point of an arrow's outline that is farthest from its middle.
-        tip = max(points, key=lambda p: math.dist(p, (middle_x, middle_y)))
-        tail = (2 * middle_x - tip[0], 2 * middle_y - tip[1])
-        length = max(1.0, math.dist(tip, tail))
-        angle = math.atan2(tip[1] - tail[1], tip[0] - tail[0])
-        self._stroke(self._hand([tail, tip], pen), color, thick, pen, is_closed=False)
-        spread, barb = rng.uniform(0.4, 0.75), length * rng.uniform(0.22, 0.42)
-        wings = [
-            (tip[0] - barb * math.cos(angle + s), tip[1] - barb * math.sin(angle + s))
-            for s in (spread, -spread)
-        ]
-        if rng.random() < 0.25:
-            self.draw.polygon([wings[0], tip, wings[1]], fill=color)
-        self._stroke(self._hand([wings[0], tip], pen), color, thick, pen, is_closed=False)
-        self._stroke(self._hand([tip, wings[1]], pen), color, thick, pen, is_closed=False)
-
-    def _hand(self, ends: list[Point], pen: _Pen) -> list[Point]:
-        length = math.dist(ends[0], ends[-1])
-        points = outlines.dense(ends, max(2.0, length / 12), is_closed=False)
-        return outlines.wobbled(self.rng, points, pen.wobble * length / 2) if pen.wobble else points
-
-    def _stroke(
-        self, points: list[Point], color: Rgb, width: float, pen: _Pen, is_closed: bool
-    ) -> None:
-        rng, draw = self.rng, self.draw
-        line = [*points, points[0], points[1]] if is_closed else points
-        if not pen.wobble:
-            draw.line(line, fill=color, width=max(1, round(width)), joint="curve")
-        else:
-            if is_closed and rng.random() < 0.4:  # a hand stops early or goes on too far
-                cut = max(1, len(points) // 24)
-                line = (
-                    line[: len(line) - rng.randint(1, cut) - 1]
-                    if rng.random() < 0.5
-                    else [
-                        *points,
-                        *points[: 1 + cut],
-                    ]
-                )
-            line = outlines.dense(line, max(3.0, width), is_closed=False)
-            phase, swing = rng.uniform(0, 6.28), rng.uniform(0, 0.3)
-            for k, (start, end) in enumerate(pairwise(line)):
-                here = max(1, round(width * (1 + swing * math.sin(phase + 0.35 * k))))
-                draw.line((start, end), fill=color, width=here)
-                if here > 2:
-                    r = here / 2
-                    draw.ellipse((end[0] - r, end[1] - r, end[0] + r, end[1] + r), fill=color)
-        if not is_closed or width > 3:
-            r = width / 2
-            for x, y in (line[0], line[-1]):
-                draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
-
-    def _hatch(self, points: list[Point], color: Rgb, size: float) -> None:
-        """Fill an outline with parallel strokes of a pen."""
-        rng = self.rng
-        left, top, right, bottom = (round(v) for v in _box(points))
-        wide, high = max(2, right - left), max(2, bottom - top)
-        inside = Image.new("L", (wide, high))
-        ImageDraw.Draw(inside).polygon([(x - left, y - top) for x, y in points], fill=255)
-        lines = Image.new("L", (wide, high))
-        draw = ImageDraw.Draw(lines)
-        width = max(1.2 * self.unit, size * rng.uniform(0.02, 0.06))
-        step = width * rng.uniform(1.2, 2.6)
-        angle = rng.uniform(0, math.pi)
-        reach = math.hypot(wide, high) / 2
-        dx, dy = math.cos(angle), math.sin(angle)
-        offset = -reach
-        zigzag: list[Point] = []
-        while offset < reach:
-            x, y = wide / 2 - dy * offset, high / 2 + dx * offset
-            ends = [(x - dx * reach, y - dy * reach), (x + dx * reach, y + dy * reach)]
-            zigzag += ends if len(zigzag) % 4 == 0 else ends[::-1]
-            offset += step * rng.uniform(0.7, 1.3)
-        draw.line(zigzag, fill=255, width=max(1, round(width)))
-        mask = ImageChops.multiply(inside, lines)
-        self.picture.paste(color, (left, top), mask)
 
     # --- words ----------------------------------------------------------------------------
 
@@ -403,9 +259,9 @@ class _Canvas:
         color_name, color = contrasting(rng, self.ground.colors, WORD_CONTRAST)
         angle = rng.choice((0.0, 0.0, rng.uniform(-8, 8), rng.uniform(-22, 22)))
         if rng.random() < 0.12 and text.upper() == text:
-            layer, centers = self._pen_layer(text)
+            layer, centers = pen_layer(rng, text, self.width)
         else:
-            layer, centers = self._font_layer(text)
+            layer, centers = font_layer(rng, text, self.width)
         turned = layer.rotate(angle, Image.Resampling.BICUBIC, expand=True)
         share = min(
             (self.width - 4 * self.unit) / turned.width,
@@ -429,75 +285,9 @@ class _Canvas:
             self.characters.append(self._mark(character, color_name, place_x, place_y))
         self.smallest = layer.height * 0.5 * scale / self.unit
 
-    def _font_layer(self, text: str) -> tuple[Image.Image, list[float]]:
-        """The word as an "L" mask that is tight around it, and each character's centre."""
-        rng = self.rng
-        # Drawn near its final size, so that thin strokes stay sharp.
-        guess = min(140.0, max(22.0, self.width * rng.uniform(0.5, 0.9) / (0.6 * len(text) + 0.2)))
-        font = words.load_font(words.draw_font(rng, text), round(guess / 6) * 6)
-        spacing = rng.choice((0.0, 0.0, 0.0, rng.uniform(0, 0.3))) * guess
-        edges = [font.getlength(text[:k]) + spacing * k for k in range(len(text) + 1)]
-        ascent, descent = font.getmetrics()
-        pad = round(guess * 0.2)
-        layer = Image.new("L", (round(edges[-1]) + 2 * pad, ascent + descent + 2 * pad))
-        draw = ImageDraw.Draw(layer)
-        bold = rng.choice((0, 0, 0, 1)) if guess > 40 else 0
-        if spacing:
-            for character, left in zip(text, edges, strict=False):
-                draw.text((pad + left, pad), character, fill=255, font=font, stroke_width=bold)
-        else:
-            draw.text((pad, pad), text, fill=255, font=font, stroke_width=bold)
-        box = layer.getbbox() or (0, 0, layer.width, layer.height)
-        layer = layer.crop(box)
-        centers = [
-            pad + (a + b - (spacing if spacing else 0)) / 2 - box[0] for a, b in pairwise(edges)
-        ]
-        return layer, centers
-
-    def _pen_layer(self, text: str) -> tuple[Image.Image, list[float]]:
-        """The same, written with a pen."""
-        rng = self.rng
-        size = min(110.0, max(20.0, self.width * 0.7 / (1.35 * len(text))))
-        thick = size * rng.uniform(0.07, 0.2)
-        pad = round(thick + 0.3 * size)
-        wobble = rng.choice((0.0, 0.02, 0.04))
-        x = float(pad)
-        strokes: list[list[Point]] = []
-        centers = []
-        for character in text:
-            lines, wide = letter(character)
-            shift = rng.uniform(-1, 1) * wobble * 2
-            grow = 1 + rng.uniform(-1, 1) * wobble * 3
-            for line in lines:
-                placed = [
-                    ((px * grow) * size + x, (py * grow + shift) * size + pad) for px, py in line
-                ]
-                dense = outlines.dense(placed, size / 5, is_closed=False)
-                strokes.append(outlines.wobbled(rng, dense, wobble * size) if wobble else dense)
-            centers.append(x + wide * size / 2)
-            x += (wide + rng.uniform(0.3, 0.5)) * size + thick
-        layer = Image.new("L", (round(x) + pad, round(1.6 * size) + 2 * pad))
-        draw = ImageDraw.Draw(layer)
-        for stroke in strokes:
-            draw.line(stroke, fill=255, width=max(1, round(thick)), joint="curve")
-            r = thick / 2
-            for px, py in (stroke[0], stroke[-1]):
-                draw.ellipse((px - r, py - r, px + r, py + r), fill=255)
-        box = layer.getbbox() or (0, 0, layer.width, layer.height)
-        return layer.crop(box), [center - box[0] for center in centers]
-
 
 def _contrast_fails(color: Rgb, near: list[Rgb]) -> bool:
     return any(distance(color, other) < 90 for other in near)
-
-
-def _box(points: list[Point]) -> tuple[float, float, float, float]:
-    return (
-        min(x for x, _ in points),
-        min(y for _, y in points),
-        max(x for x, _ in points),
-        max(y for _, y in points),
-    )
 
 
 def _clip(

@@ -169,3 +169,12 @@ def wobbled(rng: random.Random, points: list[Point], amount: float) -> list[Poin
 def turned(points: list[Point], angle: float) -> list[Point]:
     cosine, sine = math.cos(angle), math.sin(angle)
     return [(x * cosine - y * sine, x * sine + y * cosine) for x, y in points]
+
+
+def box_of(points: list[Point]) -> tuple[float, float, float, float]:
+    return (
+        min(x for x, _ in points),
+        min(y for _, y in points),
+        max(x for x, _ in points),
+        max(y for _, y in points),
+    )

@@ -47,18 +47,12 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
 # --- the package ---------------------------------------------------------------------------------
 
 
-def test_a_calibrated_package_is_whole_and_answers(
-    calibrated: Path, questions: dict[str, dict[str, str]], picture: Path
-) -> None:
+def test_a_calibrated_package_is_whole(calibrated: Path) -> None:
     assert names_in(calibrated.parent) == {calibrated.name}
-    model = fastvlm_onnx.load(calibrated)
-    right = [
-        model.generate(picture.with_name(name), prompt).text == answer
-        for name, answers in questions.items()
-        for prompt, answer in answers.items()
-    ]
-    # The set has one sentence, over and over, and no image: it may change a letter.
-    assert sum(right) >= 0.75 * len(right)
+    manifest = read_manifest(calibrated)
+    assert names_in(calibrated) == {*manifest.files, "fastvlm.json"}
+    with fastvlm_onnx.load(calibrated) as model:
+        assert model.precision == "int4"
 
 
 def test_the_manifest_and_the_card_say_how_a_package_was_calibrated(
@@ -95,7 +89,7 @@ def test_a_calibration_changes_weights_and_no_graph(calibrated: Path, tmp_path: 
 
 
 def test_the_built_in_set_brings_a_decoder_closer_to_float32_on_a_text_it_has_not_seen(
-    package: Path, tmp_path: Path
+    package: Path, tmp_path: Path, questions: dict[str, dict[str, str]], picture: Path
 ) -> None:
     export_package("demo", tmp_path / "nearest", precisions=["int4"])
     record = export_package(
@@ -115,6 +109,10 @@ def test_the_built_in_set_brings_a_decoder_closer_to_float32_on_a_text_it_has_no
         kl_divergences(logits(tmp_path / name), exact).mean() for name in ("nearest", "found")
     )
     assert found < 0.8 * nearest
+    with fastvlm_onnx.load(tmp_path / "found") as model:
+        for name, answers in questions.items():
+            for prompt, answer in answers.items():
+                assert model.generate(picture.with_name(name), prompt).text == answer
 
 
 @pytest.mark.parametrize("calibrate", [False, True])

@@ -104,7 +104,8 @@ def calibration_images(folder: Path) -> list[Path]:
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder; expected a folder of texts and images to calibrate with."
+            f"{folder}: no such folder; expected a folder of texts and images to calibrate with. "
+            "For the built-in set, put --calibrate last."
         )
 
 

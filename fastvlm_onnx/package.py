@@ -22,9 +22,11 @@ from fastvlm_onnx.names import (
     VISION_ENCODER,
     scale_file,
 )
+from fastvlm_onnx.untrusted_files import read_json_object
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
+LARGEST_MANIFEST = 4_000_000  # bytes; a package with every variant has 60,000
 
 
 @dataclass(frozen=True)
@@ -328,18 +330,12 @@ def read_manifest(folder: Path) -> Manifest:
             "Make one with `fastvlm-onnx export CHECKPOINT -o DIR`."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path, PackageError, "export the package again", LARGEST_MANIFEST)
     except FileNotFoundError:
         raise PackageError(
             f"{folder}: found no {MANIFEST_FILE}; expected an exported package. If this is a "
             f"checkpoint, run `fastvlm-onnx export {folder} -o DIR` first."
         ) from None
-    except (OSError, ValueError) as error:
-        raise PackageError(
-            f"{path}: cannot be read as JSON ({error}); export the package again."
-        ) from None
-    if not isinstance(content, dict):
-        raise PackageError(f"{path}: found a {type(content).__name__}, expected a JSON object.")
     version = content.get("format_version")
     # `True == 1` in Python, and JSON's true is no version.
     if version not in READABLE_VERSIONS or isinstance(version, bool):

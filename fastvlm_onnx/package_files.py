@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.package import FileEntry, Manifest
+from fastvlm_onnx.untrusted_files import regular_file_size
 
 
 def check_files(folder: Path, names: list[str], manifest: Manifest) -> None:
@@ -22,13 +23,13 @@ def check_sizes(folder: Path, names: list[str], manifest: Manifest) -> None:
     """Compare the size of files with the manifest.
 
     Raises:
-        PackageError: a file is missing or cut.
+        PackageError: a file is missing or cut, is no regular file, or is a link out of the folder.
     """
     for name in names:
         entry = manifest.files[name]
         path = folder / name
         try:
-            size = path.stat().st_size
+            size = regular_file_size(path, PackageError)
         except FileNotFoundError:
             raise PackageError(
                 f"{path}: missing, expected {entry.bytes:,} bytes; "
@@ -39,6 +40,24 @@ def check_sizes(folder: Path, names: list[str], manifest: Manifest) -> None:
                 f"{path}: found {size:,} bytes, expected {entry.bytes:,}; "
                 "the file was cut or replaced: copy or export the package again."
             )
+        _check_link(path)
+
+
+def _check_link(path: Path) -> None:
+    """Raise PackageError if a symbolic link leaves its folder.
+
+    Hugging Face's cache keeps each file of `snapshots/REVISION` once, in `blobs` beside it.
+    """
+    if not path.is_symlink():
+        return
+    folder, target = path.parent.resolve(), path.resolve()
+    allowed = [folder]
+    if folder.parent.name == "snapshots":
+        allowed.append(folder.parent.parent / "blobs")
+    if target.parent not in allowed:
+        raise PackageError(
+            f"{path}: is a link to {target}, outside the package; copy the file into the folder."
+        )
 
 
 def check_hashes(folder: Path, names: list[str], manifest: Manifest) -> None:

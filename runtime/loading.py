@@ -17,6 +17,7 @@ from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.hub import package_folder
 from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
 from fastvlm_onnx.runtime.ort.coreml import check_features
+from fastvlm_onnx.runtime.ort.graph_file import check_graph
 from fastvlm_onnx.runtime.ort.graph_sessions import graph_files, open_sessions
 from fastvlm_onnx.runtime.ort.provider_selection import (
     ProviderChoice,
@@ -74,7 +75,8 @@ def load(
         record_placement: record which nodes run where on the CPU too (`sessions`).
 
     Raises:
-        PackageError: the folder is no package, or a file of it is missing, cut or altered.
+        PackageError: the folder is no package; or a file of it is missing, cut, altered or no
+            regular file, lies outside the folder, or names a file that the manifest does not list.
         InputError: the package lacks the variant or the image size, or has no variant for the
             providers; or a number is out of range.
         ProviderError: ONNX Runtime is missing or too old for the variant; or a provider is not
@@ -97,6 +99,9 @@ def load(
     weights = [name for name in files if name.endswith((".data", ".npy"))]
     check_sizes(path, weights, manifest)
     check_files(path, [name for name in files if name not in weights], manifest)
+    graphs = graph_files(manifest, variant, image_size, names)
+    for graph in graphs.values():
+        check_graph(path / graph, manifest.graphs[graph].weights)
     # Hashing weights takes long, so the graphs open meanwhile. Altered weights are still numbers,
     # and cannot harm before the check ends.
     with ThreadPoolExecutor(1) as pool:
@@ -105,7 +110,7 @@ def load(
             sessions = open_sessions(
                 path,
                 manifest,
-                graph_files(manifest, variant, image_size, names),
+                graphs,
                 choices,
                 threads,
                 lazy_vision=lazy_vision,

@@ -6,17 +6,14 @@ Apple's folders hold vocab.json, merges.txt and added_tokens.json, and no tokeni
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from fastvlm_onnx.errors import CheckpointError
 from fastvlm_onnx.export.disk.json_files import read_json
-
-# Qwen2's splitting rule (Qwen2Tokenizer, transformers 4.48.3).
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from fastvlm_onnx.tokenizer_format import QWEN2_SPLIT, tokenizer_fault, vocabulary_fault
+from fastvlm_onnx.untrusted_files import read_json_object, regular_file_size
 
 
 @dataclass(frozen=True)
@@ -31,18 +28,21 @@ def read_tokenizer(folder: Path) -> TokenizerFile:
     """Read vocab.json, merges.txt and the added tokens; without vocab.json, tokenizer.json.
 
     Raises:
-        CheckpointError: a file is missing, or its content is invalid.
+        CheckpointError: a file is missing, its content is invalid, or the tokenizer is another
+            kind than Qwen2's.
     """
     try:
         if (folder / "vocab.json").is_file():
             tokenizer = _build_qwen2(folder)
         else:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer = _open_tokenizer(folder / "tokenizer.json")
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{error.filename}: missing; the tokenizer needs vocab.json, merges.txt and "
             "added_tokens.json: download the checkpoint again."
         ) from None
+    except CheckpointError:
+        raise
     # tokenizers raises plain Exception for a file that it cannot read.
     except Exception as error:
         raise CheckpointError(
@@ -52,12 +52,30 @@ def read_tokenizer(folder: Path) -> TokenizerFile:
     return TokenizerFile(tokenizer.to_str(), max(tokenizer.get_vocab().values()) + 1)
 
 
+def _open_tokenizer(path: Path) -> Tokenizer:
+    content = _read(path)
+    # Both would change a prompt, and the third is never used: special tokens are in the template.
+    content |= {"truncation": None, "padding": None, "post_processor": None}
+    if fault := tokenizer_fault(content):
+        raise CheckpointError(f"{path}: {fault}; only Qwen2's tokenizer is built.")
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json_object(path, CheckpointError, "download or copy it again")
+
+
 def _build_qwen2(folder: Path) -> Tokenizer:
-    vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
-    lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+    vocab = _read(folder / "vocab.json")
+    merges_file = folder / "merges.txt"
+    regular_file_size(merges_file, CheckpointError)
+    lines = merges_file.read_text("utf-8").split("\n")
     if lines[0].startswith("#version"):
         del lines[0]
     merges = [(left, right) for line in lines if line for left, right in [line.split(" ")]]
+    pairs = [list(pair) for pair in merges]
+    if fault := vocabulary_fault({"type": "BPE", "vocab": vocab, "merges": pairs}):
+        raise CheckpointError(f"{folder}: {fault}; only Qwen2's tokenizer is built.")
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -87,7 +105,7 @@ def _added_tokens(folder: Path) -> dict[int, AddedToken]:
     config = folder / "tokenizer_config.json"
     listed = read_json(config).get("added_tokens_decoder") if config.is_file() else None
     if not listed:
-        added = json.loads((folder / "added_tokens.json").read_text("utf-8"))
+        added = _read(folder / "added_tokens.json")
         listed = {i: {"content": token, "special": True} for token, i in added.items()}
     flags = ("special", "lstrip", "rstrip", "single_word")
     return {

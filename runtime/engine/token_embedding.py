@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.names import scale_file
 from fastvlm_onnx.package import DecoderFormat
+from fastvlm_onnx.runtime.ort.providers import in_one_line
+from fastvlm_onnx.untrusted_files import regular_file_size
 
 # A uint8 value v stands for (v - 128) * scale, with the scale of its block.
 INT8_ZERO = np.float32(128)
@@ -63,9 +65,19 @@ class TokenEmbedding:
 
 def _map(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        size = regular_file_size(path, PackageError)
+        # Unlike np.load, it reads neither archives nor pickles, and no header beyond 10,000 bytes.
+        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="r")
+    except PackageError:
+        raise
+    # A header is a Python literal, and numpy passes on the errors of the literal's parser.
+    except Exception as error:
         raise PackageError(
-            f"{path}: cannot be mapped ({error}); export the package again."
+            f"{path}: cannot be mapped ({in_one_line(error)}); export the package again."
         ) from None
+    if array.offset + array.nbytes != size:
+        raise PackageError(
+            f"{path}: has {size:,} bytes, and its header describes "
+            f"{array.offset + array.nbytes:,}; export the package again."
+        )
     return array

@@ -11,6 +11,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from fastvlm_onnx.errors import PackageError
+from fastvlm_onnx.tokenizer_format import tokenizer_fault
+from fastvlm_onnx.untrusted_files import read_json_object
 
 
 class TextTokenizer:
@@ -20,8 +22,15 @@ class TextTokenizer:
         """Load the file.
 
         Raises:
-            PackageError: the file is not a tokenizer.
+            PackageError: the file is missing, is not a tokenizer, or is another kind of tokenizer
+                than Qwen2's.
         """
+        try:
+            content = read_json_object(path, PackageError, "export the package again")
+        except FileNotFoundError:
+            raise PackageError(f"{path}: missing; export the package again.") from None
+        if fault := tokenizer_fault(content):
+            raise PackageError(f"{path}: not a tokenizer ({fault}); export the package again.")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception

@@ -139,7 +139,7 @@ def test_an_altered_file(copied_package: Path, name: str) -> None:
 def test_an_unreadable_graph_is_named(copied_package: Path, edit_json: Edit) -> None:
     # The hash is right, so only ONNX Runtime can tell.
     path = copied_package / "decoder.fp32.onnx"
-    path.write_bytes(b"not a graph")
+    path.write_bytes(b"\x08\x07")
     entry = describe_file(path)
     edit_json(
         copied_package / "fastvlm.json",

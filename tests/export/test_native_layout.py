@@ -1,5 +1,6 @@
 """transformers' own layout (`fast_vlm`): other names and fields give the same model."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import fastvlm_onnx
 from fastvlm_onnx import CheckpointError, UnsupportedError
+from fastvlm_onnx.export.checkpoint import chat_template
 from fastvlm_onnx.export.checkpoint.layouts import PROMPT
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
@@ -180,3 +182,40 @@ def test_a_tensor_that_no_fastvlm_has_is_named(native: Path) -> None:
     save_file(tensors | {"model.vision_tower.timm_model.stages.7.x": np.ones(3, np.float32)}, path)
     with pytest.raises(CheckpointError, match=r"stages\.7\.x"):
         export_package(native, native.with_name("onnx"))
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (ENDLESS, "it takes more than 1 s or too much memory"),
+        ("{{ 'a' * 10**10 }}", "it needs more than 1,073,741,824 bytes"),
+        ("{% for a in range(99999) %}words{% endfor %}", "it gives more than 100,000 characters"),
+        ("{{ 1 // 0 }}", "integer division or modulo by zero"),
+        ("{{ range(10**9) }}", "Range too big"),
+    ],
+    ids=["time", "memory", "text", "arithmetic", "range"],
+)
+def test_a_template_is_stopped_at_its_limits(
+    native: Path, monkeypatch: pytest.MonkeyPatch, template: str, reason: str
+) -> None:
+    monkeypatch.setattr(chat_template, "SECONDS", 1)
+    (native / "chat_template.jinja").write_text(template)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(native)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_another_kind_is_refused(native: Path, edit_json: Edit) -> None:
+    edit_json(native / "tokenizer.json", lambda t: t["model"]["vocab"].update(x=2**31))
+    with pytest.raises(CheckpointError, match=r"only Qwen2's tokenizer is built"):
+        open_checkpoint(native)
+
+
+def test_a_truncation_that_was_saved_is_dropped(native: Path, edit_json: Edit) -> None:
+    cut = {"max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}
+    edit_json(native / "tokenizer.json", lambda t: t.update(truncation=cut))
+    assert json.loads(open_checkpoint(native).tokenizer)["truncation"] is None

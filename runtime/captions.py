@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from fastvlm_onnx.errors import FastVLMError, InputError
 from fastvlm_onnx.runtime.answering.results import Generation
+from fastvlm_onnx.runtime.engine.options import GenerationConfig
 from fastvlm_onnx.runtime.vision.image_encoder import ImageFeatures, PixelValues
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Caption:
             timings = self.generation.timings
             seconds = timings.preprocess + timings.vision + timings.prefill + timings.decode
             fields["text"] = self.generation.text
+            if self.generation.parsed is not None:
+                fields["parsed"] = self.generation.parsed
             fields["finish_reason"] = self.generation.finish_reason
             fields["seconds"] = round(seconds, 3)
         line = json.dumps(fields, ensure_ascii=False)
@@ -124,14 +127,18 @@ def caption(
 
     Yields:
         A caption for each path, in the order of `paths`.
+
+    Raises:
+        InputError: an option cannot be used.
     """
-    orient = bool(options.get("orient", False))
+    config = GenerationConfig(**options)
+    model.components().constraints.check(config)
     batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     encoder = model.image_encoder
 
     def read(path: str) -> PixelValues | ImageFeatures | FastVLMError:
         try:
-            return encoder.read(path, orient=orient)
+            return encoder.read(path, orient=config.orient)
         except FastVLMError as error:
             return error
 

@@ -25,6 +25,7 @@ from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.options import GenerationConfig, GenerationOptions
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
 from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession
+from fastvlm_onnx.runtime.structured.constraints import Constraints
 from fastvlm_onnx.runtime.text.prompt import PromptPart, PromptTemplate, question, room_for_answer
 from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 from fastvlm_onnx.runtime.vision.image_encoder import (
@@ -85,8 +86,9 @@ class FastVLM:
         assert prefill is None or isinstance(prefill, GraphSession)
         sizes = manifest.decoder
         embed_tokens = folder / manifest.variants[precision].embed_tokens
+        tokenizer = TextTokenizer(folder / TOKENIZER_FILE)
         self._components: Components | None = Components(
-            PromptTemplate(TextTokenizer(folder / TOKENIZER_FILE), manifest.prompt),
+            PromptTemplate(tokenizer, manifest.prompt),
             ImageEncoder(
                 sessions[VISION_ENCODER],
                 sessions[PROJECTOR],
@@ -100,6 +102,7 @@ class FastVLM:
                 TokenEmbedding(embed_tokens, sizes),
                 sizes,
             ),
+            Constraints(tokenizer, sizes.vocab_size, sizes.eos_token_ids),
             lambda: ModelDescription(
                 manifest.source.name, precision, self.providers, self.load_seconds
             ),
@@ -200,6 +203,7 @@ class FastVLM:
         called = time.perf_counter()
         components = self.components()
         config = GenerationConfig(**options)
+        components.constraints.check(config)
         images = images_of(image)
         parts = components.template.prompt(question(prompt, len(images)))
         context = components.language_model.sizes.context_length

@@ -87,7 +87,12 @@ ALLOWED: dict[str, set[str]] = {
     "export.tensors": set(),
     # runtime/: package -> answers
     "runtime.bench": {"runtime.answering", "runtime.loading", "runtime.ort"},
-    "runtime.captions": {"runtime.answering", "runtime.model", "runtime.vision"},
+    "runtime.captions": {
+        "runtime.answering",
+        "runtime.engine",
+        "runtime.model",
+        "runtime.vision",
+    },
     "runtime.loading": {
         "runtime.arrays",
         "runtime.hub",
@@ -99,15 +104,18 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.answering",
         "runtime.engine",
         "runtime.ort",
+        "runtime.structured",
         "runtime.text",
         "runtime.vision",
     },
     "runtime.answering": {
         "runtime.arrays",
         "runtime.engine",
+        "runtime.structured",
         "runtime.text",
         "runtime.vision",
     },
+    "runtime.structured": {"runtime.engine", "runtime.text"},
     "runtime.engine": {"runtime.arrays", "runtime.ort"},
     "runtime.vision": {"runtime.arrays", "runtime.ort"},
     "runtime.text": set(),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from fastvlm_onnx.commands.load_options import LoadOptions, load_options
-from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.errors import FastVLMError, InputError
+from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.samples import SAMPLE_PICTURE
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Final
 
 import click
 
-from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
+from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.progress import Progress
 
 LICENSE_NOTICE: Final = """\

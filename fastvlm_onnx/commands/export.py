@@ -14,9 +14,9 @@ from fastvlm_onnx.agreement import (
 )
 from fastvlm_onnx.commands.download import with_license_notice
 from fastvlm_onnx.commands.load_options import parse_numbers
-from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
+from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.user_data import remember_export
 from fastvlm_onnx.variants import OPERATOR_SETS, TARGETS, VARIANTS, variants_for_target
 

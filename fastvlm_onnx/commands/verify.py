@@ -10,8 +10,8 @@ import click
 
 from fastvlm_onnx.agreement import Agreement, agreement_table
 from fastvlm_onnx.commands.download import with_license_notice
-from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.commands.progress import progress_bar
+from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.progress import no_progress
 
 

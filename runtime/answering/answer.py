@@ -3,12 +3,15 @@
 Every way to ask, streamed, batched or in a conversation, puts the decoder's logits in here.
 """
 
+import json
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from fastvlm_onnx.runtime.answering.results import FinishReason, Generation, Timings
 from fastvlm_onnx.runtime.arrays import FloatArray
+from fastvlm_onnx.runtime.engine.constraint import TokenConstraint
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
 from fastvlm_onnx.runtime.engine.sampling import Sampler
 from fastvlm_onnx.runtime.text.text_stream import AnswerText
@@ -64,18 +67,22 @@ class Answer:
         eos_token_ids: Collection[int],
         max_new_tokens: int,
         times: StageTimes,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         """Begin an answer.
 
         Args:
             max_new_tokens: as many as the options ask for and the context has room for.
+            constraint: the constraint of this answer alone; None for an answer in free text.
         """
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._config, self._max_new_tokens, self._times = config, max_new_tokens, times
         self._eos_token_ids = () if config.ignore_eos else tuple(eos_token_ids)
-        self._sample = Sampler(config)
-        self._text = AnswerText(tokenizer, config.stop)
+        self._constraint = constraint
+        self._sample = Sampler(config, constraint)
+        # A structured answer keeps the white space that its expression or choice has at the ends.
+        self._text = AnswerText(tokenizer, config.stop, strip=constraint is None)
         self._unread = ""
         self._samples = 0
         self._prefilled = self._first_token = self._ended = 0.0
@@ -88,6 +95,9 @@ class Answer:
 
         Returns:
             The token to run next; None where the answer has ended.
+
+        Raises:
+            InputError: the answer's constraint takes more work than its limits allow.
         """
         if not self._samples:
             self._prefilled = time.perf_counter()
@@ -103,7 +113,8 @@ class Answer:
         if self._config.on_token:
             self._config.on_token(token_id)
         self._unread += self._text.add(token_id)
-        if self._text.has_stopped:
+        is_complete = self._constraint is not None and self._constraint.is_complete
+        if self._text.has_stopped or is_complete:
             self._finish("stop")
         elif self._is_over_time():
             self._finish("time")
@@ -146,6 +157,7 @@ class Answer:
             providers=dict(model.providers),
             # An end token is sampled too, and is no token of the answer.
             logprobs=None if logprobs is None else logprobs[: len(self.token_ids)],
+            parsed=None if self._config.schema is None else _parsed(self._text.text),
         )
 
     def _is_over_time(self) -> bool:
@@ -156,3 +168,11 @@ class Answer:
         self.finish_reason = reason
         self._unread += self._text.finish()
         self._ended = time.perf_counter()
+
+
+def _parsed(text: str) -> Any:
+    """The value of an answer in JSON; None for an answer that was cut."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -102,6 +102,7 @@ def answer_batch(
     """See `FastVLM.generate_batch`."""
     called = time.perf_counter()
     asked = _prompts_for(images, prompts, config)
+    components.constraints.check(config)
     requests = [_request(components, prompt, config) for prompt in asked]
     encoder = components.image_encoder
 

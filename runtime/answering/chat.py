@@ -215,6 +215,7 @@ class Chat:
         components = self._components()
         self._stop()
         config = GenerationConfig(**options)
+        components.constraints.check(config)
         images = images_of(image)
         content = question(prompt, len(images))
         encoder = components.image_encoder

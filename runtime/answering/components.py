@@ -7,6 +7,7 @@ from fastvlm_onnx.runtime.answering.answer import Answer, ModelDescription, Stag
 from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
+from fastvlm_onnx.runtime.structured.constraints import Constraints
 from fastvlm_onnx.runtime.text.prompt import ImagePlace, PromptPart, PromptTemplate
 from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder, ImageFeatures
 
@@ -16,12 +17,14 @@ class Components:
     """An image encoder, a language model, and the template that joins them.
 
     Attributes:
+        constraints: makes the constraints of structured answers.
         describe: returns the facts that every answer repeats.
     """
 
     template: PromptTemplate
     image_encoder: ImageEncoder
     language_model: LanguageModel
+    constraints: Constraints
     describe: Callable[[], ModelDescription]
 
     def embed(self, parts: Sequence[PromptPart], images: Sequence[ImageFeatures]) -> FloatArray:
@@ -40,11 +43,16 @@ class Components:
     def begin_answer(
         self, config: GenerationConfig, max_new_tokens: int, times: StageTimes
     ) -> Answer:
-        """A new answer of at most `max_new_tokens`."""
+        """A new answer of at most `max_new_tokens`.
+
+        Raises:
+            InputError: the options ask for a structure that cannot be used.
+        """
         return Answer(
             self.template.tokenizer,
             config,
             self.language_model.sizes.eos_token_ids,
             max_new_tokens,
             times,
+            self.constraints.new_constraint(config),
         )

@@ -1,7 +1,7 @@
 """The records that an answer leaves: its text and token ids, why it ended, where the time went."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "time"]
 
@@ -34,16 +34,19 @@ class Generation:
     """A whole answer.
 
     Attributes:
-        text: the answer without special tokens and without white space at its ends.
+        text: the answer without special tokens, and without white space at its ends unless a
+            regular expression or a choice has it there.
         token_ids: the generated tokens without the end token.
-        finish_reason: "stop" at an end token or a stop text, "length" at max_new_tokens or at the
-            end of the context, "time" at max_time.
+        finish_reason: "stop" at an end token, at a stop text or at the end of a structured answer,
+            "length" at max_new_tokens or at the end of the context, "time" at max_time.
         prompt_tokens: positions before the answer, those of images and of earlier turns included.
         timings: where the time went.
         model: the package's name.
         precision: the package's variant.
         providers: ONNX Runtime's name of the execution provider of each graph.
         logprobs: natural logarithm of each token's probability, where asked for; else None.
+        parsed: the JSON value of an answer to a schema; None for other answers, and for an answer
+            that ended before its JSON did.
     """
 
     text: str
@@ -55,6 +58,7 @@ class Generation:
     precision: str
     providers: dict[str, str]
     logprobs: list[float] | None = None
+    parsed: Any = None
 
 
 @dataclass(frozen=True)

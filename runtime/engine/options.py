@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypedDict
+from typing import Any, Final, TypedDict
 
 from fastvlm_onnx.errors import InputError
 
@@ -25,6 +25,9 @@ class GenerationOptions(TypedDict, total=False):
     on_token: is called with each token id; an exception that it raises ends the answer.
     orient: turn the image as its EXIF data say, which predict.py does not do; False.
     ignore_eos: go on past an end token, which then counts as a token; False.
+    schema: a JSON Schema, or the class of a pydantic model; the answer is JSON that it describes.
+    regex: a regular expression that the whole answer matches.
+    choices: texts of which the answer is one.
     """
 
     max_new_tokens: int
@@ -40,6 +43,9 @@ class GenerationOptions(TypedDict, total=False):
     on_token: Callable[[int], object] | None
     orient: bool
     ignore_eos: bool
+    schema: dict[str, Any] | type | None
+    regex: str | None
+    choices: Sequence[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +65,15 @@ class GenerationConfig:
     on_token: Callable[[int], object] | None = None
     orient: bool = False
     ignore_eos: bool = False
+    schema: dict[str, Any] | type | None = None
+    regex: str | None = None
+    choices: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse options that cannot be used.
 
         Raises:
-            InputError: an option is out of range (NaN included).
+            InputError: an option is out of range (NaN included), or excludes another.
         """
         for name, is_good, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
@@ -86,3 +95,35 @@ class GenerationConfig:
             raise InputError(f"stop is a text; expected a list of them, like [{self.stop!r}].")
         if not all(isinstance(text, str) and text for text in self.stop):
             raise InputError(f"stop is {list(self.stop)}; expected texts, none of them empty.")
+        self._check_structure()
+
+    @property
+    def is_structured(self) -> bool:
+        """A schema, a regular expression or choices constrain the answer."""
+        return not (self.schema is None and self.regex is None and self.choices is None)
+
+    def _check_structure(self) -> None:
+        if not self.is_structured:
+            return
+        names = ("schema", "regex", "choices")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InputError(f"found {' and '.join(given)}; expected only one of them.")
+        if self.ignore_eos:
+            raise InputError(f"found {given[0]} and ignore_eos; a structured answer ends itself.")
+        schema, regex, choices = self.schema, self.regex, self.choices
+        if not (schema is None or isinstance(schema, dict) or hasattr(schema, "model_json_schema")):
+            raise InputError(
+                f"schema is a {type(schema).__name__}; expected a dict, or the class of a pydantic "
+                "model."
+            )
+        if not (regex is None or (isinstance(regex, str) and regex)):
+            raise InputError(f"regex is {regex!r}; expected a text that is not empty.")
+        if isinstance(choices, str):
+            raise InputError(f"choices is a text; expected a list of them, like [{choices!r}].")
+        if choices is not None and not (
+            choices and all(isinstance(text, str) and text for text in choices)
+        ):
+            raise InputError(
+                f"choices is {list(choices)}; expected at least one text, none of them empty."
+            )

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fastvlm_onnx.runtime.engine.constraint import TokenConstraint
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
 
 
@@ -11,21 +12,31 @@ class Sampler:
 
     Attributes:
         logprobs: natural logarithm of each drawn token's probability in the model's own
-            distribution, before penalty and temperature; None where they were not asked for.
+            distribution, before penalty, constraint and temperature; None where they were not asked
+            for.
 
     Source: the order of transformers 4.48.3's processors: repetition penalty, temperature, top-k,
     top-p, min-p.
     """
 
-    def __init__(self, config: GenerationConfig) -> None:
-        self._config = config
+    def __init__(self, config: GenerationConfig, constraint: TokenConstraint | None = None) -> None:
+        """Begin an answer.
+
+        Args:
+            constraint: follows this answer alone; any token may be drawn when None.
+        """
+        self._config, self._constraint = config, constraint
         self._rng = np.random.default_rng(config.seed)
         self._drawn: set[int] = set()
         self.logprobs: list[float] | None = [] if config.logprobs else None
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
-        """A token id from logits float32 [vocab_size]."""
-        token_id = self._draw(self._penalised(logits))
+        """A token id from logits float32 [vocab_size].
+
+        Raises:
+            InputError: the constraint takes more work than its limits allow.
+        """
+        token_id = self._draw_allowed(self._penalised(logits))
         self._drawn.add(token_id)
         if self.logprobs is not None:
             shifted = logits.astype(np.float64) - logits.max()
@@ -40,6 +51,15 @@ class Sampler:
         changed = logits.copy()
         changed[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
         return changed
+
+    def _draw_allowed(self, logits: NDArray[np.float32]) -> int:
+        if self._constraint is None:
+            return self._draw(logits)
+        # Top-k and top-p choose among the tokens that are allowed.
+        allowed = np.flatnonzero(self._constraint.allowed_tokens())
+        token_id = int(allowed[self._draw(logits[allowed])])
+        self._constraint.consume(token_id)
+        return token_id
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
         config = self._config

@@ -7,15 +7,22 @@ from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 
 
 class AnswerText:
-    """The text of an answer, without stop texts and without white space at its ends.
+    """The text of an answer, without stop texts.
 
     Attributes:
         has_stopped: a stop text appeared, so no more text comes.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: TextTokenizer, stop: Sequence[str], *, strip: bool = True
+    ) -> None:
+        """Begin an answer.
+
+        Args:
+            strip: leave out white space at the ends.
+        """
         self._characters, self._stop = TextStream(tokenizer), StopStream(stop)
-        self._stripped = StrippedStream()
+        self._stripped = StrippedStream() if strip else None
         self._shown: list[str] = []
 
     @property
@@ -36,7 +43,7 @@ class AnswerText:
         return self._show(self._stop.add(self._characters.finish()) + self._stop.finish())
 
     def _show(self, text: str) -> str:
-        shown = self._stripped.add(text)
+        shown = text if self._stripped is None else self._stripped.add(text)
         self._shown.append(shown)
         return shown
 

@@ -48,6 +48,16 @@ class TextTokenizer:
         self._tokenizer.encode_special_tokens = True
         self._byte_of = _byte_alphabet()
 
+    @property
+    def vocab_size(self) -> int:
+        """The largest token id plus 1."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        """Tokens that show no text."""
+        return list(self._special.values())
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens are characters."""
         # Python's NFC, as in predict.py's tokenizer: tokenizers' own knows an older Unicode.

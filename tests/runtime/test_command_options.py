@@ -6,8 +6,8 @@ import click
 import pytest
 
 from fastvlm_onnx.cli import cli
-from fastvlm_onnx.commands.optional_packages import optional_packages
 from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
 
 

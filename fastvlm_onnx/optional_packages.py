@@ -1,4 +1,4 @@
-"""Packages that only some commands need."""
+"""Packages that only some jobs need."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,0 +1,1 @@
+"""Structured answers: a schema, a regular expression or choices -> tokens that may come next."""

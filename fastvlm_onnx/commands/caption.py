@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="An exported folder, or the hub id of a package.")
 @load_options
 @click.option("--batch-size", default=4, show_default=True, help="Pictures answered at once.")
-@generation_options("max_new_tokens", "orient")
+@generation_options("max_new_tokens", "orient", "schema", "regex", "choices")
 def caption(
     paths: tuple[str, ...],
     prompt: str,

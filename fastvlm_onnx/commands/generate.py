@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     "stop",
     "max_time",
     "orient",
+    "schema",
+    "regex",
+    "choices",
 )
 @click.option("--stats", is_flag=True, help="Print times on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
@@ -60,6 +63,8 @@ def generate(
     assert final is not None
     fields = asdict(final)
     del fields["logprobs"]  # no option of this command asks for them
+    if final.parsed is None:
+        del fields["parsed"]
     click.echo(json.dumps(fields, ensure_ascii=False) if as_json else "")
     if stats:
         timings = final.timings

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
+from fastvlm_onnx.commands.json_file import JsonFile
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
 
 _HELP = {
@@ -24,6 +25,9 @@ _HELP = {
     "stop": "End the answer before this text; may be repeated.",
     "max_time": "Seconds after which the answer ends.",
     "orient": "Rotate the picture as its EXIF data say.",
+    "schema": "Answer with JSON that this file's JSON Schema describes.",
+    "regex": "Answer with a text that this regular expression matches.",
+    "choices": "Answer with this text or another --choice; may be repeated.",
 }
 _DEFAULTS = {field.name: field.default for field in fields(GenerationConfig)}
 
@@ -51,6 +55,13 @@ def generation_options(*names: str) -> Callable[[Callable[..., Any]], Callable[.
 
 def _option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     flag, default = f"--{name.replace('_', '-')}", _DEFAULTS[name]
+    if name == "schema":
+        return click.option(flag, type=JsonFile(), help=_HELP[name])
+    if name == "choices":
+        # Without a choice the answer is free, so an empty tuple becomes the default.
+        return click.option(
+            "--choice", name, multiple=True, callback=lambda *a: a[2] or default, help=_HELP[name]
+        )
     if default is False:
         return click.option(flag, is_flag=True, help=_HELP[name])
     if default == ():

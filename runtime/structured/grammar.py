@@ -61,15 +61,32 @@ def grammar_of(config: GenerationConfig) -> Grammar | None:
 
 def _schema_text(schema: Any) -> str:
     """A JSON Schema, or the class of a pydantic model, as JSON."""
-    if not isinstance(schema, dict):
-        schema = schema.model_json_schema()
+    is_pydantic = not isinstance(schema, dict)
+    schema = schema.model_json_schema() if is_pydantic else schema
     _check_depth(schema)
+    if is_pydantic:
+        schema = _without_other_fields(schema)
     try:
         text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise InputError(f"schema is no JSON ({error}); expected JSON values.") from None
     _check_bytes("schema", text, MAX_SCHEMA_BYTES)
     return text
+
+
+def _without_other_fields(schema: Any) -> Any:
+    """The same schema, whose objects have no fields but those that it names.
+
+    pydantic ignores other fields and leaves them out of its schemas, which then allow any number.
+    """
+    if isinstance(schema, list):
+        return [_without_other_fields(value) for value in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _without_other_fields(value) for key, value in schema.items()}
+    if closed.get("type") == "object" and "properties" in closed:
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 def _check_depth(schema: dict[str, Any]) -> None:

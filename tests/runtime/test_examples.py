@@ -59,15 +59,17 @@ def test_encode_once_answers_every_question_twice(
     assert done.stdout.splitlines() == [*answers, *answers]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md", "docs/structured.md"])
 def test_python_on_a_page_runs(page: str, package: Path, picture: Path, tmp_path: Path) -> None:
     """Each block by itself, but for a page that goes on with the model of its first block."""
     path = ROOT / page
     if not path.exists():
         pytest.skip(f"no {page} beside these tests")
+    if page == "docs/structured.md":
+        pytest.importorskip("llguidance", reason="the extra `structured` is not installed")
     programs = re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
     assert len(programs) >= 2
-    if page == "docs/library.md":
+    if page != "README.md":
         programs = ["".join(programs)]
     (tmp_path / "fastvlm-0.5b-onnx").symlink_to(package)
     for name in ("photo.jpg", "other.jpg"):

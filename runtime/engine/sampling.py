@@ -55,9 +55,13 @@ class Sampler:
     def _draw_allowed(self, logits: NDArray[np.float32]) -> int:
         if self._constraint is None:
             return self._draw(logits)
-        # Top-k and top-p choose among the tokens that are allowed.
-        allowed = np.flatnonzero(self._constraint.allowed_tokens())
-        token_id = int(allowed[self._draw(logits[allowed])])
+        is_allowed = self._constraint.allowed_tokens()
+        token_id = int(logits.argmax())
+        # Most often the most probable token is allowed; to pick out 150,000 others takes 0.3 ms.
+        if self._config.temperature > 0 or not is_allowed[token_id]:
+            # Top-k and top-p choose among the tokens that are allowed.
+            allowed = np.flatnonzero(is_allowed)
+            token_id = int(allowed[self._draw(logits[allowed])])
         self._constraint.consume(token_id)
         return token_id
 

@@ -91,3 +91,36 @@ def test_without_a_seed_each_answer_is_drawn_anew() -> None:
 def test_a_setting_out_of_range_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{field} is {value}"):
         GenerationConfig(**{field: value})
+
+
+class FixedTokens:
+    """A stand-in for a matcher: the same tokens are allowed at every step."""
+
+    is_complete = False
+
+    def __init__(self, allowed: list[int]) -> None:
+        self.allowed, self.consumed = allowed, []
+
+    def allowed_tokens(self) -> np.ndarray:
+        return np.isin(np.arange(len(LOGITS)), self.allowed)
+
+    def consume(self, token_id: int) -> None:
+        self.consumed.append(token_id)
+
+
+@pytest.mark.parametrize("allowed", [[0], [1], [0, 2], [0, 1, 2, 3]])
+def test_the_most_probable_allowed_token_is_taken(allowed: list[int]) -> None:
+    constraint = FixedTokens(allowed)
+    best = max(allowed, key=lambda token_id: LOGITS[token_id])
+    assert Sampler(GenerationConfig(), constraint)(LOGITS) == best
+    assert constraint.consumed == [best]
+
+
+@pytest.mark.parametrize("top_k", [0, 2, 3])
+def test_top_k_counts_the_allowed_tokens(top_k: int) -> None:
+    constraint = FixedTokens([0, 2, 3])
+    sample = Sampler(GenerationConfig(temperature=5.0, top_k=top_k, seed=1), constraint)
+    drawn = [sample(LOGITS) for _ in range(300)]
+    order = sorted([0, 2, 3], key=lambda token_id: -LOGITS[token_id])
+    assert set(drawn) == set(order[: top_k or 3])
+    assert constraint.consumed == drawn

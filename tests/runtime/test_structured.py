@@ -77,6 +77,13 @@ def test_an_expression_is_matched_by_the_whole_answer(model: FastVLM, shapes: Pa
     assert re.fullmatch(r"[0-9]{3,5} apples", other.text)
 
 
+def test_the_models_own_end_token_ends_an_answer_that_may_go_on(
+    model: FastVLM, shapes: Path
+) -> None:
+    answer = model.generate(shapes.with_name("word.png"), "What's the word?", regex="[A-Za-z]+")
+    assert (answer.text, answer.finish_reason) == ("History", "stop")
+
+
 def test_the_answer_is_one_of_the_choices(model: FastVLM, shapes: Path) -> None:
     prompt = "Does the brown heart lie above the orange shape?"
     assert model.generate(shapes, prompt, choices=["Yes", "No"]).text == "No"

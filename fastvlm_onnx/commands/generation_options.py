@@ -6,12 +6,13 @@ Names, types and defaults are those of `GenerationConfig`.
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import click
 
-from fastvlm_onnx.commands.json_file import JsonFile
+from fastvlm_onnx.commands.json_file import read_json_object
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
 
 _HELP = {
@@ -56,7 +57,10 @@ def generation_options(*names: str) -> Callable[[Callable[..., Any]], Callable[.
 def _option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     flag, default = f"--{name.replace('_', '-')}", _DEFAULTS[name]
     if name == "schema":
-        return click.option(flag, type=JsonFile(), help=_HELP[name])
+        path = click.Path(path_type=Path)
+        return click.option(
+            flag, type=path, metavar="FILE", callback=read_json_object, help=_HELP[name]
+        )
     if name == "choices":
         # Without a choice the answer is free, so an empty tuple becomes the default.
         return click.option(

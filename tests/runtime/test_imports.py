@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +89,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_without_onnxruntime_the_error_names_the_command() -> None:
     code = """
 import sys
+from pathlib import Path
 sys.modules["onnxruntime"] = None  # importing it now fails, as where it is not installed
 from fastvlm_onnx import ProviderError
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
@@ -98,3 +100,29 @@ except ProviderError as error:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "fastvlm-onnx[cpu]"' in run.stdout
+
+
+def test_without_llguidance_a_structured_answer_names_the_extra(package: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+sys.modules["llguidance"] = None  # importing it now fails, as where it is not installed
+import fastvlm_onnx
+with fastvlm_onnx.load({str(package)!r}) as model:
+    print(model.generate(None, "Hi", max_new_tokens=1).finish_reason)
+    try:
+        model.generate("nowhere.png", "Hi", choices=["Yes"])
+    except fastvlm_onnx.InputError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    finish_reason, error = run.stdout.splitlines()
+    assert finish_reason in ("stop", "length")
+    assert error == (
+        "a structured answer needs packages that are not installed (llguidance); run "
+        '`pip install "fastvlm-onnx[structured]"`.'
+    )
+
+
+def test_llguidance_is_imported_with_the_first_structured_answer() -> None:
+    assert "llguidance" not in modules_after("import fastvlm_onnx.runtime.model, fastvlm_onnx.cli")

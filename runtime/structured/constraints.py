@@ -23,7 +23,7 @@ CACHED_GRAMMARS: Final = 16
 class Constraints:
     """Makes the constraints of a model's answers. Any number of threads may use it.
 
-    llguidance's view of the vocabulary is built with the first structured answer (1 to 2 s for
+    llguidance's view of the vocabulary is built with the first structured answer (about 1 s for
     Qwen2's) and kept. So are the last grammars.
     """
 

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from fastvlm_onnx.commands.json_file import read_json_object
+from fastvlm_onnx.commands.json_file import json_object
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
 
 _HELP = {
@@ -58,9 +58,7 @@ def _option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     flag, default = f"--{name.replace('_', '-')}", _DEFAULTS[name]
     if name == "schema":
         path = click.Path(path_type=Path)
-        return click.option(
-            flag, type=path, metavar="FILE", callback=read_json_object, help=_HELP[name]
-        )
+        return click.option(flag, type=path, metavar="FILE", callback=json_object, help=_HELP[name])
     if name == "choices":
         # Without a choice the answer is free, so an empty tuple becomes the default.
         return click.option(

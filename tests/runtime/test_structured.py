@@ -354,10 +354,10 @@ def test_captions_have_the_value_beside_the_text(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot be read"),
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("[1]", "a JSON list; expected a JSON object"),
+        (None, "no such file"),
+        ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[1]", "found a list, expected an object"),
         ('{"type": "colour"}', "Invalid type: colour"),
     ],
 )

@@ -49,11 +49,11 @@ test-slow: .venv/installed-all test-openvino
 # A provider other than the CPU's: OpenVINO as a build of ONNX Runtime, and as a plugin beside it.
 # The plugin offers no device on AMD processors; its tests are then skipped.
 test-openvino: .venv/installed-all .venv-openvino/installed .venv-openvino-plugin/installed
-	.venv/bin/fastvlm-onnx export demo -o $(TEST_PACKAGE) --overwrite
-	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-openvino/bin/python -m pytest -m slow \
-		tests/runtime/test_openvino.py
-	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) .venv-openvino-plugin/bin/python -m pytest -m slow \
-		tests/runtime/test_openvino.py
+	$(MAKE) test-packages
+	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
+		.venv-openvino/bin/python -m pytest -m slow tests/runtime/test_openvino.py
+	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
+		.venv-openvino-plugin/bin/python -m pytest -m slow tests/runtime/test_openvino.py
 
 # --- lint and types ------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ format: .venv/installed-all
 .venv-openvino-plugin/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-openvino-plugin
 	.venv-openvino-plugin/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e ".[cpu]" onnxruntime-ep-openvino==1.8.1 pytest
+		-c constraints.txt -e ".[cpu,openvino]" pytest
 	touch $@
 
 # --- the built-in model, from nothing (about six hours on two cores; it resumes) ---------------------

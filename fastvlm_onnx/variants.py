@@ -196,6 +196,11 @@ def variants_for_target(target: str) -> tuple[str, ...]:
     return tuple(name for name in variants_for_provider(target) if target in VARIANTS[name].targets)
 
 
+def variants_with_vision(precision: str) -> tuple[str, ...]:
+    """Names of the variants whose vision encoder has a graph precision."""
+    return tuple(name for name, spec in VARIANTS.items() if spec.vision_precision == precision)
+
+
 def variants_without_cpu() -> tuple[str, ...]:
     """Names of the variants that the CPU cannot run."""
     return tuple(name for name, spec in VARIANTS.items() if not spec.runs_on_cpu)

@@ -19,6 +19,7 @@ from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
 from fastvlm_onnx.runtime.ort.coreml import check_features
 from fastvlm_onnx.runtime.ort.graph_file import check_graph
 from fastvlm_onnx.runtime.ort.graph_sessions import graph_files, open_sessions
+from fastvlm_onnx.runtime.ort.openvino import vision_graph, with_float_vision
 from fastvlm_onnx.runtime.ort.provider_selection import (
     ProviderChoice,
     Providers,
@@ -88,11 +89,13 @@ def load(
     if image_cache_bytes < 0:
         raise InputError(f"image_cache_bytes is {image_cache_bytes}; expected 0 (off) or more.")
     path = package_folder(folder)
-    manifest = read_manifest(path)
+    manifest = with_float_vision(read_manifest(path))
     asked = parse_providers(providers, provider_options)
     variant = choose_variant(manifest, precision, path, asked)
     image_size = choose_image_size(manifest, variant, image_size, path)
-    choices = assign_providers(asked, variant)
+    choices = assign_providers(
+        asked, variant, openvino_vision=vision_graph(manifest, variant, image_size)
+    )
     names = {graph: choice.name for graph, choice in choices.items()}
     check_onnxruntime(manifest, variant, path, names)
     files = manifest.files_of(variant, image_size, names)
@@ -213,7 +216,11 @@ def choose_variant(
                 f"add it with `{add_command(manifest, folder)} --precision {precision}`."
             )
         return precision
-    preferred = variants_for_provider("cpu") if asked is None else preferred_variants(asked)
+    if asked is None:
+        preferred = variants_for_provider("cpu")
+    else:
+        made = [name for name, v in manifest.variants.items() if "openvino" in v.per_provider]
+        preferred = preferred_variants(asked, made)
     fitting = [name for name in preferred or manifest.variants if name in manifest.variants]
     if not fitting:
         names = ", ".join(dict.fromkeys(choice.name for choice in (asked or {}).values()))

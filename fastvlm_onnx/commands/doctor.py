@@ -89,12 +89,13 @@ def _print_machine(threads: int | None) -> None:
 
 
 def _print_providers() -> None:
-    from fastvlm_onnx.runtime.ort.provider_selection import AUTO_RULES, usable_providers
-    from fastvlm_onnx.runtime.ort.providers import (
-        PROVIDERS,
-        import_onnxruntime,
+    from fastvlm_onnx.runtime.ort.installed import (
+        described_providers,
         installed_providers,
+        plugin_problems,
     )
+    from fastvlm_onnx.runtime.ort.provider_selection import AUTO_RULES, usable_providers
+    from fastvlm_onnx.runtime.ort.providers import PROVIDERS, import_onnxruntime
     from fastvlm_onnx.runtime.ort.saturation import int8_products_saturate
 
     ort = import_onnxruntime()
@@ -107,7 +108,10 @@ def _print_providers() -> None:
     if len({wheel.split()[0] for wheel in wheels if "-ep-" not in wheel}) > 1:
         _show("problem", "these wheels share one folder; uninstall all of them, then install one.")
     installed, usable = installed_providers(), usable_providers()
-    _show("providers", ", ".join(installed))
+    _show("providers", ", ".join(described_providers()))
+    problems = plugin_problems()
+    for problem in problems.values():
+        _show("problem", problem)
     saturate = int8_products_saturate()
     _show("int8 products", "saturate: int8 weights are rewritten as uint8" if saturate else "exact")
     click.echo("auto takes, for each graph, the first provider that is installed:")
@@ -116,10 +120,12 @@ def _print_providers() -> None:
         state = "installed" if provider.ep in usable else f"not installed: {provider.install}"
         if provider.ep in installed and provider.ep not in usable:
             state = "installed, but no NVIDIA card is found"
+        if provider.ep in problems:
+            state = "its plugin cannot be used (see above)"
         click.echo(
-            f"  {rule.provider:<8}{', '.join(rule.graphs)} of "
+            f"  {rule.provider:<9}{', '.join(rule.graphs)} of "
             f"{', '.join(rule.variants) or 'any variant'}: {rule.reason}\n"
-            f"{'':<10}{state}"
+            f"{'':<11}{state}"
         )
 
 
@@ -162,7 +168,8 @@ def _print_answer(model: "FastVLM") -> None:
 def _advice(folder: Path, model: "FastVLM") -> list[str]:
     from fastvlm_onnx.runtime.loading import add_command
     from fastvlm_onnx.runtime.ort.hardware import cores
-    from fastvlm_onnx.runtime.ort.providers import CPU, PROVIDERS, installed_providers
+    from fastvlm_onnx.runtime.ort.installed import installed_providers
+    from fastvlm_onnx.runtime.ort.providers import CPU, PROVIDERS
     from fastvlm_onnx.variants import variants_for_provider
 
     lines = []
@@ -171,7 +178,7 @@ def _advice(folder: Path, model: "FastVLM") -> list[str]:
     installed = installed_providers()
     for name, provider in PROVIDERS.items():
         if (
-            name != "cpu"
+            name not in ("cpu", "openvino")  # the reason of `auto` says what OpenVINO lacks
             and provider.ep in installed
             and not set(variants_for_provider(name)) & set(variants)
         ):

@@ -45,7 +45,7 @@ class LoadOptions:
             ProviderError: a library cannot be registered.
         """
         if self.provider_libraries:
-            from fastvlm_onnx.runtime.ort.providers import register_library
+            from fastvlm_onnx.runtime.ort.plugins import register_library
 
             for name, path in self.provider_libraries.items():
                 register_library(name, path)

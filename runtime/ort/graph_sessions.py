@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import Manifest
 from fastvlm_onnx.runtime.ort.coreml import with_model_cache
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
+from fastvlm_onnx.runtime.ort.providers import PROVIDERS
 from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession, LazySession
+
+VISION_GRAPHS: Final = (VISION_ENCODER, PROJECTOR)
 
 
 def graph_files(
@@ -51,13 +55,16 @@ def open_sessions(
         PackageError: the CPU provider cannot load a graph.
         ProviderError: another provider cannot load a graph, or takes no node of it.
     """
-    return {
-        graph: (LazySession if lazy_vision and graph == VISION_ENCODER else GraphSession)(
+    sessions: dict[str, GraphRunner] = {}
+    for graph, file in files.items():
+        provider = PROVIDERS.get(choices[graph].name)
+        open_graph = LazySession if lazy_vision and graph == VISION_ENCODER else GraphSession
+        sessions[graph] = open_graph(
             folder / file,
             with_model_cache(choices[graph], manifest.files[file].sha256),
             threads,
             has_int8_products=manifest.graphs[file].int8_products,
             record_placement=record_placement,
+            fixes_batch=provider is not None and provider.fixes_batch and graph in VISION_GRAPHS,
         )
-        for graph, file in files.items()
-    }
+    return sessions

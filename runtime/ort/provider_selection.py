@@ -4,8 +4,9 @@ ONNX Runtime only warns about a provider that it lacks, and runs the graph on th
 never falls back in silence: a named provider that is missing is an error.
 """
 
+import logging
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -13,21 +14,31 @@ from typing import Final
 
 from fastvlm_onnx.errors import InputError, ProviderError
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
+from fastvlm_onnx.package import Graph
+from fastvlm_onnx.runtime.ort import openvino
+from fastvlm_onnx.runtime.ort.installed import (
+    installed_providers,
+    is_broken,
+    plugin_problems,
+    resolve_provider,
+)
 from fastvlm_onnx.runtime.ort.providers import (
     CPU,
     CUDA,
+    OPENVINO,
     PROVIDERS,
     ProviderOptions,
-    installed_providers,
-    resolve_provider,
     short_name,
 )
 from fastvlm_onnx.variants import (
     VARIANTS,
     variants_for_provider,
     variants_for_target,
+    variants_with_vision,
     variants_without_cpu,
 )
+
+log = logging.getLogger("fastvlm_onnx")
 
 NamedProvider = str | tuple[str, ProviderOptions]
 Providers = str | Mapping[str, NamedProvider] | Sequence[NamedProvider]
@@ -53,12 +64,15 @@ class AutoRule:
         graphs: the graphs that the rule is for.
         variants: the variants that the rule is for; every variant when empty.
         reason: the reason for the choice, which `doctor` shows.
+        reason_against: given the graph that the package has for the provider, returns the reason
+            why the provider is not chosen; None if it is chosen.
     """
 
     provider: str
     graphs: tuple[str, ...]
     variants: tuple[str, ...]
     reason: str
+    reason_against: Callable[[Graph | None], str | None] | None = None
 
 
 # `auto` takes the first rule that fits, for each graph separately.
@@ -86,6 +100,14 @@ AUTO_RULES: Final = (
         (PREFILL, DECODER),
         variants_for_target("coreml"),
         "CoreML takes no decoder; this plugin does, where it is installed",
+    ),
+    # Never for fp32: OpenVINO computes a float graph in bfloat16 where the processor has it.
+    AutoRule(
+        "openvino",
+        (VISION_ENCODER,),
+        variants_with_vision("int8"),
+        "its kernels keep tensors in few bits between the products: sooner, and closer to fp32",
+        openvino.reason_against,
     ),
     AutoRule("cpu", GRAPHS, (), f"runs every graph but {', '.join(variants_without_cpu())}'s"),
 )
@@ -203,7 +225,10 @@ def _resolve(chain: Sequence[NamedProvider]) -> ProviderChoice:
 
 
 def assign_providers(
-    asked: Mapping[str, ProviderChoice], variant: str, installed: Collection[str] | None = None
+    asked: Mapping[str, ProviderChoice],
+    variant: str,
+    installed: Collection[str] | None = None,
+    openvino_vision: Graph | None = None,
 ) -> dict[str, ProviderChoice]:
     """Give every graph of a variant a provider: the named provider, else the first fitting rule.
 
@@ -211,12 +236,19 @@ def assign_providers(
         asked: the result of `parse_providers`.
         variant: the variant's name.
         installed: ONNX Runtime's names of the installed providers; `usable_providers` when None.
+        openvino_vision: facts about the vision encoder that the package has for OpenVINO.
 
     Raises:
         ProviderError: a provider cannot run this variant.
     """
-    usable = usable_providers() if installed is None else installed
-    choices = {graph: asked.get(graph) or _by_rule(graph, variant, usable) for graph in GRAPHS}
+    usable: Collection[str] = installed or ()
+    # Plugins are registered only if a graph is left to `auto`.
+    if installed is None and set(GRAPHS) - set(asked):
+        usable = usable_providers()
+    choices = {
+        graph: asked.get(graph) or _by_rule(graph, variant, usable, openvino_vision)
+        for graph in GRAPHS
+    }
     if variant in variants_without_cpu() and CPU in {choices[DECODER].ep, choices[PREFILL].ep}:
         raise ProviderError(
             f"{variant} has no kernels on the CPU; take another variant with --precision, or an "
@@ -225,32 +257,56 @@ def assign_providers(
     return choices
 
 
-def _by_rule(graph: str, variant: str, installed: Collection[str]) -> ProviderChoice:
+def _by_rule(
+    graph: str, variant: str, installed: Collection[str], openvino_vision: Graph | None
+) -> ProviderChoice:
+    against = []
     for rule in AUTO_RULES:
         provider = PROVIDERS[rule.provider]
-        fits = not rule.variants or variant in rule.variants
-        if fits and graph in rule.graphs and provider.ep in installed:
-            return ProviderChoice(provider.ep, provider.options, reason=rule.reason)
+        if graph not in rule.graphs or (rule.variants and variant not in rule.variants):
+            continue
+        if provider.ep not in installed:
+            # A plugin that is installed and cannot be used is not passed over in silence.
+            if provider.plugin and (problem := plugin_problems().get(provider.ep)):
+                against.append(f"not {rule.provider}: {problem}")
+                if is_broken(provider.ep):
+                    log.warning("%s", problem)
+            continue
+        if rule.reason_against and (found := rule.reason_against(openvino_vision)):
+            against.append(f"not {rule.provider}: {found}")
+            continue
+        reason = "; ".join([rule.reason, *against])
+        return ProviderChoice(provider.ep, provider.options, reason=reason)
     raise ProviderError(f"ONNX Runtime has {', '.join(installed)}, and not even {CPU}.")
 
 
-def preferred_variants(asked: Mapping[str, ProviderChoice]) -> tuple[str, ...]:
+def preferred_variants(
+    asked: Mapping[str, ProviderChoice], with_openvino_vision: Collection[str] = ()
+) -> tuple[str, ...]:
     """Names of the variants that suit the providers, the best first.
 
     Args:
         asked: the result of `parse_providers`. When empty, the usable providers count.
+        with_openvino_vision: the variants that have a vision encoder for OpenVINO.
     """
-    names = [choice.name for choice in asked.values() if choice.ep != CPU]
     if not asked:
         usable = usable_providers()
-        names = [rule.provider for rule in AUTO_RULES if PROVIDERS[rule.provider].ep in usable]
-    preferred = [
-        variant
-        for name in names or ["cpu"]
-        for variant in variants_for_provider(name)
-        if name != "cuda" or _card_computes(variant)
-    ]
-    return tuple(dict.fromkeys(preferred))
+        preferred = [
+            variant
+            for rule in AUTO_RULES
+            if PROVIDERS[rule.provider].ep in usable
+            for variant in variants_for_provider(rule.provider)
+            if not rule.variants or variant in rule.variants
+        ]
+    else:
+        names = [choice.name for choice in asked.values() if choice.ep != CPU]
+        preferred = [v for name in names or ["cpu"] for v in variants_for_provider(name)]
+        others = {choice.ep for graph, choice in asked.items() if graph in (PREFILL, DECODER)}
+        if OPENVINO in {choice.ep for choice in asked.values()} - others:
+            best = [v for v in variants_for_provider("cpu") if v in with_openvino_vision]
+            preferred = best + preferred
+    fitting = [v for v in preferred if "cuda" not in VARIANTS[v].providers or _card_computes(v)]
+    return tuple(dict.fromkeys(fitting))
 
 
 def _card_computes(variant: str) -> bool:

@@ -1,9 +1,8 @@
-"""ONNX Runtime's execution providers: names, packages, default options, and which are installed."""
+"""ONNX Runtime's execution providers: their names, packages and default options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Final
 
@@ -19,6 +18,7 @@ OLDEST_ONNXRUNTIME: Final = (1, 20)
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 COREML: Final = "CoreMLExecutionProvider"
+OPENVINO: Final = "OpenVINOExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,17 @@ class Provider:
         install: the command that installs it.
         options: options that are set unless the caller sets them.
         memory: ONNX Runtime's name of the memory that holds the provider's tensors.
+        plugin: the module that brings the provider as a plugin; None where no module is known.
+        fixes_batch: the vision graphs are opened for one image, because the provider takes no
+            graph, or runs it slower, if the batch is free.
     """
 
     ep: str
     install: str
     options: ProviderOptions = field(default_factory=dict)
     memory: str = "cpu"
+    plugin: str | None = None
+    fixes_batch: bool = False
 
 
 INSTEAD: Final = "pip uninstall onnxruntime && pip install"
@@ -67,13 +72,23 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
         },
     ),
     "openvino": Provider(
-        "OpenVINOExecutionProvider", f"{INSTEAD} onnxruntime-openvino", {"device_type": "CPU"}
+        OPENVINO,
+        'pip install "fastvlm-onnx[cpu,openvino]"',
+        {"device_type": "CPU"},
+        plugin="onnxruntime_ep_openvino",
+        fixes_batch=True,
     ),
     "directml": Provider("DmlExecutionProvider", f"{INSTEAD} onnxruntime-directml"),
     "migraphx": Provider("MIGraphXExecutionProvider", f"{INSTEAD} onnxruntime-migraphx"),
-    "mlx": Provider("MLXExecutionProvider", "pip install onnxruntime-ep-mlx"),
+    "mlx": Provider(
+        "MLXExecutionProvider", "pip install onnxruntime-ep-mlx", plugin="onnxruntime_ep_mlx"
+    ),
     "qnn": Provider("QNNExecutionProvider", f"{INSTEAD} onnxruntime-qnn"),
-    "webgpu": Provider("WebGpuExecutionProvider", f"{INSTEAD} onnxruntime-webgpu"),
+    "webgpu": Provider(
+        "WebGpuExecutionProvider",
+        "pip install onnxruntime-ep-webgpu",
+        plugin="onnxruntime_ep_webgpu",
+    ),
 }
 _SHORT_NAMES: Final = {provider.ep: name for name, provider in PROVIDERS.items()}
 
@@ -113,45 +128,6 @@ def preload_cuda() -> None:
         ort.preload_dlls()
 
 
-def installed_providers() -> list[str]:
-    """Return ONNX Runtime's names of the providers in this build and of the registered plugins."""
-    ort = import_onnxruntime()
-    names = list(ort.get_available_providers())
-    if hasattr(ort, "get_ep_devices"):
-        names += [device.ep_name for device in ort.get_ep_devices()]
-    return list(dict.fromkeys(names))
-
-
-def register_library(name: str, path: str | Path) -> None:
-    """Make a plugin provider known to ONNX Runtime.
-
-    Raises:
-        ProviderError: the file is no provider library, or this ONNX Runtime takes no plugins.
-    """
-    ort = import_onnxruntime()
-    if not hasattr(ort, "register_execution_provider_library"):
-        raise ProviderError(
-            f"ONNX Runtime {ort.__version__} takes no plugin providers; run "
-            "`pip install -U onnxruntime`."
-        )
-    if name in _registered():
-        return
-    try:
-        ort.register_execution_provider_library(name, str(path))
-    except Exception as error:
-        raise ProviderError(
-            f"{path}: cannot be registered as {name} ({in_one_line(error)}); expected the library "
-            "of a plugin provider made for this ONNX Runtime."
-        ) from None
-    _registered().add(name)
-
-
-@cache
-def _registered() -> set[str]:
-    # ONNX Runtime does not list its registered plugins, and refuses a plugin that comes twice.
-    return set()
-
-
 def in_one_line(error: BaseException) -> str:
     """Return an exception's message as one line.
 
@@ -159,25 +135,3 @@ def in_one_line(error: BaseException) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST_REASON else f"... {text[-LONGEST_REASON:]}"
-
-
-def resolve_provider(name: str) -> str:
-    """Return ONNX Runtime's name of an installed provider.
-
-    Raises:
-        ProviderError: the name is unknown, or the provider is not installed.
-    """
-    provider = PROVIDERS.get(name.lower()) or PROVIDERS.get(short_name(name))
-    ep = provider.ep if provider else name
-    installed = installed_providers()
-    if ep in installed:
-        return ep
-    if provider is None and not name.endswith("ExecutionProvider"):
-        raise ProviderError(
-            f"provider {name!r} is unknown; expected auto, {', '.join(PROVIDERS)}, or ONNX "
-            "Runtime's name of a provider."
-        )
-    hint = f"run `{provider.install}`." if provider else "install the package that brings it."
-    raise ProviderError(
-        f"{ep} is not in this ONNX Runtime, which has {', '.join(installed)}; {hint}"
-    )

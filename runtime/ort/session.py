@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import InputError, PackageError, ProviderError
 from fastvlm_onnx.runtime.ort.coreml import wipe_model_cache
 from fastvlm_onnx.runtime.ort.hardware import physical_cores
+from fastvlm_onnx.runtime.ort.openvino import options_with_threads
+from fastvlm_onnx.runtime.ort.plugins import chosen_devices, plugin_devices
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import (
     CPU,
     CUDA,
+    OPENVINO,
     PROVIDERS,
     import_onnxruntime,
     in_one_line,
@@ -28,6 +31,7 @@ Placement = Mapping[str, Counter[str]]
 """Number of nodes, by provider (ONNX Runtime's name) and operator."""
 
 RECORD_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
+BATCH_DIMENSION: Final = "batch_size"
 log = logging.getLogger("fastvlm_onnx")
 log.addHandler(logging.NullHandler())
 
@@ -42,13 +46,15 @@ class GraphRunner(Protocol):
             ONNX Runtime does not tell them.
         int8_weights: "int8" if products read the weights as the package holds them; "uint8" if
             ONNX Runtime rewrote the weights, because int8 products saturate on this processor;
-            None for a graph without int8 products.
+            None for a graph without int8 products on the CPU.
+        fixes_batch: the graph was opened for one image, and takes one at a time.
     """
 
     path: Path
     choice: ProviderChoice
     placement: Placement | None
     int8_weights: str | None
+    fixes_batch: bool
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
         """Run the graph once.
@@ -79,6 +85,7 @@ class GraphSession:
         *,
         has_int8_products: bool = False,
         record_placement: bool = False,
+        fixes_batch: bool = False,
     ) -> None:
         """Open the graph.
 
@@ -89,6 +96,7 @@ class GraphSession:
             has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
                 record in the manifest says.
             record_placement: record the placement on the CPU too.
+            fixes_batch: open the graph for a batch of one.
 
         Raises:
             InputError: `threads` is below 1.
@@ -97,53 +105,66 @@ class GraphSession:
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; expected 1 or more.")
-        self.path, self.choice = path, choice
+        self.path, self.choice, self.fixes_batch = path, choice, fixes_batch
         self.placement: Placement | None = None
         self.observer: Callable[[float], object] | None = None
         self._ort = import_onnxruntime()
         self._is_on_cpu = choice.ep == CPU
         if choice.ep == CUDA:
             preload_cuda()
-        options = session_options(threads)
-        self.int8_weights = int8_weights_of(has_int8_products)
-        if self.int8_weights == "uint8":
-            options.add_session_config_entry(*EXACT_PRODUCTS)
-        records = record_placement or not self._is_on_cpu
-        if records:
-            options.add_session_config_entry(RECORD_PLACEMENT, "1")
+        # Other providers have products of their own.
+        self.int8_weights = int8_weights_of(has_int8_products and self._is_on_cpu)
+        self._threads = threads
+        self._records = record_placement or not self._is_on_cpu
         # ONNX Runtime's exceptions have no base class of their own.
         try:
-            self._session = self._open(options)
+            self._session = self._open(self._options(), path)
         except Exception as error:
             # A compiled model of another version, or an incomplete one, is compiled again.
             if not wipe_model_cache(choice):
                 raise self._refused(error) from None
             try:
-                self._session = self._open(options)
+                self._session = self._open(self._options(), path)
             except Exception as again:
                 raise self._refused(again) from None
         self._returning = self._ort.RunOptions()
         self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        if records:
+        if self._records:
             self.placement = placement_of(self._session)
         if not self._is_on_cpu:
             self._check_placement()
 
-    def _open(self, options: Any) -> Any:
+    def _options(self) -> Any:
+        options = session_options(self._threads)
+        if self.int8_weights == "uint8":
+            options.add_session_config_entry(*EXACT_PRODUCTS)
+        if self._records:
+            options.add_session_config_entry(RECORD_PLACEMENT, "1")
+        if self.fixes_batch:
+            options.add_free_dimension_override_by_name(BATCH_DIMENSION, 1)
+        return options
+
+    def _open(self, options: Any, path: Path) -> Any:
         ort, choice = self._ort, self.choice
         chain = [(choice.ep, dict(choice.options)), *((ep, dict(o)) for ep, o in choice.others)]
+        if OPENVINO in (ep for ep, _ in chain):
+            threads = options.intra_op_num_threads
+            chain = [
+                (ep, options_with_threads(given, threads) if ep == OPENVINO else given)
+                for ep, given in chain
+            ]
         # A registered plugin is also in ONNX Runtime's list of available providers, but it starts
         # from its devices only.
         if self._is_on_cpu or not plugin_devices(choice.ep):
             if not self._is_on_cpu:
                 chain.append((CPU, {}))
-            return ort.InferenceSession(str(self.path), options, providers=chain, enable_fallback=0)
+            return ort.InferenceSession(str(path), options, providers=chain, enable_fallback=0)
         for ep, given in chain:
             if plugin_devices(ep):
-                options.add_provider_for_devices(*_chosen_devices(ep, given))
+                options.add_provider_for_devices(*chosen_devices(ep, given))
             else:
                 options.add_provider(ep, given)
-        return ort.InferenceSession(str(self.path), options, enable_fallback=0)
+        return ort.InferenceSession(str(path), options, enable_fallback=0)
 
     def _refused(self, error: Exception) -> Exception:
         reason = in_one_line(error)
@@ -248,6 +269,7 @@ class LazySession:
         *,
         has_int8_products: bool = False,
         record_placement: bool = False,
+        fixes_batch: bool = False,
     ) -> None:
         """Take the graph; open it once if a provider other than the CPU's is to be checked.
 
@@ -258,15 +280,21 @@ class LazySession:
             has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
                 record in the manifest says.
             record_placement: record the placement on the CPU too.
+            fixes_batch: open the graph for a batch of one.
 
         Raises:
             ProviderError: the provider cannot load the graph, or takes no node of it.
         """
-        self.path, self.choice = path, choice
+        self.path, self.choice, self.fixes_batch = path, choice, fixes_batch
         self.placement: Placement | None = None
-        self.int8_weights = int8_weights_of(has_int8_products)
+        self.int8_weights = int8_weights_of(has_int8_products and choice.ep == CPU)
         self._open_session = partial(
-            GraphSession, path, choice, threads, has_int8_products=has_int8_products
+            GraphSession,
+            path,
+            choice,
+            threads,
+            has_int8_products=has_int8_products,
+            fixes_batch=fixes_batch,
         )
         if choice.ep != CPU or record_placement:
             self.placement = self._open_session(record_placement=record_placement).placement
@@ -290,35 +318,6 @@ def session_options(threads: int | None) -> Any:
     # Sessions take turns: spinning workers of an idle session take a core from the busy session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
-
-
-def plugin_devices(ep: str) -> list[Any]:
-    """Return the devices that a plugin provider offers; empty for a provider of the build."""
-    ort = import_onnxruntime()
-    if not hasattr(ort, "get_ep_devices"):
-        return []
-    return [device for device in ort.get_ep_devices() if device.ep_name == ep]
-
-
-def _chosen_devices(ep: str, options: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
-    """Choose a plugin's devices by the option `device_type`, which plugins themselves ignore.
-
-    Returns:
-        The devices, and the options without `device_type`.
-
-    Raises:
-        ProviderError: the plugin has no device of this type.
-    """
-    devices = plugin_devices(ep)
-    others = dict(options)
-    device_type = others.pop("device_type", None)
-    if device_type is None:
-        return devices, others
-    chosen = [device for device in devices if device.device.type.name == device_type]
-    if not chosen:
-        offered = ", ".join(sorted({device.device.type.name for device in devices}))
-        raise ProviderError(f"device_type is {device_type}, and the plugin offers {offered}")
-    return chosen, others
 
 
 def placement_of(session: Any) -> Placement | None:

@@ -168,7 +168,7 @@ class ImageEncoder:
                 f"pixel_values are {found}, expected float32 [batch_size, 3, {side}, {side}]; "
                 "give an image, or pixel_values of this image size."
             )
-        return self._vision_encoder.run([IMAGE_HIDDEN_STATES], {PIXEL_VALUES: pixel_values})[0]
+        return _run(self._vision_encoder, IMAGE_HIDDEN_STATES, PIXEL_VALUES, pixel_values)
 
     def run_projector(self, image_hidden_states: FloatArray) -> FloatArray:
         """Run the projector alone.
@@ -182,7 +182,7 @@ class ImageEncoder:
         Raises:
             ProviderError: the provider failed.
         """
-        return self._projector.run([IMAGE_FEATURES], {IMAGE_HIDDEN_STATES: image_hidden_states})[0]
+        return _run(self._projector, IMAGE_FEATURES, IMAGE_HIDDEN_STATES, image_hidden_states)
 
     def forget(self) -> None:
         """Drop all cached features."""
@@ -203,6 +203,14 @@ class ImageEncoder:
                 f"{self.image_size}; encode the image with this model, at this image size."
             )
         return features
+
+
+def _run(graph: GraphRunner, output: str, name: str, array: FloatArray) -> FloatArray:
+    """Run a graph on a batch, or on one image at a time where the graph takes no batch."""
+    if not graph.fixes_batch or len(array) == 1:
+        return graph.run([output], {name: array})[0]
+    rows = np.split(np.asarray(array), len(array))
+    return np.concatenate([graph.run([output], {name: row})[0] for row in rows])
 
 
 def images_of(image: ImageInput | Sequence[ImageInput] | None) -> list[ImageInput]:

@@ -9,7 +9,7 @@ import pytest
 import fastvlm_onnx
 from fastvlm_onnx import ProviderError
 from fastvlm_onnx.names import VISION_ENCODER
-from fastvlm_onnx.runtime.ort import coreml, provider_selection, providers, session
+from fastvlm_onnx.runtime.ort import coreml, installed, provider_selection, providers, session
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import COREML, CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
@@ -69,7 +69,7 @@ def test_a_compiled_model_that_cannot_be_loaded_is_compiled_again(
     (folder / "model.mlmodelc").write_text("by another version")
     opened = []
 
-    def open_from_cache(self: GraphSession, options: object) -> None:
+    def open_from_cache(self: GraphSession, options: object, path: Path) -> None:
         opened.append(list(folder.iterdir()))
         if opened[-1]:
             raise RuntimeError("Feature _x is required but not specified")
@@ -84,7 +84,7 @@ def test_a_compiled_model_that_cannot_be_loaded_is_compiled_again(
 def test_a_graph_that_cannot_be_loaded_without_a_cache_is_an_error(
     on_coreml: ProviderChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: GraphSession, options: object) -> None:
+    def refuse(self: GraphSession, options: object, path: Path) -> None:
         raise RuntimeError("no such option\nand more")
 
     monkeypatch.setattr(GraphSession, "_open", refuse)
@@ -114,13 +114,13 @@ def test_a_model_on_coreml_is_checked_as_it_loads(
     """CoreML is pretended: the CPU runs what it is given."""
     real_open = GraphSession._open
 
-    def open_on_cpu(self: GraphSession, options: object) -> Any:
+    def open_on_cpu(self: GraphSession, options: object, path: Path) -> Any:
         self._is_on_cpu, self.choice, asked = True, ProviderChoice(CPU), self.choice
-        opened = real_open(self, options)
+        opened = real_open(self, options, path)
         self.choice = asked
         return opened
 
-    for module in (providers, provider_selection):
+    for module in (installed, provider_selection):
         monkeypatch.setattr(module, "installed_providers", lambda: [COREML, CPU])
     monkeypatch.setattr(GraphSession, "_open", open_on_cpu)
     monkeypatch.setattr(GraphSession, "_check_placement", lambda self: None)

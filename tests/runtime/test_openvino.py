@@ -2,10 +2,12 @@
 
 `make test-openvino` runs these tests with each of the provider's two forms: the build of ONNX
 Runtime in `onnxruntime-openvino`, and the plugin in `onnxruntime-ep-openvino` beside onnxruntime.
+The plugin is found without being named.
 """
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ from command_line import run
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, ProviderError
 from fastvlm_onnx.names import DECODER, PROJECTOR, VISION_ENCODER
-from fastvlm_onnx.runtime.ort.providers import CPU, installed_providers, register_library
-from fastvlm_onnx.runtime.ort.session import plugin_devices
+from fastvlm_onnx.runtime.ort.hardware import processor_features
+from fastvlm_onnx.runtime.ort.installed import installed_providers
+from fastvlm_onnx.runtime.ort.plugins import plugin_devices
+from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 OPENVINO = "OpenVINOExecutionProvider"
@@ -26,29 +30,27 @@ EXACT = {"load_config": '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'}
 try:
     import onnxruntime_ep_openvino as plugin
 except ImportError:
-    LIBRARY: list[str] = []
-else:
-    LIBRARY = ["--provider-library", f"{OPENVINO}={plugin.get_library_path()}"]
-    register_library(OPENVINO, plugin.get_library_path())
+    plugin = None
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         OPENVINO not in installed_providers(),
-        reason="this ONNX Runtime has no OpenVINO provider; run `make test-openvino`",
-    ),
-    pytest.mark.skipif(
-        bool(LIBRARY) and not plugin_devices(OPENVINO),
-        reason="the plugin offers no device on this processor",
+        reason="no OpenVINO provider, or no device on this processor; see `make test-openvino`",
     ),
 ]
+needs_plugin = pytest.mark.skipif(
+    not plugin_devices(OPENVINO), reason="the plugin is not installed; run `make test-openvino`"
+)
 
 
 @pytest.fixture(scope="module")
-def openvino(package: Path) -> FastVLM:
-    return fastvlm_onnx.load(
-        package, providers="openvino", provider_options=EXACT, precision="fp32"
-    )
+def openvino(package: Path, tmp_path_factory: pytest.TempPathFactory) -> FastVLM:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTVLM_ONNX_HOME", str(tmp_path_factory.mktemp("home")))
+        return fastvlm_onnx.load(
+            package, providers="openvino", provider_options=EXACT, precision="fp32"
+        )
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -89,7 +91,9 @@ def test_the_sample_pictures_are_answered_alike(
 
 
 def test_a_device_it_lacks_is_an_error(package: Path) -> None:
-    message = "device_type is GPU" if LIBRARY else f"{OPENVINO} could not be started"
+    message = (
+        "device_type is GPU" if plugin_devices(OPENVINO) else f"{OPENVINO} could not be started"
+    )
     with pytest.raises(ProviderError, match=message):
         fastvlm_onnx.load(package, providers="openvino", provider_options={"device_type": "GPU"})
 
@@ -103,20 +107,25 @@ def test_vision_on_openvino_and_the_decoder_on_the_cpu(
     assert model.generate(picture, prompt).text == answer
 
 
-@pytest.mark.skipif(bool(LIBRARY), reason="the plugin ignores options that it does not know")
+@pytest.mark.skipif(
+    bool(plugin_devices(OPENVINO)), reason="the plugin ignores options that it does not know"
+)
 def test_an_unknown_option_gives_an_error_with_openvinos_message(package: Path) -> None:
     with pytest.raises(ProviderError, match=r"cannot load it \(.*Invalid OpenVINO EP option"):
         fastvlm_onnx.load(package, providers="openvino", provider_options={"colour": "blue"})
     assert fastvlm_onnx.load(package).providers[DECODER] == CPU
 
 
-@pytest.mark.skipif(not LIBRARY, reason="the plugin is not installed; run `make test-openvino`")
-def test_a_plugin_provider_answers_for_the_vision_graphs(
+@needs_plugin
+def test_a_plugin_that_is_named_by_its_library_answers_for_the_vision_graphs(
     package: Path, picture: Path, questions: dict
 ) -> None:
     prompt, answer = next(iter(questions[picture.name].items()))
-    asked = ("--provider", f"vision={OPENVINO}", "--precision", "fp32", "--json", *LIBRARY)
-    done = run("generate", picture, prompt, "--model", package, *asked)
+    library = f"{OPENVINO}={plugin.get_library_path()}"
+    asked = ("--provider", f"vision={OPENVINO}", "--precision", "fp32", "--json")
+    done = run(
+        "generate", picture, prompt, "--model", package, *asked, "--provider-library", library
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["text"] == answer
@@ -124,14 +133,57 @@ def test_a_plugin_provider_answers_for_the_vision_graphs(
     assert found["providers"][DECODER] == CPU
 
 
+def test_many_images_are_encoded_one_at_a_time(openvino: FastVLM, model: FastVLM) -> None:
+    size = model.image_size
+    pixel_values = np.random.default_rng(0).random((2, 3, size, size), np.float32)
+    found, expected = (m.image_encoder.encode_pixel_values(pixel_values) for m in (openvino, model))
+    assert found.shape == expected.shape
+    assert relative_error(found, expected) < 1e-4
+
+
+# --- auto ----------------------------------------------------------------------------------------
+
+
+@needs_plugin
+@pytest.mark.parametrize("precision", ["fast", "int8", "int4"])
+def test_auto_runs_the_vision_encoder_of_int8_variants_where_it_is_faster(
+    variants_package: Path, picture: Path, questions: dict, precision: str
+) -> None:
+    model = fastvlm_onnx.load(variants_package, precision=precision)
+    session = model.sessions[VISION_ENCODER]
+    assert model.providers[PROJECTOR] == model.providers[DECODER] == CPU
+    if "amx_bf16" in processor_features():
+        assert session.choice.ep == OPENVINO
+        assert list(session.placement) == [OPENVINO]
+        assert session.path.name == "vision_encoder.256.fp32.onnx"
+    else:
+        assert session.choice.ep == CPU
+        assert "not openvino" in session.choice.reason
+    on_cpu = fastvlm_onnx.load(variants_package, precision=precision, providers="cpu")
+    for prompt in questions[picture.name]:
+        expected = on_cpu.generate(picture, prompt).text
+        assert model.generate(picture, prompt).text == expected
+
+
+def test_auto_keeps_fp32_on_the_cpu(variants_package: Path) -> None:
+    model = fastvlm_onnx.load(variants_package, precision="fp32")
+    assert set(model.providers.values()) == {CPU}
+    assert fastvlm_onnx.load(variants_package).precision == "fast"
+
+
 def test_commands_warn_of_what_stayed_on_the_cpu_and_doctor_shows_it(
     package: Path, picture: Path
 ) -> None:
-    asked = ("--provider", "openvino", "--precision", "fp32", *LIBRARY)
+    asked = ("--provider", "openvino", "--precision", "fp32")
     done = run("generate", picture, "Hi", "--model", package, "--max-new-tokens", 2, *asked)
     assert done.returncode == 0, done.stderr
     assert "warning: decoder.fp32.onnx: OpenVINOExecutionProvider took" in done.stderr
     placed = run("doctor", package, *asked)
-    assert placed.returncode == 0, placed.stdout
-    assert "OpenVINOExecutionProvider: 206 of 206 nodes" in placed.stdout
-    assert "CPUExecutionProvider: 4 of 65 nodes: 4 GroupQueryAttention" in placed.stdout
+    shown = placed.stdout
+    assert placed.returncode == 0, shown
+    found = re.search(
+        rf"vision_encoder\.256.*\n(?:.*\n)?.*{OPENVINO}: (\d+) of (\d+) nodes\n", shown
+    )
+    assert found is not None, shown
+    assert found[1] == found[2]
+    assert "CPUExecutionProvider: 4 of 65 nodes: 4 GroupQueryAttention" in shown

@@ -19,7 +19,14 @@ from fastvlm_onnx import InputError, ProviderError
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.loading import choose_variant
-from fastvlm_onnx.runtime.ort import hardware, provider_selection, providers, session
+from fastvlm_onnx.runtime.ort import (
+    hardware,
+    installed,
+    plugins,
+    provider_selection,
+    providers,
+    session,
+)
 from fastvlm_onnx.runtime.ort.provider_selection import (
     GRAPHS,
     ProviderChoice,
@@ -40,7 +47,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Pretend that ONNX Runtime has these providers beside the CPU."""
 
     def pretend(*names: str) -> None:
-        for module in (providers, provider_selection):
+        for module in (installed, provider_selection):
             monkeypatch.setattr(module, "installed_providers", lambda: [*names, CPU])
         monkeypatch.setattr(provider_selection, "compute_capability", lambda: 9.0)
 
@@ -234,7 +241,7 @@ def test_placement_is_read_from_the_session(package: Path) -> None:
 
 
 def test_a_provider_that_takes_no_node_is_an_error(package: Path) -> None:
-    if AZURE not in providers.installed_providers():
+    if AZURE not in installed.installed_providers():
         pytest.skip(f"this ONNX Runtime has no {AZURE}")
     if not hasattr(
         providers.import_onnxruntime().InferenceSession, "get_provider_graph_assignment_info"
@@ -257,7 +264,7 @@ class FakeSession:
 @pytest.fixture
 def open_fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GraphSession]:
     def open_fake(fake: FakeSession) -> GraphSession:
-        monkeypatch.setattr(GraphSession, "_open", lambda self, options: fake)
+        monkeypatch.setattr(GraphSession, "_open", lambda self, options, path: fake)
         monkeypatch.setattr(session, "placement_of", lambda opened: opened.placement)
         monkeypatch.setattr(session, "preload_cuda", lambda: None)
         return GraphSession(Path("decoder.bf16.onnx"), ProviderChoice(CUDA))
@@ -287,7 +294,7 @@ def test_a_plugin_that_is_no_library_is_refused(tmp_path: Path) -> None:
     library = tmp_path / "libnothing.so"
     library.write_bytes(b"nothing")
     with pytest.raises(ProviderError, match=r"libnothing.so: cannot be registered as Mine \("):
-        providers.register_library("Mine", library)
+        plugins.register_library("Mine", library)
     text = refusal("generate", "x.png", "Hi", "--provider-library", f"Mine={library}")
     assert "cannot be registered" in text
 

@@ -16,6 +16,7 @@ import click
 
 import fastvlm_onnx
 from fastvlm_onnx.commands.bench import bench
+from fastvlm_onnx.commands.cache import cache
 from fastvlm_onnx.commands.caption import caption
 from fastvlm_onnx.commands.chat import chat
 from fastvlm_onnx.commands.demo import demo
@@ -114,5 +115,6 @@ def cli() -> None:
     """Apple's FastVLM in ONNX Runtime: export a checkpoint, ask about pictures."""
 
 
-for command in (download, export, verify, generate, chat, caption, inspect, bench, doctor, demo):
+COMMANDS = (download, export, verify, generate, chat, caption, inspect, bench, doctor, cache, demo)
+for command in COMMANDS:
     cli.add_command(command)

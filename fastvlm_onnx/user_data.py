@@ -1,6 +1,7 @@
-"""Folders that outlive a command: the last export, and the exported built-in model."""
+"""Folders that outlive a command: the last export, the exported built-in model, the cache."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,26 @@ def user_folder() -> Path:
     """Return `$FASTVLM_ONNX_HOME`, or this user's folder for application data."""
     if home := os.environ.get(HOME_VARIABLE):
         return Path(home)
-    import click  # only commands and CoreML need the folder; importing the library does not
+    import click  # only commands need the folder; importing the library does not
 
     return Path(click.get_app_dir("fastvlm-onnx"))
+
+
+def cache_folder() -> Path:
+    """Return `$FASTVLM_ONNX_HOME/cache`, or this library's folder in the user's cache folder.
+
+    Everything in it can be made again.
+    """
+    if home := os.environ.get(HOME_VARIABLE):
+        return Path(home) / "cache"
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        parent = Path(local) if local else Path.home() / "AppData" / "Local"
+        return parent / "fastvlm-onnx" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "fastvlm-onnx"
+    named = os.environ.get("XDG_CACHE_HOME")
+    return (Path(named) if named else Path.home() / ".cache") / "fastvlm-onnx"
 
 
 def demo_package(version: str) -> Path:

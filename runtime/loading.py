@@ -18,7 +18,12 @@ from fastvlm_onnx.runtime.hub import package_folder
 from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
 from fastvlm_onnx.runtime.ort.coreml import check_features
 from fastvlm_onnx.runtime.ort.graph_file import check_graph
-from fastvlm_onnx.runtime.ort.graph_sessions import graph_files, open_sessions
+from fastvlm_onnx.runtime.ort.graph_sessions import (
+    compiled_graphs,
+    graph_files,
+    open_sessions,
+    weights_in,
+)
 from fastvlm_onnx.runtime.ort.openvino import vision_graph, with_float_vision
 from fastvlm_onnx.runtime.ort.provider_selection import (
     ProviderChoice,
@@ -98,17 +103,22 @@ def load(
     )
     names = {graph: choice.name for graph, choice in choices.items()}
     check_onnxruntime(manifest, variant, path, names)
+    graphs = graph_files(manifest, variant, image_size, names)
+    compiled = compiled_graphs(manifest, graphs, choices)
     files = manifest.files_of(variant, image_size, names)
     weights = [name for name in files if name.endswith((".data", ".npy"))]
     check_sizes(path, weights, manifest)
     check_files(path, [name for name in files if name not in weights], manifest)
-    graphs = graph_files(manifest, variant, image_size, names)
-    for graph in graphs.values():
-        check_graph(path / graph, manifest.graphs[graph].weights)
+    for file in graphs.values():
+        check_graph(path / file, manifest.graphs[file].weights)
+    # A compiled graph has checksums of its own, and does not read the package's weights.
+    stored = [] if lazy_vision else [graph for graph in compiled if compiled[graph].exists()]
+    unread = weights_in(manifest, graphs, stored)
     # Hashing weights takes long, so the graphs open meanwhile. Altered weights are still numbers,
     # and cannot harm before the check ends.
     with ThreadPoolExecutor(1) as pool:
-        check = pool.submit(check_hashes, path, weights, manifest)
+        read = [name for name in weights if name not in unread]
+        check = pool.submit(check_hashes, path, read, manifest)
         try:
             sessions = open_sessions(
                 path,
@@ -116,9 +126,13 @@ def load(
                 graphs,
                 choices,
                 threads,
+                compiled=compiled,
                 lazy_vision=lazy_vision,
                 record_placement=record_placement,
             )
+            # A damaged compiled graph was made anew from the package.
+            anew = [graph for graph in stored if not sessions[graph].is_stored]
+            check_hashes(path, sorted(weights_in(manifest, graphs, anew) & unread), manifest)
             model = FastVLM(
                 path,
                 manifest,

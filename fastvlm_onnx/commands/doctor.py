@@ -136,6 +136,8 @@ def _print_package(folder: Path, options: LoadOptions) -> None:
         _show(f"  {graph}", f"{session.path.name}")
         if session.choice.reason:
             click.echo(f"{'':<18}{session.choice.name}: {session.choice.reason}")
+        if session.is_stored:
+            click.echo(f"{'':<18}compiled before; `fastvlm-onnx cache` shows where")
         if session.int8_weights:
             click.echo(f"{'':<18}int8 weights: {INT8_WEIGHTS[session.int8_weights]}")
         if session.placement is None:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.errors import ProviderError
+from fastvlm_onnx.runtime.ort.compiled_graphs import CompiledGraph
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
-from fastvlm_onnx.runtime.ort.providers import COREML, import_onnxruntime
-from fastvlm_onnx.user_data import user_folder
+from fastvlm_onnx.runtime.ort.providers import COREML
+from fastvlm_onnx.user_data import cache_folder
 
 FloatArray = NDArray[np.float32]
 
@@ -22,25 +23,23 @@ CACHE_OPTION: Final = "ModelCacheDirectory"
 MOST_RELATIVE_ERROR: Final = 0.05
 
 
-def with_model_cache(choice: ProviderChoice, sha256: str) -> ProviderChoice:
+def with_model_cache(choice: ProviderChoice, compiled: CompiledGraph) -> ProviderChoice:
     """Add a folder for the compiled model to a choice of CoreML.
 
     ONNX Runtime checks neither the graph's content nor its own version when it reads a compiled
-    model, so the folder's name has both.
+    model. The folder's name has both.
 
     Args:
         choice: the provider of a graph.
-        sha256: hash of the graph's file.
+        compiled: the place of the compiled model.
 
     Returns:
-        The same choice for another provider, or if the caller named a folder.
+        The same choice if the caller named a folder, or if no folder can be made.
     """
-    if choice.ep != COREML or CACHE_OPTION in choice.options:
+    if CACHE_OPTION in choice.options:
         return choice
-    folder = _folder(sha256) / import_onnxruntime().__version__
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # without a folder, the model is compiled for each session
+    folder = compiled.make_folder()
+    if folder is None:  # the model is compiled for each session
         return choice
     return replace(choice, options={**choice.options, CACHE_OPTION: str(folder)})
 
@@ -52,7 +51,7 @@ def wipe_model_cache(choice: ProviderChoice) -> bool:
         Whether the folder held a compiled model.
     """
     folder = Path(choice.options.get(CACHE_OPTION, ""))
-    if choice.ep != COREML or user_folder() not in folder.parents or not folder.is_dir():
+    if choice.ep != COREML or cache_folder() not in folder.parents or not folder.is_dir():
         return False
     if not any(folder.iterdir()):
         return False
@@ -69,7 +68,7 @@ def check_features(
 ) -> float:
     """Compare CoreML's image features with the CPU's.
 
-    The CPU encodes the image once for each graph. Its features are kept beside the compiled model.
+    The CPU encodes the image once for each graph. Its features are kept in the cache folder.
 
     Args:
         sha256: hash of the vision encoder's file.
@@ -105,4 +104,4 @@ def check_features(
 
 
 def _folder(sha256: str) -> Path:
-    return user_folder() / "coreml" / sha256[:40]
+    return cache_folder() / "coreml-features" / sha256[:40]

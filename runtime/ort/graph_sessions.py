@@ -1,15 +1,20 @@
 """Opening the graphs of one variant, each on its provider."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import Manifest
+from fastvlm_onnx.runtime.ort.compiled_graphs import CompiledGraph
 from fastvlm_onnx.runtime.ort.coreml import with_model_cache
+from fastvlm_onnx.runtime.ort.lazy_session import LazySession
+from fastvlm_onnx.runtime.ort.plugins import plugin_devices
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
-from fastvlm_onnx.runtime.ort.providers import PROVIDERS
-from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession, LazySession
+from fastvlm_onnx.runtime.ort.providers import COREML, PROVIDERS
+from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession
 
 VISION_GRAPHS: Final = (VISION_ENCODER, PROJECTOR)
 
@@ -40,14 +45,16 @@ def open_sessions(
     choices: Mapping[str, ProviderChoice],
     threads: int | None,
     *,
+    compiled: Mapping[str, CompiledGraph],
     lazy_vision: bool,
     record_placement: bool,
 ) -> dict[str, GraphRunner]:
-    """Open graphs.
+    """Open graphs, all at once.
 
     Args:
         files: by graph, as `graph_files` gives them.
         choices: the provider of each graph.
+        compiled: by graph, as `compiled_graphs` gives them.
         lazy_vision: open the vision encoder only while it runs.
         record_placement: record which nodes run where on the CPU too.
 
@@ -55,16 +62,56 @@ def open_sessions(
         PackageError: the CPU provider cannot load a graph.
         ProviderError: another provider cannot load a graph, or takes no node of it.
     """
-    sessions: dict[str, GraphRunner] = {}
-    for graph, file in files.items():
-        provider = PROVIDERS.get(choices[graph].name)
-        open_graph = LazySession if lazy_vision and graph == VISION_ENCODER else GraphSession
-        sessions[graph] = open_graph(
+
+    def open_graph(graph: str) -> GraphRunner:
+        file, choice = files[graph], choices[graph]
+        provider = PROVIDERS.get(choice.name)
+        place = compiled.get(graph)
+        if place and choice.ep == COREML:
+            choice, place = with_model_cache(choice, place), None
+        return (LazySession if lazy_vision and graph == VISION_ENCODER else GraphSession)(
             folder / file,
-            with_model_cache(choices[graph], manifest.files[file].sha256),
+            choice,
             threads,
             has_int8_products=manifest.graphs[file].int8_products,
             record_placement=record_placement,
             fixes_batch=provider is not None and provider.fixes_batch and graph in VISION_GRAPHS,
+            compiled=place,
         )
-    return sessions
+
+    # A session's opening keeps one core busy for most of its time.
+    with ThreadPoolExecutor(len(files)) as pool:
+        return dict(zip(files, pool.map(open_graph, files), strict=True))
+
+
+def compiled_graphs(
+    manifest: Manifest, files: Mapping[str, str], choices: Mapping[str, ProviderChoice]
+) -> dict[str, CompiledGraph]:
+    """The place of each compiled graph; a graph that is not kept compiled is missing.
+
+    Args:
+        files: by graph, as `graph_files` gives them.
+        choices: the provider of each graph.
+    """
+    places = {}
+    for graph, file in files.items():
+        choice = choices[graph]
+        provider = PROVIDERS.get(choice.name)
+        # The provider of an OpenVINO build writes compiled graphs that it cannot read.
+        keeps_contexts = provider and provider.keeps_contexts and plugin_devices(choice.ep)
+        if not (choice.ep == COREML or keeps_contexts) or "cache_dir" in choice.options:
+            continue
+        names = (file, *manifest.graphs[file].weights)
+        digests = "".join(manifest.files[name].sha256 for name in names)
+        digest = hashlib.sha256(digests.encode()).hexdigest()
+        places[graph] = CompiledGraph(file, digest, choice.ep, choice.options)
+    return places
+
+
+def weights_in(manifest: Manifest, files: Mapping[str, str], graphs: Collection[str]) -> set[str]:
+    """Names of the weight files that these graphs read, and no other graph of `files`."""
+
+    def weights(names: Iterable[str]) -> set[str]:
+        return {file for name in names for file in manifest.graphs[files[name]].weights}
+
+    return weights(graphs) - weights(set(files) - set(graphs))

@@ -33,6 +33,7 @@ class Provider:
         plugin: the module that brings the provider as a plugin; None where no module is known.
         fixes_batch: the vision graphs are opened for one image, because the provider takes no
             graph, or runs it slower, if the batch is free.
+        keeps_contexts: the plugin stores its compiled graph as an EPContext model.
     """
 
     ep: str
@@ -41,6 +42,7 @@ class Provider:
     memory: str = "cpu"
     plugin: str | None = None
     fixes_batch: bool = False
+    keeps_contexts: bool = False
 
 
 INSTEAD: Final = "pip uninstall onnxruntime && pip install"
@@ -77,6 +79,7 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
         {"device_type": "CPU"},
         plugin="onnxruntime_ep_openvino",
         fixes_batch=True,
+        keeps_contexts=True,
     ),
     "directml": Provider("DmlExecutionProvider", f"{INSTEAD} onnxruntime-directml"),
     "migraphx": Provider("MIGraphXExecutionProvider", f"{INSTEAD} onnxruntime-migraphx"),

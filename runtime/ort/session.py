@@ -4,13 +4,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
 from fastvlm_onnx.errors import InputError, PackageError, ProviderError
+from fastvlm_onnx.runtime.ort.compiled_cache import warn_of_folder
+from fastvlm_onnx.runtime.ort.compiled_graphs import CompiledGraph, Placement
 from fastvlm_onnx.runtime.ort.coreml import wipe_model_cache
 from fastvlm_onnx.runtime.ort.hardware import physical_cores
 from fastvlm_onnx.runtime.ort.openvino import options_with_threads
@@ -26,9 +27,6 @@ from fastvlm_onnx.runtime.ort.providers import (
     preload_cuda,
 )
 from fastvlm_onnx.runtime.ort.saturation import EXACT_PRODUCTS, int8_weights_of
-
-Placement = Mapping[str, Counter[str]]
-"""Number of nodes, by provider (ONNX Runtime's name) and operator."""
 
 RECORD_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
 BATCH_DIMENSION: Final = "batch_size"
@@ -48,6 +46,7 @@ class GraphRunner(Protocol):
             ONNX Runtime rewrote the weights, because int8 products saturate on this processor;
             None for a graph without int8 products on the CPU.
         fixes_batch: the graph was opened for one image, and takes one at a time.
+        is_stored: the graph was opened from its compiled form on disk, and not from the package.
     """
 
     path: Path
@@ -55,6 +54,7 @@ class GraphRunner(Protocol):
     placement: Placement | None
     int8_weights: str | None
     fixes_batch: bool
+    is_stored: bool
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
         """Run the graph once.
@@ -86,6 +86,7 @@ class GraphSession:
         has_int8_products: bool = False,
         record_placement: bool = False,
         fixes_batch: bool = False,
+        compiled: CompiledGraph | None = None,
     ) -> None:
         """Open the graph.
 
@@ -97,6 +98,7 @@ class GraphSession:
                 record in the manifest says.
             record_placement: record the placement on the CPU too.
             fixes_batch: open the graph for a batch of one.
+            compiled: the place of the compiled graph on disk; None if it is not kept.
 
         Raises:
             InputError: `threads` is below 1.
@@ -109,30 +111,72 @@ class GraphSession:
         self.placement: Placement | None = None
         self.observer: Callable[[float], object] | None = None
         self._ort = import_onnxruntime()
+        self._threads = threads
         self._is_on_cpu = choice.ep == CPU
         if choice.ep == CUDA:
             preload_cuda()
         # Other providers have products of their own.
         self.int8_weights = int8_weights_of(has_int8_products and self._is_on_cpu)
-        self._threads = threads
         self._records = record_placement or not self._is_on_cpu
-        # ONNX Runtime's exceptions have no base class of their own.
-        try:
-            self._session = self._open(self._options(), path)
-        except Exception as error:
-            # A compiled model of another version, or an incomplete one, is compiled again.
-            if not wipe_model_cache(choice):
-                raise self._refused(error) from None
-            try:
-                self._session = self._open(self._options(), path)
-            except Exception as again:
-                raise self._refused(again) from None
+        self._session: Any = self._open_stored(compiled) if compiled else None
+        self.is_stored = self._session is not None
+        if self._session is None:
+            self._session = self._open_graph(compiled)
+            if self._records:
+                self.placement = placement_of(self._session)
         self._returning = self._ort.RunOptions()
         self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        if self._records:
-            self.placement = placement_of(self._session)
         if not self._is_on_cpu:
             self._check_placement()
+
+    def _open_stored(self, compiled: CompiledGraph) -> Any:
+        """Open the compiled graph on disk; None if there is none, or if it cannot be opened."""
+        placement, context = compiled.read(), compiled.context
+        if placement is None or context is None:
+            return None
+        try:
+            opened = self._open(self._options(), context)
+        except Exception:  # compiled for another driver, for example
+            compiled.delete()
+            return None
+        self.placement = placement
+        return opened
+
+    def _open_graph(self, compiled: CompiledGraph | None) -> Any:
+        """Open the package's graph, and keep it compiled if there is a place for it.
+
+        Raises:
+            PackageError: the CPU provider cannot load the graph.
+            ProviderError: another provider cannot load the graph.
+        """
+        unfinished = compiled.begin() if compiled else None
+        if compiled and unfinished:
+            options = self._options()
+            for entry in compiled.context_entries(unfinished):
+                options.add_session_config_entry(*entry)
+            try:
+                opened = self._open(options, self.path)
+            except Exception as error:
+                compiled.abandon(unfinished)
+                opened, reason = self._open_plain(), in_one_line(error)
+                warn_of_folder(reason)
+                return opened
+            compiled.finish(unfinished, placement_of(opened))
+            return opened
+        return self._open_plain()
+
+    def _open_plain(self) -> Any:
+        # ONNX Runtime's exceptions have no base class of their own.
+        try:
+            return self._open(self._options(), self.path)
+        except Exception as error:
+            # CoreML's compiled model of another version, or an incomplete one, is compiled again.
+            if not wipe_model_cache(self.choice):
+                raise self._refused(error) from None
+            try:
+                return self._open(self._options(), self.path)
+            except Exception as again:
+                raise self._refused(again) from None
 
     def _options(self) -> Any:
         options = session_options(self._threads)
@@ -256,52 +300,6 @@ class GraphSession:
     def get_outputs(self) -> list[Any]:
         """Return names, types and shapes of the outputs, as ONNX Runtime has them."""
         return self._session.get_outputs()
-
-
-class LazySession:
-    """A graph that is opened for each run and closed after it; see `GraphRunner`."""
-
-    def __init__(
-        self,
-        path: Path,
-        choice: ProviderChoice,
-        threads: int | None = None,
-        *,
-        has_int8_products: bool = False,
-        record_placement: bool = False,
-        fixes_batch: bool = False,
-    ) -> None:
-        """Take the graph; open it once if a provider other than the CPU's is to be checked.
-
-        Args:
-            path: the graph's file.
-            choice: the provider that runs the graph, with its options.
-            threads: intra-op threads; one for each physical core when None.
-            has_int8_products: the graph multiplies uint8 activations by int8 weights, as its
-                record in the manifest says.
-            record_placement: record the placement on the CPU too.
-            fixes_batch: open the graph for a batch of one.
-
-        Raises:
-            ProviderError: the provider cannot load the graph, or takes no node of it.
-        """
-        self.path, self.choice, self.fixes_batch = path, choice, fixes_batch
-        self.placement: Placement | None = None
-        self.int8_weights = int8_weights_of(has_int8_products and choice.ep == CPU)
-        self._open_session = partial(
-            GraphSession,
-            path,
-            choice,
-            threads,
-            has_int8_products=has_int8_products,
-            fixes_batch=fixes_batch,
-        )
-        if choice.ep != CPU or record_placement:
-            self.placement = self._open_session(record_placement=record_placement).placement
-
-    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
-        """Open the graph, run it once and close it; see `GraphRunner.run`."""
-        return self._open_session().run(outputs, feeds)
 
 
 def session_options(threads: int | None) -> Any:

@@ -1,5 +1,6 @@
 """CoreML's compiled models on disk and the check of its features, with stand-ins for CoreML."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import fastvlm_onnx
 from fastvlm_onnx import ProviderError
 from fastvlm_onnx.names import VISION_ENCODER
 from fastvlm_onnx.runtime.ort import coreml, installed, provider_selection, providers, session
+from fastvlm_onnx.runtime.ort.compiled_graphs import CompiledGraph
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import COREML, CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
@@ -27,34 +29,42 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def on_coreml(user_folder: Path) -> ProviderChoice:
-    return coreml.with_model_cache(ProviderChoice(COREML), SHA)
+    return coreml.with_model_cache(ProviderChoice(COREML), compiled_graph())
+
+
+def compiled_graph(sha256: str = SHA) -> CompiledGraph:
+    return CompiledGraph("vision_encoder.onnx", sha256, COREML, {})
 
 
 def test_compiled_models_are_kept_by_graph_and_version(
-    on_coreml: ProviderChoice, user_folder: Path
+    on_coreml: ProviderChoice, user_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(on_coreml.options["ModelCacheDirectory"])
-    version = providers.import_onnxruntime().__version__
-    assert folder == user_folder / "coreml" / SHA[:40] / version
     assert folder.is_dir()
+    assert user_folder / "cache" in folder.parents
+    assert folder.parent == compiled_graph().folder != compiled_graph("f" * 64).folder
+    monkeypatch.setattr(providers.import_onnxruntime(), "__version__", "1.99.0")
+    assert folder.parent != compiled_graph().folder
     named = ProviderChoice(COREML, {"ModelCacheDirectory": "/mine"})
-    assert coreml.with_model_cache(named, SHA) == named
-    assert coreml.with_model_cache(ProviderChoice(CPU), SHA) == ProviderChoice(CPU)
+    assert coreml.with_model_cache(named, compiled_graph()) == named
 
 
-def test_a_cache_folder_that_cannot_be_made_is_not_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_cache_folder_that_cannot_be_made_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "file"))
-    assert coreml.with_model_cache(ProviderChoice(COREML), SHA) == ProviderChoice(COREML)
+    with caplog.at_level(logging.WARNING, "fastvlm_onnx"):
+        choice = coreml.with_model_cache(ProviderChoice(COREML), compiled_graph())
+    assert choice == ProviderChoice(COREML)
+    assert "compiled graphs cannot be kept there" in caplog.text
     features = np.ones((1, 4, 2), np.float32)
     assert coreml.check_features(SHA, PIXELS, lambda _: features, lambda _: features) == 0
 
 
 @pytest.mark.parametrize("left", [b"", b"\x93NUMPY\x01"])
 def test_an_incomplete_file_of_features_is_made_again(user_folder: Path, left: bytes) -> None:
-    file = user_folder / "coreml" / SHA[:40] / "features.256.npy"
+    file = user_folder / "cache" / "coreml-features" / SHA[:40] / "features.256.npy"
     file.parent.mkdir(parents=True)
     file.write_bytes(left)
     features = np.ones((1, 4, 2), np.float32)
@@ -127,7 +137,7 @@ def test_a_model_on_coreml_is_checked_as_it_loads(
     model = fastvlm_onnx.load(package, providers="vision=coreml", precision="fp32")
     assert model.providers[VISION_ENCODER] == COREML
     sha = model.manifest.files["vision_encoder.256.fp32.onnx"].sha256
-    stored = user_folder / "coreml" / sha[:40] / "features.256.npy"
+    stored = user_folder / "cache" / "coreml-features" / sha[:40] / "features.256.npy"
     np.save(stored, np.load(stored) + 1)
     with pytest.raises(ProviderError, match="CoreML gives wrong image features"):
         fastvlm_onnx.load(package, providers="vision=coreml", precision="fp32")

@@ -15,8 +15,9 @@ import pytest
 from command_line import run
 
 import fastvlm_onnx
-from fastvlm_onnx import FastVLM, ProviderError
+from fastvlm_onnx import FastVLM, PackageError, ProviderError
 from fastvlm_onnx.names import DECODER, PROJECTOR, VISION_ENCODER
+from fastvlm_onnx.runtime.ort import compiled_cache
 from fastvlm_onnx.runtime.ort.hardware import processor_features
 from fastvlm_onnx.runtime.ort.installed import installed_providers
 from fastvlm_onnx.runtime.ort.plugins import plugin_devices
@@ -169,6 +170,68 @@ def test_auto_keeps_fp32_on_the_cpu(variants_package: Path) -> None:
     model = fastvlm_onnx.load(variants_package, precision="fp32")
     assert set(model.providers.values()) == {CPU}
     assert fastvlm_onnx.load(variants_package).precision == "fast"
+
+
+# --- compiled graphs -----------------------------------------------------------------------------
+
+
+@needs_plugin
+def test_a_compiled_graph_is_opened_again_and_made_anew_if_it_is_damaged(
+    package: Path, user_folder: Path, picture: Path
+) -> None:
+    def load() -> FastVLM:
+        return fastvlm_onnx.load(package, providers="vision=openvino", precision="fp32")
+
+    first = load()
+    assert not first.sessions[VISION_ENCODER].is_stored
+    pixel_values = preprocess(read_picture(picture), first.image_size)
+    expected = first.image_encoder.encode_pixel_values(pixel_values)
+    second = load()
+    assert second.sessions[VISION_ENCODER].is_stored
+    assert second.sessions[VISION_ENCODER].placement == first.sessions[VISION_ENCODER].placement
+    np.testing.assert_array_equal(second.image_encoder.encode_pixel_values(pixel_values), expected)
+    entry = max(compiled_cache.entries(), key=lambda entry: entry.size_bytes)
+    file = max(entry.folder.iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+    file.write_bytes(content)
+    third = load()
+    assert not third.sessions[VISION_ENCODER].is_stored
+    np.testing.assert_array_equal(third.image_encoder.encode_pixel_values(pixel_values), expected)
+    assert load().sessions[VISION_ENCODER].is_stored
+
+
+@needs_plugin
+def test_altered_weights_are_found_although_a_damaged_compiled_graph_made_them_unread(
+    copied_package: Path,
+) -> None:
+    asked = {"providers": "vision=openvino", "precision": "fp32"}
+    fastvlm_onnx.load(copied_package, **asked)
+    weights = copied_package / "vision_encoder.fp32.onnx.data"
+    content = bytearray(weights.read_bytes())
+    content[1000] ^= 0xFF
+    weights.write_bytes(content)
+    assert fastvlm_onnx.load(copied_package, **asked).sessions[VISION_ENCODER].is_stored
+    for entry in compiled_cache.entries():
+        (entry.folder / compiled_cache.RECORD_FILE).unlink()
+    with pytest.raises(PackageError, match="the file was altered"):
+        fastvlm_onnx.load(copied_package, **asked)
+
+
+@needs_plugin
+def test_a_cache_folder_that_cannot_be_written_is_one_warning_and_the_answer_comes(
+    package: Path, picture: Path, questions: dict, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    prompt, answer = next(iter(questions[picture.name].items()))
+    asked = ("--model", package, "--provider", "vision_encoder=openvino", "--precision", "fp32")
+    home = str(tmp_path / "file")
+    done = run("generate", picture, prompt, *asked, FASTVLM_ONNX_HOME=home)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(answer)
+    (line,) = done.stderr.splitlines()
+    assert "compiled graphs cannot be kept there" in line
 
 
 def test_commands_warn_of_what_stayed_on_the_cpu_and_doctor_shows_it(

@@ -89,6 +89,7 @@ def _print_machine(threads: int | None) -> None:
 
 
 def _print_providers() -> None:
+    from fastvlm_onnx.runtime.ort.advice import advice
     from fastvlm_onnx.runtime.ort.installed import (
         described_providers,
         installed_providers,
@@ -127,6 +128,8 @@ def _print_providers() -> None:
             f"{', '.join(rule.variants) or 'any variant'}: {rule.reason}\n"
             f"{'':<11}{state}"
         )
+    row = advice(usable)
+    _show("to take", f"{row.take}: {row.reason} ({row.machine})")
 
 
 def _print_package(folder: Path, options: LoadOptions) -> None:

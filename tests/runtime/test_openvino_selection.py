@@ -10,10 +10,11 @@ import pytest
 import fastvlm_onnx
 from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
 from fastvlm_onnx.package import Graph, read_manifest
-from fastvlm_onnx.runtime.ort import openvino, provider_selection
+from fastvlm_onnx.runtime.ort import advice, openvino, provider_selection
 from fastvlm_onnx.runtime.ort.graph_sessions import graph_files
 from fastvlm_onnx.runtime.ort.openvino import vision_graph, with_float_vision
 from fastvlm_onnx.runtime.ort.provider_selection import (
+    AUTO_RULES,
     ProviderChoice,
     assign_providers,
     preferred_variants,
@@ -23,6 +24,7 @@ from fastvlm_onnx.runtime.ort.session import GraphSession
 from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder
 from fastvlm_onnx.variants import variants_for_provider
 
+ROOT = Path(__file__).resolve().parents[2]
 FLOAT = Graph([], {"ai.onnx": 21}, "1.20", int8_products=False)
 QDQ = Graph([], {"ai.onnx": 21}, "1.20", int8_products=True)
 
@@ -34,8 +36,9 @@ def on_processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def pretend(*features: str, saturates: bool = False, is_plugin: bool = True) -> None:
         devices = [object()] if is_plugin else []
         monkeypatch.setattr(openvino, "plugin_devices", lambda ep: devices)
-        monkeypatch.setattr(openvino, "processor_features", lambda: list(features))
-        monkeypatch.setattr(openvino, "int8_products_saturate", lambda: saturates)
+        for module in (openvino, advice):
+            monkeypatch.setattr(module, "processor_features", lambda: list(features))
+            monkeypatch.setattr(module, "int8_products_saturate", lambda: saturates)
 
     return pretend
 
@@ -158,3 +161,40 @@ def test_a_vision_encoder_with_a_fixed_batch_encodes_many_images(package: Path) 
     found = encoder.encode_pixel_values(pixel_values)
     assert found.shape == expected.shape
     assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+# --- the table of doctor -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("features", "saturates", "usable", "row"),
+    [
+        (["amx_int8"], False, [OPENVINO, CPU], advice.WITH_OPENVINO),
+        (["amx_int8"], False, [CPU], advice.WITHOUT_OPENVINO),
+        (["avx512_vnni"], False, [OPENVINO, CPU], advice.VNNI_OPENVINO),
+        (["avx_vnni"], False, [CPU], advice.VNNI),
+        (["avx2"], True, [OPENVINO, CPU], advice.AVX2),
+        ([], False, ["CUDAExecutionProvider", CPU], advice.ON_CUDA),
+    ],
+)
+def test_doctor_advises_by_processor_and_wheel(
+    on_processor: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    features: list[str],
+    saturates: bool,
+    usable: list[str],
+    row: advice.Advice,
+) -> None:
+    on_processor(*features, saturates=saturates)
+    monkeypatch.setattr(advice.platform, "machine", lambda: "x86_64")
+    assert advice.advice(usable) == row
+    monkeypatch.setattr(advice.platform, "machine", lambda: "aarch64")
+    assert advice.advice([CPU]) == advice.ARM
+
+
+def test_the_page_has_the_table_of_doctor_and_the_rows_of_auto() -> None:
+    text = (ROOT / "docs/providers.md").read_text("utf-8")
+    for row in advice.TABLE:
+        assert f"| {row.machine} | {row.take} | {row.reason} |" in text
+    for rule in AUTO_RULES:
+        assert f"| {rule.provider} |" in text

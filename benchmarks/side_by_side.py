@@ -53,6 +53,8 @@ def run(action: str, module: str, job: Job, python: str | Path) -> Any:
         "OMP_NUM_THREADS": str(job.threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Compiled graphs are kept there; the first round makes them.
+        "FASTVLM_ONNX_HOME": str(job.work / "home"),
     }
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"

@@ -10,10 +10,17 @@ from peers.measuring import FloatArray, Prompt
 from peers.ways import WAYS
 
 import fastvlm_onnx
+from fastvlm_onnx.names import VISION_ENCODER
 from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.runtime.ort.openvino import with_float_vision
 
 IMAGE_SIZES = (1024, 768, 512)
-PRECISIONS = tuple(name.removeprefix("ours-") for name, way in WAYS.items() if way.module == "ours")
+OPENVINO = "-openvino"
+PRECISIONS = tuple(
+    name.removeprefix("ours-")
+    for name, way in WAYS.items()
+    if way.module == "ours" and not name.endswith(OPENVINO)
+)
 FINGERPRINT = "made-by.sha256"
 
 
@@ -36,12 +43,14 @@ def convert(job: Job) -> None:
 
 
 def precision_of(job: Job) -> str:
-    return job.way.removeprefix("ours-")
+    return job.way.removeprefix("ours-").removesuffix(OPENVINO)
 
 
 def files(job: Job) -> list[Path]:
     """Return the files that the variant reads at the job's image size."""
-    names = read_manifest(job.package).files_of(precision_of(job), job.image_size)
+    manifest = with_float_vision(read_manifest(job.package))
+    providers = {VISION_ENCODER: "openvino"} if job.way.endswith(OPENVINO) else {}
+    names = manifest.files_of(precision_of(job), job.image_size, providers)
     return [job.package / name for name in names]
 
 
@@ -56,7 +65,7 @@ class OurModel:
             precision=precision_of(job),
             image_size=job.image_size,
             threads=job.threads,
-            providers="cpu",
+            providers=WAYS[job.way].providers,
         )
         self.encode_image = self._model.image_encoder.encode_pixel_values
 

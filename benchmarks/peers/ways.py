@@ -11,11 +11,13 @@ class Way:
         module: a module of `peers` with `convert` and `load`.
         is_peer: the way runs in the environment of the other runtimes.
         text: a description for the reader of the table.
+        providers: the providers of this project's graphs.
     """
 
     module: str
     is_peer: bool
     text: str
+    providers: str = "cpu"
 
 
 OPENVINO_VISION = "static int8 vision (nncf.quantize, default preset, 8 random images)"
@@ -27,6 +29,13 @@ WAYS = {
     "ours-int8": Way("ours", False, "this project, int8"),
     "ours-int4": Way("ours", False, "this project, int8 vision, int4 decoder"),
     "ours-fast": Way("ours", False, "this project, int8 vision and prefill, int4 decoder"),
+    "ours-fast-openvino": Way(
+        "ours",
+        False,
+        "this project, fast, with the vision encoder on OpenVINO's plugin for ONNX Runtime: the "
+        "graph that the package has for it, else the fp32 graph, in bf16 if the processor has it",
+        providers="vision_encoder=openvino,projector=cpu,decoder=cpu",
+    ),
     "pytorch": Way("eager", False, "PyTorch eager fp32: FastViTHD, transformers' Qwen2"),
     "openvino-fp32": Way("openvino_model", True, "OpenVINO fp32, keys and values in fp32"),
     "openvino-bf16": Way(

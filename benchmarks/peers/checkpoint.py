@@ -8,7 +8,7 @@ from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 
 # For a functional test: the vision encoder of the built-in model, and a decoder of three layers.
-QUICK = LanguageSize(256, 512, 3, 4, 2, 512, 429, is_tied=True)
+QUICK = LanguageSize(256, 512, 3, 4, 2, 768, 739, is_tied=True)
 QUICK_IMAGE_SIZE = 128
 
 

@@ -5,7 +5,10 @@
     |-- CheckpointError       what export reads
     |   `-- UnsupportedError  a configuration that is not built
     |-- InputError            a picture, a prompt, an argument
-    |   `-- PromptTooLongError
+    |   |-- PromptTooLongError
+    |   `-- NotSeenError      a picture's id that is not known
+    |-- BusyError             too many questions wait
+    |-- ClosedError           a scheduler that takes no more questions
     `-- ProviderError         an execution provider, or ONNX Runtime itself missing
 
 A message says what was found, what was expected and what to do.
@@ -34,6 +37,18 @@ class InputError(FastVLMError):
 
 class PromptTooLongError(InputError):
     """The prompt, with its image tokens, leaves no room in the model's context."""
+
+
+class NotSeenError(InputError):
+    """The id of a seen picture is not known: it has expired, or was never given."""
+
+
+class BusyError(FastVLMError):
+    """As many questions as may wait are waiting already; ask again later."""
+
+
+class ClosedError(FastVLMError):
+    """A scheduler is closing or closed, and takes no more questions."""
 
 
 class ProviderError(FastVLMError):

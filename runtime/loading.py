@@ -15,7 +15,7 @@ from fastvlm_onnx.package import Manifest, Variant, parse_version, read_manifest
 from fastvlm_onnx.package_files import check_files, check_hashes, check_sizes
 from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.hub import package_folder
-from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, FastVLM
+from fastvlm_onnx.runtime.model import IMAGE_CACHE_BYTES, PREFIX_CACHE_BYTES, FastVLM
 from fastvlm_onnx.runtime.ort.coreml import check_features
 from fastvlm_onnx.runtime.ort.graph_file import check_graph
 from fastvlm_onnx.runtime.ort.graph_sessions import (
@@ -59,6 +59,7 @@ def load(
     image_size: int | None = None,
     threads: int | None = None,
     image_cache_bytes: int = IMAGE_CACHE_BYTES,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     lazy_vision: bool = False,
     record_placement: bool = False,
 ) -> FastVLM:
@@ -76,6 +77,9 @@ def load(
         threads: threads of each graph; one per physical core that this process may use when None.
         image_cache_bytes: memory for the image features that chats and batches keep, so that an
             image is encoded once; 0 keeps no features.
+        prefix_cache_bytes: memory for keys and values of images that `see` prepared and of prompts
+            that a scheduler ran, so that a prompt with the same beginning starts after it; 0 keeps
+            nothing.
         lazy_vision: open the vision encoder for each image and close it after: less memory, more
             time for each image.
         record_placement: record which nodes run where on the CPU too (`sessions`).
@@ -93,6 +97,8 @@ def load(
         raise InputError(f"threads is {threads}; expected 1 or more.")
     if image_cache_bytes < 0:
         raise InputError(f"image_cache_bytes is {image_cache_bytes}; expected 0 (off) or more.")
+    if prefix_cache_bytes < 0:
+        raise InputError(f"prefix_cache_bytes is {prefix_cache_bytes}; expected 0 (off) or more.")
     path = package_folder(folder)
     manifest = with_float_vision(read_manifest(path))
     asked = parse_providers(providers, provider_options)
@@ -141,6 +147,7 @@ def load(
                 sessions,
                 threads,
                 image_cache_bytes=image_cache_bytes,
+                prefix_cache_bytes=prefix_cache_bytes,
             )
             check_coreml(model)
         finally:

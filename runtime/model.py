@@ -19,10 +19,12 @@ from fastvlm_onnx.package import Manifest
 from fastvlm_onnx.runtime.answering.answer import ModelDescription, StageTimes
 from fastvlm_onnx.runtime.answering.components import Components
 from fastvlm_onnx.runtime.answering.results import Generation, Piece
+from fastvlm_onnx.runtime.answering.see import SeenImage, see_image, start_from_seen
 from fastvlm_onnx.runtime.answering.stream import final_generation, stream_answer
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.options import GenerationConfig, GenerationOptions
+from fastvlm_onnx.runtime.engine.prefix_cache import PrefixCache
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
 from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession
 from fastvlm_onnx.runtime.structured.constraints import Constraints
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 # Features of about sixty images of 1024 pixels for the 0.5B.
 IMAGE_CACHE_BYTES: Final = 64_000_000
+# Keys and values of 10,000 positions, or thirty images of 1024 pixels, for the 0.5B.
+PREFIX_CACHE_BYTES: Final = 256_000_000
 
 
 class FastVLM:
@@ -69,6 +73,7 @@ class FastVLM:
         threads: int | None,
         *,
         image_cache_bytes: int,
+        prefix_cache_bytes: int,
     ) -> None:
         """Join the open graphs of a package.
 
@@ -103,6 +108,7 @@ class FastVLM:
                 sizes,
             ),
             Constraints(tokenizer, sizes.vocab_size, sizes.eos_token_ids),
+            PrefixCache(prefix_cache_bytes),
             lambda: ModelDescription(
                 manifest.source.name, precision, self.providers, self.load_seconds
             ),
@@ -166,6 +172,28 @@ class FastVLM:
         encoder = self.image_encoder
         return encoder.encode(encoder.read(image, orient=orient), use_cache=False)
 
+    def see(self, image: ImageInput, *, orient: bool = False) -> SeenImage:
+        """Encode and prefill an image before the question comes.
+
+        A question about the image then starts at its own words, if the image comes first in it, as
+        it does in `generate`. Keys and values are kept in the model's prefix cache. Where they had
+        to make room for others, or text precedes the image, the features are used.
+
+        Args:
+            image: as `encode_image` takes it.
+            orient: turn the image as its EXIF data say.
+
+        Returns:
+            The image, for any way to ask.
+
+        Raises:
+            InputError: the image cannot be read, or the model is closed.
+            ProviderError: a provider failed.
+        """
+        encoder = self.image_encoder
+        features = encoder.encode(encoder.read(image, orient=orient))
+        return see_image(self.components(), features)
+
     @renamed(picture="image")
     def generate(
         self,
@@ -222,11 +250,13 @@ class FastVLM:
         components = self.components()  # the model may have been closed since the call
         preprocessed = time.perf_counter()
         features = [components.image_encoder.encode(one, use_cache=False) for one in read]
-        times = StageTimes(called, called, preprocessed, time.perf_counter())
+        encoded = time.perf_counter()
+        times = StageTimes(called, preprocessed - called, encoded - preprocessed, encoded)
         inputs_embeds = components.embed(parts, features)
         cache = components.language_model.new_cache(inputs_embeds.shape[1] + max_new_tokens)
         answer = components.begin_answer(config, max_new_tokens, times)
-        yield from stream_answer(components, inputs_embeds, cache, answer)
+        answer.cached_tokens = start_from_seen(components, parts, features, cache)
+        yield from stream_answer(components, inputs_embeds[:, cache.length :], cache, answer)
 
     def chat(self, *, drop_oldest: bool = False) -> "Chat":
         """Begin a conversation that keeps its keys and values from turn to turn.
@@ -271,6 +301,7 @@ class FastVLM:
         self.sessions.clear()
         if components is not None:
             components.image_encoder.forget()
+            components.prefixes.clear()
 
     def __enter__(self) -> "FastVLM":
         return self

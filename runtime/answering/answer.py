@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from fastvlm_onnx.runtime.answering.results import FinishReason, Generation, Timings
+from fastvlm_onnx.runtime.answering.results import FinishReason, Generation, Piece, Timings
 from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.engine.constraint import TokenConstraint
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
@@ -37,19 +37,19 @@ class ModelDescription:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Moments on time.perf_counter's clock, before the prefill.
+    """The time before the prefill.
 
     Attributes:
-        called: the caller asked.
-        started: work on this answer's image began.
-        preprocessed: pixel_values were there.
-        encoded: image features were there; the prefill begins.
+        called: moment of the call, on time.perf_counter's clock.
+        preprocess: seconds from images to pixel_values.
+        vision: seconds from pixel_values to image features.
+        prefill_began: moment at which the prefill began, or is about to.
     """
 
     called: float
-    started: float
-    preprocessed: float
-    encoded: float
+    preprocess: float
+    vision: float
+    prefill_began: float
 
 
 class Answer:
@@ -58,6 +58,8 @@ class Answer:
     Attributes:
         token_ids: the tokens so far, without the end token.
         finish_reason: why the answer has ended; None while it goes on.
+        error: ended the answer in place of a finish_reason; None as a rule.
+        cached_tokens: positions of the prompt whose keys and values were there before.
     """
 
     def __init__(
@@ -77,13 +79,15 @@ class Answer:
         """
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
+        self.cached_tokens = 0
         self._config, self._max_new_tokens, self._times = config, max_new_tokens, times
         self._eos_token_ids = () if config.ignore_eos else tuple(eos_token_ids)
         self._constraint = constraint
         self._sample = Sampler(config, constraint)
         # A structured answer keeps the white space that its expression or choice has at the ends.
         self._text = AnswerText(tokenizer, config.stop, strip=constraint is None)
-        self._unread = ""
+        self._unread, self._taken = "", 0
         self._samples = 0
         self._prefilled = self._first_token = self._ended = 0.0
 
@@ -122,22 +126,64 @@ class Answer:
             self._finish("length")
         return token_id if self.finish_reason is None else None
 
-    def take_text(self) -> str:
-        """The text that came since the last call; text that may yet change is held back."""
-        text, self._unread = self._unread, ""
-        return text
+    def accept_or_fail(self, logits: FloatArray) -> None:
+        """`accept` for an answer among others: an exception becomes the answer's own error."""
+        try:
+            self.accept(logits)
+        except Exception as error:
+            self.error = error
+
+    @property
+    def has_ended(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def has_text(self) -> bool:
+        """Text came since the last piece; text that may yet change is held back."""
+        return bool(self._unread)
+
+    def take_piece(self, generation: Generation | None = None) -> Piece:
+        """The text and the tokens that came since the last piece.
+
+        Args:
+            generation: the whole answer, for the last piece.
+        """
+        new = slice(self._taken, len(self.token_ids))
+        text, self._unread, self._taken = self._unread, "", new.stop
+        logprobs, top_logprobs = self._sample.logprobs, self._sample.top_logprobs
+        return Piece(
+            text,
+            generation,
+            self.token_ids[new],
+            None if logprobs is None else logprobs[new],
+            None if top_logprobs is None else top_logprobs[new],
+        )
+
+    def end(self, reason: FinishReason) -> None:
+        """End the answer for a reason that lies outside it."""
+        if self.finish_reason is None:
+            self._finish(reason)
 
     def result(self, model: ModelDescription, prompt_tokens: int) -> Generation:
         """The record of an answer that has ended.
 
         Args:
             prompt_tokens: positions before the answer.
+
+        Raises:
+            Exception: the error that ended the answer.
         """
+        if self.error is not None:
+            raise self.error
         assert self.finish_reason is not None
         times = self._times
-        decode = self._ended - self._first_token
+        begun = self._samples > 0
+        decode = self._ended - self._first_token if begun else 0.0
         runs = self._samples - 1
-        logprobs = self._sample.logprobs
+        waiting = times.prefill_began - times.called - times.preprocess - times.vision
+        logprobs, top_logprobs = self._sample.logprobs, self._sample.top_logprobs
+        # An end token is sampled too, and is no token of the answer.
+        answered = slice(len(self.token_ids))
         return Generation(
             text=self._text.text,
             token_ids=list(self.token_ids),
@@ -145,19 +191,21 @@ class Answer:
             prompt_tokens=prompt_tokens,
             timings=Timings(
                 load=model.load_seconds,
-                preprocess=times.preprocessed - times.started,
-                vision=times.encoded - times.preprocessed,
-                prefill=self._prefilled - times.encoded,
-                first_token=self._first_token - times.called,
+                preprocess=times.preprocess,
+                vision=times.vision,
+                prefill=self._prefilled - times.prefill_began if begun else 0.0,
+                first_token=self._first_token - times.called if begun else 0.0,
                 decode=decode,
-                tokens_per_second=runs / decode if runs and decode > 0 else 0.0,
+                tokens_per_second=runs / decode if runs > 0 and decode > 0 else 0.0,
+                waiting=max(0.0, waiting),
             ),
             model=model.name,
             precision=model.precision,
             providers=dict(model.providers),
-            # An end token is sampled too, and is no token of the answer.
-            logprobs=None if logprobs is None else logprobs[: len(self.token_ids)],
+            logprobs=None if logprobs is None else logprobs[answered],
+            top_logprobs=None if top_logprobs is None else top_logprobs[answered],
             parsed=None if self._config.schema is None else _parsed(self._text.text),
+            cached_tokens=self.cached_tokens,
         )
 
     def _is_over_time(self) -> bool:

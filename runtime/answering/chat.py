@@ -10,6 +10,7 @@ from fastvlm_onnx.errors import InputError, PromptTooLongError
 from fastvlm_onnx.runtime.answering.answer import StageTimes
 from fastvlm_onnx.runtime.answering.components import Components
 from fastvlm_onnx.runtime.answering.results import Generation, Piece
+from fastvlm_onnx.runtime.answering.see import start_from_seen
 from fastvlm_onnx.runtime.answering.stream import final_generation, stream_answer
 from fastvlm_onnx.runtime.engine.kv_cache import KVCache
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel, PromptPart
@@ -235,12 +236,14 @@ class Chat:
     ) -> Generator[Piece, None, None]:
         components = self._components()  # the model may have been closed since the call
         model, encoder = components.language_model, components.image_encoder
+        template = components.template
         preprocessed = time.perf_counter()
         features = [encoder.encode(one) for one in read]
-        times = StageTimes(called, called, preprocessed, time.perf_counter())
+        encoded = time.perf_counter()
+        times = StageTimes(called, preprocessed - called, encoded - preprocessed, encoded)
         asked: list[PromptPart] = [
             features[part.index].array[0] if isinstance(part, ImagePlace) else part
-            for part in components.template.user_turn(content)
+            for part in template.user_turn(content)
         ]
 
         # 1. The parts that the cache lacks. An answer as long as the context would leave no turn,
@@ -250,10 +253,15 @@ class Chat:
         draft = self.transcript.begin(model, asked, room_wanted, drop=self._drop_oldest)
         inputs_embeds = model.embed(draft.uncached)
         prompt_end = draft.filled + inputs_embeds.shape[1]
+        if not draft.filled and not draft.turns:
+            first_turn = [template.system(), *template.user_turn(content)]
+            start_from_seen(components, first_turn, features, draft.cache)
+            inputs_embeds = inputs_embeds[:, draft.cache.length :]
 
         # 2. The answer. However it ends, the cache and the turns agree.
         max_new_tokens = min(config.max_new_tokens, context - prompt_end)
         answer = components.begin_answer(config, max_new_tokens, times)
+        answer.cached_tokens = draft.cache.length
         try:
             yield from stream_answer(components, inputs_embeds, draft.cache, answer)
         finally:

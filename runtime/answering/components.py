@@ -1,12 +1,13 @@
 """The parts of an open model that every way to ask needs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from fastvlm_onnx.runtime.answering.answer import Answer, ModelDescription, StageTimes
 from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
+from fastvlm_onnx.runtime.engine.prefix_cache import PrefixCache
 from fastvlm_onnx.runtime.structured.constraints import Constraints
 from fastvlm_onnx.runtime.text.prompt import ImagePlace, PromptPart, PromptTemplate
 from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder, ImageFeatures
@@ -18,6 +19,7 @@ class Components:
 
     Attributes:
         constraints: makes the constraints of structured answers.
+        prefixes: keys and values of pictures that were seen and of prompts that a scheduler ran.
         describe: returns the facts that every answer repeats.
     """
 
@@ -25,6 +27,7 @@ class Components:
     image_encoder: ImageEncoder
     language_model: LanguageModel
     constraints: Constraints
+    prefixes: PrefixCache
     describe: Callable[[], ModelDescription]
 
     def embed(self, parts: Sequence[PromptPart], images: Sequence[ImageFeatures]) -> FloatArray:
@@ -39,6 +42,21 @@ class Components:
         return self.language_model.embed(
             [images[p.index].array[0] if isinstance(p, ImagePlace) else p for p in parts]
         )
+
+    def key(self, parts: Sequence[PromptPart], images: Sequence[ImageFeatures]) -> list[Hashable]:
+        """The prompt's key in the prefix cache, a value for each position.
+
+        Args:
+            images: the features that each ImagePlace numbers.
+        """
+        key: list[Hashable] = []
+        for part in parts:
+            if isinstance(part, ImagePlace):
+                digest = images[part.index].digest
+                key += [(digest, row) for row in range(self.image_encoder.num_image_tokens)]
+            else:
+                key += part
+        return key
 
     def begin_answer(
         self, config: GenerationConfig, max_new_tokens: int, times: StageTimes

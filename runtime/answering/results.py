@@ -1,14 +1,17 @@
 """The records that an answer leaves: its text and token ids, why it ended, where the time went."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "time"]
+from fastvlm_onnx.runtime.engine.options import TopLogprobs
+
+FinishReason = Literal["stop", "length", "time", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds, but for the last field.
+    """Seconds, but for tokens_per_second.
 
     Attributes:
         load: opening the package; the same for every answer.
@@ -18,6 +21,7 @@ class Timings:
         first_token: from the call until the first token is there.
         decode: all tokens after the first.
         tokens_per_second: speed of `decode`; 0 if there was only one token.
+        waiting: for other answers, before the prefill; 0 for a lone answer.
     """
 
     load: float
@@ -27,6 +31,7 @@ class Timings:
     first_token: float
     decode: float
     tokens_per_second: float
+    waiting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Generation:
             regular expression or a choice has it there.
         token_ids: the generated tokens without the end token.
         finish_reason: "stop" at an end token, at a stop text or at the end of a structured answer,
-            "length" at max_new_tokens or at the end of the context, "time" at max_time.
+            "length" at max_new_tokens or at the end of the context, "time" at max_time,
+            "cancelled" where the caller cancelled it.
         prompt_tokens: positions before the answer, those of images and of earlier turns included.
         timings: where the time went.
         model: the package's name.
@@ -47,6 +53,9 @@ class Generation:
         logprobs: natural logarithm of each token's probability, where asked for; else None.
         parsed: the JSON value of an answer to a schema; None for other answers, and for an answer
             that ended before its JSON did.
+        top_logprobs: the most probable tokens at each token's position with the logarithms of
+            their probabilities, where asked for; else None.
+        cached_tokens: the part of prompt_tokens whose keys and values were there before the call.
     """
 
     text: str
@@ -59,6 +68,8 @@ class Generation:
     providers: dict[str, str]
     logprobs: list[float] | None = None
     parsed: Any = None
+    top_logprobs: list[TopLogprobs] | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,14 @@ class Piece:
     Attributes:
         text: may be empty in the last piece.
         generation: the whole answer in the last piece, else None.
+        token_ids: the tokens that came since the piece before. Text that may yet change is held
+            back, so the text of a token may be in a later piece.
+        logprobs: as in `Generation`, of these tokens.
+        top_logprobs: as in `Generation`, of these tokens.
     """
 
     text: str
     generation: Generation | None = None
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[float] | None = None
+    top_logprobs: Sequence[TopLogprobs] | None = None

@@ -26,9 +26,9 @@ def stream_answer(
     """
     prompt_tokens = cache.length + inputs_embeds.shape[1]
     for _ in generate(components.language_model, inputs_embeds, cache, answer.accept):
-        if text := answer.take_text():
-            yield Piece(text)
-    yield Piece(answer.take_text(), answer.result(components.describe(), prompt_tokens))
+        if answer.has_text:
+            yield answer.take_piece()
+    yield answer.take_piece(answer.result(components.describe(), prompt_tokens))
 
 
 def final_generation(pieces: Iterator[Piece]) -> Generation:

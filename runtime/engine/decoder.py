@@ -65,6 +65,14 @@ class Decoder:
         self._append(self.session, inputs_embeds, cache)
         return cache.logits[0, 0]
 
+    def append(self, inputs_embeds: FloatArray, cache: KVCache) -> None:
+        """Append positions of a prompt that goes on, without logits.
+
+        Args:
+            inputs_embeds: float32 [1, sequence_length, hidden_size], contiguous.
+        """
+        self._append(self.prefill_session or self.session, inputs_embeds, cache)
+
     def run_batch(self, inputs_embeds: FloatArray, batch: BatchCache) -> FloatArray:
         """Append one position to each row of a batch.
 

@@ -1,5 +1,7 @@
 """Keys and values of every layer, in buffers that the decoder graph writes in place."""
 
+import ctypes
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.names import LOGITS, is_past, present_name
 from fastvlm_onnx.package import DecoderFormat
 from fastvlm_onnx.runtime.arrays import FloatArray
+from fastvlm_onnx.runtime.engine.prefix_cache import KeysValues
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime, in_one_line
 from fastvlm_onnx.runtime.ort.session import GraphSession
 
@@ -68,7 +71,7 @@ class KVCache:
             ProviderError: there is not enough memory.
         """
         values = import_onnxruntime().OrtValue
-        memory = sessions[0].choice.memory
+        memory, types = sessions[0].choice.memory, _past_types(sessions[0])
         self.length, self.capacity = 0, capacity
         self.logits = np.empty((1, 1, sizes.vocab_size), np.float32)
         shape = (1, sizes.num_key_value_heads, capacity, sizes.head_dim)
@@ -79,15 +82,32 @@ class KVCache:
             # Positions that are not filled are never read, and take no memory until then.
             buffers = buffers or {
                 past: values.ortvalue_from_shape_and_type(shape, _allocated_as(kind), memory)
-                for past, kind in _past_types(sessions[0]).items()
+                for past, kind in types.items()
             }
             self._bindings = {
                 id(session): bind(session, buffers, self.logits) for session in sessions
             }
+        self._buffers = [(value, types[past].storage) for past, value in buffers.items()]
 
     def binding(self, session: GraphSession) -> Any:
         """The session's IO binding, complete but for inputs_embeds and attention_mask."""
         return self._bindings[id(session)]
+
+    def read(self, begin: int, end: int) -> KeysValues:
+        """Copy the keys and values of positions `begin` to `end`."""
+        arrays = [_host_array(value, storage) for value, storage in self._buffers]
+        return np.stack([array[0, :, begin:end] for array in arrays])
+
+    def append(self, keys_values: KeysValues) -> None:
+        """Append positions that were read from a cache of the same model."""
+        total = self.length + keys_values.shape[2]
+        assert total <= self.capacity
+        for (value, storage), positions in zip(self._buffers, keys_values, strict=True):
+            array = _host_array(value, storage)
+            array[0, :, self.length : total] = positions
+            if value.device_name() != "cpu":
+                value.update_inplace(array)
+        self.length = total
 
 
 class BatchCache:
@@ -113,6 +133,7 @@ class BatchCache:
         self.lengths = np.zeros(0, np.int64)
         self._rows, self._capacity = 0, 0
         self._arrays: dict[str, NDArray[Any]] = {}
+        self._memory: list[Any] = []  # what the arrays are views of
         self._binding: tuple[Any, FloatArray] | None = None
         self._reserve(rows, capacity)
 
@@ -136,6 +157,10 @@ class BatchCache:
         self.lengths = np.append(self.lengths, row.length)
         self._binding = None
 
+    def read(self, row: int, begin: int, end: int) -> KeysValues:
+        """Copy the keys and values of a row's positions `begin` to `end`."""
+        return np.stack([array[row, :, begin:end] for array in self._arrays.values()])
+
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, given in ascending order; they move to the front."""
         for to, row in enumerate(rows):
@@ -156,18 +181,27 @@ class BatchCache:
 
     def _reserve(self, rows: int, capacity: int) -> None:
         """Grow the buffers to at least this size, and keep what the rows hold."""
-        if rows <= self._rows and capacity <= self._capacity:
+        if not (rows and capacity) or (rows <= self._rows and capacity <= self._capacity):
             return
         if rows > self._rows > 0:
             rows = max(rows, 2 * self._rows)  # rows that join one by one are not copied each time
         rows, capacity = max(rows, self._rows), max(capacity, self._capacity)
         shape = (rows, self._sizes.num_key_value_heads, capacity, self._sizes.head_dim)
+        # numpy asks for huge pages, which would make positions that are not filled take memory.
+        values = import_onnxruntime().OrtValue
         with _enough_memory(rows * capacity):
-            grown = {past: np.empty(shape, kind.storage) for past, kind in self._types.items()}
+            memory = [
+                values.ortvalue_from_shape_and_type(shape, _allocated_as(kind), "cpu")
+                for kind in self._types.values()
+            ]
+        grown = {
+            past: _host_array(value, kind.storage)
+            for (past, kind), value in zip(self._types.items(), memory, strict=True)
+        }
         for past, array in self._arrays.items():
             for row, filled in enumerate(self.lengths):
                 grown[past][row, :, :filled] = array[row, :, :filled]
-        self._arrays, self._rows, self._capacity = grown, rows, capacity
+        self._arrays, self._memory, self._rows, self._capacity = grown, memory, rows, capacity
         self._binding = None
 
     def _values(self, rows: slice) -> dict[str, Any]:
@@ -197,6 +231,17 @@ def _past_types(session: GraphSession) -> dict[str, CacheType]:
     """The number format of each of a decoder's past inputs."""
     types = {value.name: value.type for value in session.get_inputs()}
     return {name: CACHE_TYPES[kind] for name, kind in types.items() if is_past(name)}
+
+
+def _host_array(value: Any, storage: type[np.generic]) -> NDArray[Any]:
+    """An OrtValue's own memory as an array; a copy where the memory is a device's."""
+    if value.device_name() != "cpu":
+        return value.numpy()
+    # OrtValue.numpy() knows no bfloat16, and may copy.
+    shape = value.shape()
+    size = math.prod(shape) * np.dtype(storage).itemsize
+    memory = (ctypes.c_byte * size).from_address(value.data_ptr())
+    return np.frombuffer(memory, storage).reshape(shape)
 
 
 def _allocated_as(kind: CacheType) -> Any:

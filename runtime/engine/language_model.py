@@ -8,6 +8,7 @@ from fastvlm_onnx.package import DecoderFormat
 from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.kv_cache import BatchCache, KVCache
+from fastvlm_onnx.runtime.engine.prefix_cache import PrefixCache, PromptKey
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
 
 PromptPart = Sequence[int] | FloatArray
@@ -48,6 +49,23 @@ class LanguageModel:
         """An empty cache for several sequences; both arguments only reserve memory."""
         return self.decoder.new_batch(rows, capacity)
 
+    @staticmethod
+    def start_from_prefix(cache: KVCache, key: PromptKey, prefixes: PrefixCache) -> int:
+        """Fill an empty cache with the longest known beginning of a prompt.
+
+        The prompt's last position is left to be run in any case, for its logits.
+
+        Args:
+            key: a value for each position of the prompt.
+            prefixes: keys and values of earlier prompts of this model.
+
+        Returns:
+            The number of positions that were known.
+        """
+        for keys_values in prefixes.find(key[:-1]):
+            cache.append(keys_values)
+        return cache.length
+
     def prefill(self, inputs_embeds: FloatArray, cache: KVCache) -> FloatArray:
         """Run a prompt, or the part of it that the cache lacks, in one pass.
 
@@ -63,6 +81,17 @@ class LanguageModel:
         Source: Qwen2 (arXiv 2407.10671).
         """
         return self.decoder.run(inputs_embeds, cache)
+
+    def prefill_part(self, inputs_embeds: FloatArray, cache: KVCache) -> None:
+        """Run a part of a prompt that is not its last part.
+
+        Args:
+            inputs_embeds: float32 [1, sequence_length, hidden_size].
+
+        Raises:
+            ProviderError: the provider failed.
+        """
+        self.decoder.append(inputs_embeds, cache)
 
     def decode_one_step(self, token_id: int, cache: KVCache) -> FloatArray:
         """Append one token to a cache.

@@ -8,6 +8,9 @@ from fastvlm_onnx.errors import InputError
 
 MAX_NEW_TOKENS: Final = 256
 
+TopLogprobs = list[tuple[int, float]]
+"""Token ids with the natural logarithms of their probabilities, the most probable first."""
+
 
 class GenerationOptions(TypedDict, total=False):
     """Keyword options of `generate`, `stream`, `generate_batch` and `Chat.ask`.
@@ -22,6 +25,8 @@ class GenerationOptions(TypedDict, total=False):
     repetition_penalty: divides the logits of tokens that the answer already has; 1.
     seed: makes a draw repeatable on one machine; a new seed each time.
     logprobs: return each token's log-probability with the answer; False.
+    top_logprobs: return this many of the most probable tokens at each position with their
+        log-probabilities; 0.
     on_token: is called with each token id; an exception that it raises ends the answer.
     orient: turn the image as its EXIF data say, which predict.py does not do; False.
     ignore_eos: go on past an end token, which then counts as a token; False.
@@ -40,6 +45,7 @@ class GenerationOptions(TypedDict, total=False):
     repetition_penalty: float
     seed: int | None
     logprobs: bool
+    top_logprobs: int
     on_token: Callable[[int], object] | None
     orient: bool
     ignore_eos: bool
@@ -62,6 +68,7 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     seed: int | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
     on_token: Callable[[int], object] | None = None
     orient: bool = False
     ignore_eos: bool = False
@@ -87,6 +94,7 @@ class GenerationConfig:
                 0 < self.repetition_penalty < float("inf"),
                 "above 0, 1 being off",
             ),
+            ("top_logprobs", self.top_logprobs >= 0, "0 (off) or more"),
             ("seed", self.seed is None or self.seed >= 0, "0 or more"),
         ):
             if not is_good:

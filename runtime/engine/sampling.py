@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.runtime.engine.constraint import TokenConstraint
-from fastvlm_onnx.runtime.engine.options import GenerationConfig
+from fastvlm_onnx.runtime.engine.options import GenerationConfig, TopLogprobs
 
 
 class Sampler:
@@ -14,6 +14,8 @@ class Sampler:
         logprobs: natural logarithm of each drawn token's probability in the model's own
             distribution, before penalty, constraint and temperature; None where they were not asked
             for.
+        top_logprobs: the most probable tokens at each draw with their logarithms, the most probable
+            first; None where they were not asked for.
 
     Source: the order of transformers 4.48.3's processors: repetition penalty, temperature, top-k,
     top-p, min-p.
@@ -29,6 +31,7 @@ class Sampler:
         self._rng = np.random.default_rng(config.seed)
         self._drawn: set[int] = set()
         self.logprobs: list[float] | None = [] if config.logprobs else None
+        self.top_logprobs: list[TopLogprobs] | None = [] if config.top_logprobs else None
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
         """A token id from logits float32 [vocab_size].
@@ -38,10 +41,21 @@ class Sampler:
         """
         token_id = self._draw_allowed(self._penalised(logits))
         self._drawn.add(token_id)
-        if self.logprobs is not None:
-            shifted = logits.astype(np.float64) - logits.max()
-            self.logprobs.append(float(shifted[token_id] - np.log(np.exp(shifted).sum())))
+        self._record(logits, token_id)
         return token_id
+
+    def _record(self, logits: NDArray[np.float32], token_id: int) -> None:
+        if self.logprobs is None and self.top_logprobs is None:
+            return
+        shifted = logits.astype(np.float64) - logits.max()
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+        if self.logprobs is not None:
+            self.logprobs.append(float(logprobs[token_id]))
+        if self.top_logprobs is not None:
+            count = min(self._config.top_logprobs, len(logits))
+            most = np.argpartition(logprobs, -count)[-count:]
+            most = most[np.argsort(-logprobs[most], kind="stable")]
+            self.top_logprobs.append([(int(i), float(logprobs[i])) for i in most])
 
     def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         penalty = np.float32(self._config.repetition_penalty)

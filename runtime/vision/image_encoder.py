@@ -1,10 +1,12 @@
 """The image encoder: an image, or its pixel_values, as the features that the decoder sees."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -93,12 +95,16 @@ class ImageEncoder:
         self.hidden_size = hidden_size
         self._cache = FeatureCache(cache_bytes)
 
-    def read(self, image: ImageInput, *, orient: bool = False) -> PixelValues | ImageFeatures:
+    def read(
+        self, image: ImageInput, *, orient: bool = False, use_cache: bool = False
+    ) -> PixelValues | ImageFeatures:
         """Read an image, or check features; nothing is encoded yet.
 
         Args:
             image: an image as `read_picture` takes it, or features of this encoder.
             orient: turn the image as its EXIF data say.
+            use_cache: return the cached features of the same file content or array, which is not
+                decoded then.
 
         Raises:
             InputError: the image cannot be read, or the features have another shape or image size.
@@ -113,7 +119,21 @@ class ImageEncoder:
             image = ImageFeatures(cast("FloatArray", image), self.image_size)
         if isinstance(image, ImageFeatures):
             return self._checked(image)
-        return PixelValues(preprocess(read_picture(image, orient=orient), self.image_size))
+        if not use_cache:
+            return PixelValues(preprocess(read_picture(image, orient=orient), self.image_size))
+        content, source = content_of(image)
+        if source is None:
+            return self.read(image, orient=orient)
+        features = self._cache.find((source, orient))
+        if features is not None:
+            return ImageFeatures(features, self.image_size)
+        try:
+            picture = read_picture(content, orient=orient)
+        except InputError:
+            return self.read(image, orient=orient)  # an error that names the file
+        read = PixelValues(preprocess(picture, self.image_size))
+        self._cache.name((source, orient), read.digest)
+        return read
 
     def encode(
         self, image: PixelValues | ImageFeatures, *, use_cache: bool = True
@@ -184,6 +204,12 @@ class ImageEncoder:
         """
         return _run(self._projector, IMAGE_FEATURES, IMAGE_HIDDEN_STATES, image_hidden_states)
 
+    @property
+    def cache_figures(self) -> tuple[int, int, int, int]:
+        """Images asked for, images found, bytes held and bytes allowed of the cache of features."""
+        cache = self._cache
+        return cache.queries, cache.hits, cache.size_bytes, cache.max_bytes
+
     def forget(self) -> None:
         """Drop all cached features."""
         self._cache.clear()
@@ -211,6 +237,25 @@ def _run(graph: GraphRunner, output: str, name: str, array: FloatArray) -> Float
         return graph.run([output], {name: array})[0]
     rows = np.split(np.asarray(array), len(array))
     return np.concatenate([graph.run([output], {name: row})[0] for row in rows])
+
+
+def content_of(image: Picture) -> tuple[Picture, str | None]:
+    """An image with the digest of its content, None where it has no content of its own.
+
+    Returns:
+        The content of a file that can be read, else the image itself; and the digest.
+    """
+    content: Any = image
+    if isinstance(image, str | os.PathLike):
+        try:
+            content = Path(image).read_bytes()
+        except OSError:
+            return image, None
+    if isinstance(content, np.ndarray):
+        return content, f"{content.dtype} {content.shape} {digest_of(content)}"
+    if isinstance(content, bytes | bytearray | memoryview):
+        return content, hashlib.blake2b(content, digest_size=16).hexdigest()
+    return image, None
 
 
 def images_of(image: ImageInput | Sequence[ImageInput] | None) -> list[ImageInput]:

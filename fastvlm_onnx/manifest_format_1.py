@@ -17,6 +17,8 @@ TURN: Final = "<|im_start|>"
 CACHE_DTYPES: Final = {"fp16": "float16", "int4_cuda": "float16", "bf16": "bfloat16"}
 # Every graph of format 1 but the standard decoders, which have opset 24.
 OPSETS: Final = {"ai.onnx": 21}
+# Graphs of format 1 have MatMulNBits with 8 bits, and no attention with a sink.
+LEAST_ONNXRUNTIME_8_BITS: Final = "1.22"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def _graph(file: str, variant: str, files: dict[str, Any]) -> dict[str, Any]:
     is_decoder = graph in ("decoder", "prefill")
     is_standard = ".standard." in file
     weights = f"{'decoder' if is_decoder else graph}.{precision}.{suffix}.data"
-    least = VARIANTS[variant].least_onnxruntime if variant in VARIANTS else "1.20"
+    is_quantised = variant in VARIANTS and VARIANTS[variant].has_int8_embeddings
+    least = LEAST_ONNXRUNTIME_8_BITS if is_quantised else "1.20"
     return {
         "weights": [weights] if weights in files else [],
         "opsets": {"ai.onnx": 24} if is_standard else OPSETS,

@@ -212,7 +212,9 @@ def build_decoder(
     residual = graph.input(
         INPUTS_EMBEDS, ir.DataType.FLOAT, [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]
     )
-    inputs = operators.attention_inputs(graph, config, settings.cache_dtype, residual)
+    inputs = operators.attention_inputs(
+        graph, config, settings.cache_dtype, residual, avoids_tiling=settings.avoids_tiling
+    )
     transform = stream_transform(config) if settings.transforms_stream else None
     if transform:
         transform._set_name("stream_transform")

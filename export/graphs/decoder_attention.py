@@ -7,6 +7,7 @@ Source: Qwen2 (arXiv 2407.10671); transformers 4.48.3 modeling_qwen2.py.
 """
 
 from enum import Enum, auto
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,9 @@ from fastvlm_onnx.export.graphs.layers import MICROSOFT, Graph, Op, parameter
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, stacked
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import ATTENTION_MASK, BATCH_SIZE, TOTAL_SEQUENCE_LENGTH
+
+# The logit of a sink: its exponential is zero beside that of any score.
+NO_WEIGHT: Final = -1e30
 
 KeyValue = tuple[ir.Value, ir.Value]
 """Keys and values of one layer, each [B, num_key_value_heads, positions, head_dim]."""
@@ -94,6 +98,7 @@ class Attention(nn.Module):
             inputs.total_sequence_length,
             inputs.cos,
             inputs.sin,
+            *((None, None, inputs.sink) if inputs.sink is not None else ()),
             num_heads=self.config.num_attention_heads,
             kv_num_heads=self.config.num_key_value_heads,
             do_rotary=1,
@@ -111,16 +116,27 @@ def last_position(op: Op, x: ir.Value) -> ir.Value:
 class AttentionInputs:
     """Inputs of attention that all layers share: lengths, rotary tables, and the cache's dtype.
 
+    With `avoids_tiling`, every head has a sink whose weight is zero. It changes no result, and
+    ONNX Runtime's tiled kernel, which is slower on the CPU at the lengths of a prompt with an
+    image, does not take attention with a sink.
+
     Attributes:
         dtype: the dtype of keys and values.
         cos: the cosine table of the rotary embedding, [context, head_dim / 2].
         sin: the sine table, of the same shape.
+        sink: the logit of each head's sink, [num_attention_heads]; None without sinks.
         seqlens_k: int32 [B], the number of valid positions less one.
         total_sequence_length: int32 scalar, the length of the attention mask.
     """
 
     def __init__(
-        self, graph: Graph, config: DecoderConfig, dtype: ir.DataType, inputs_embeds: ir.Value
+        self,
+        graph: Graph,
+        config: DecoderConfig,
+        dtype: ir.DataType,
+        inputs_embeds: ir.Value,
+        *,
+        avoids_tiling: bool = False,
     ) -> None:
         op, self.dtype, self.inputs_embeds = graph.op, dtype, inputs_embeds
         mask = graph.input(ATTENTION_MASK, ir.DataType.INT64, [BATCH_SIZE, TOTAL_SEQUENCE_LENGTH])
@@ -128,6 +144,11 @@ class AttentionInputs:
             op.initializer(parameter(table, dtype).const_value, name)
             for name, table in zip(("cos_cache", "sin_cache"), rotary_tables(config), strict=True)
         )
+        self.sink = None
+        if avoids_tiling:
+            shape = (config.num_attention_heads,)
+            sink = LazyArray(shape, lambda: np.full(shape, NO_WEIGHT, np.float32))
+            self.sink = op.initializer(parameter(sink, dtype).const_value, "head_sink")
         valid = op.ReduceSum(mask, [1], keepdims=0)
         self.read_lengths(op, valid, op.Shape(mask, start=1, end=2))
 

@@ -47,14 +47,15 @@ def quantize_tokens(op: Op, x: ir.Value, width: int) -> tuple[QuantizedActivatio
         the integers must be multiplied by the row's scale.
     """
     highest, lowest = op.ReduceMax(x, [-1], keepdims=1), op.ReduceMin(x, [-1], keepdims=1)
-    peak = op.Max(highest, op.Neg(lowest), SMALLEST_PEAK)
-    scale = op.Mul(peak, 1 / LARGEST_INTEGER)
+    # As Python numbers, these would become a cast in the graph for each of their uses.
+    smallest = op.Constant(value=ir.tensor(np.float32(SMALLEST_PEAK)))
+    step = op.Constant(value=ir.tensor(np.float32(1 / LARGEST_INTEGER)))
+    scale = op.Mul(op.Max(highest, op.Neg(lowest), smallest), step)
     zero_point = op.Constant(value=ir.tensor(np.uint8(128)))
+    zero_points = op.ConstantOfShape(op.Shape(scale), value=ir.tensor(np.array([128], np.uint8)))
     # A block is a whole row. With a scale for each tensor instead, x would first be divided by the
     # peaks, which writes and reads all of x once more.
-    values = op.QuantizeLinear(
-        x, scale, op.Expand(zero_point, op.Shape(scale)), axis=-1, block_size=width
-    )
+    values = op.QuantizeLinear(x, scale, zero_points, axis=-1, block_size=width)
     return QuantizedActivation(values, 1.0, zero_point), scale
 
 
@@ -132,10 +133,7 @@ class RefinedInt8Head(MatMulNBits):
         logits = super().forward(op, x)
         count = min(NUM_REFINED, self.out_size)
         _, tokens = op.TopK(logits, [count], axis=-1, sorted=0, _outputs=2)
-        rows = op.Sub(op.Cast(op.Gather(self.weight, tokens), to=ir.DataType.FLOAT), 128.0)
-        rows = op.Mul(rows, op.Unsqueeze(op.Gather(self.scales, tokens), [-1]))
-        # The last block of a row may be padded.
-        rows = op.Slice(op.Reshape(rows, [0, 0, count, -1]), [0], [self.in_size], [-1])
+        rows = self.rows(op, tokens)
         refined = op.Squeeze(op.MatMul(rows, op.Unsqueeze(x, [-1])), [-1])
         return op.ScatterElements(logits, tokens, refined, axis=-1)
 

@@ -67,6 +67,7 @@ class DecoderPrecision:
         transforms_stream: the residual stream goes through a Hadamard transform.
         formats: the block formats of all products, of which every linear layer is made; None where
             weights are not in blocks.
+        avoids_tiling: attention does without ONNX Runtime's tiled kernel; see AttentionInputs.
     """
 
     linear: LinearFactory | None
@@ -77,6 +78,7 @@ class DecoderPrecision:
     mlp: Callable[[Weights, DecoderConfig], nn.Module] | None = None
     transforms_stream: bool = False
     formats: BlockFormats | None = None
+    avoids_tiling: bool = False
 
     def linear_of(
         self,
@@ -133,6 +135,7 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
         o_linear=SpreadInt8Linear,
         mlp=PerTokenInt8MLP,
         transforms_stream=True,
+        avoids_tiling=True,
     ),
     "int4": DecoderPrecision(None, _int8_head, formats=INT4_FORMATS),
     # CUDA's attention has no float32 kernel.

@@ -7,6 +7,7 @@ weight.
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
@@ -151,3 +152,18 @@ class MatMulNBits(nn.Module):
             accuracy_level=ACCURACY_INT8,
             _domain=MICROSOFT,
         )
+
+    def rows(self, op: Op, indices: ir.Value) -> ir.Value:
+        """Return some rows of an 8-bit weight in float32, [B, 1, count, in].
+
+        Args:
+            op: the op builder.
+            indices: the rows, int64 [B, 1, count].
+        """
+        assert self.bits == 8
+        zero_point = op.Constant(value=ir.tensor(np.float32(128)))
+        integers = op.Cast(op.Gather(self.weight, indices), to=ir.DataType.FLOAT)
+        scales = op.Unsqueeze(op.Gather(self.scales, indices), [-1])
+        blocks = op.Mul(op.Sub(integers, zero_point), scales)
+        # The last block of a row may be padded.
+        return op.Slice(op.Reshape(blocks, [0, 0, 0, -1]), [0], [self.in_size], [-1])

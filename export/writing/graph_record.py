@@ -11,8 +11,11 @@ from fastvlm_onnx.variants import LEAST_ONNXRUNTIME_STANDARD
 
 # The operators that multiply uint8 activations by int8 weights, as the exporter writes them.
 INT8_PRODUCTS: Final = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
-# Measured: older versions refuse a graph with opset 24, or MatMulNBits with 8 bits.
+# Measured: older versions refuse a graph with opset 24, attention with a sink, or MatMulNBits with
+# 8 bits.
 STANDARD_OPSET: Final = 24
+NUM_INPUTS_WITH_SINK: Final = 12
+LEAST_ONNXRUNTIME_SINK: Final = "1.23"
 LEAST_ONNXRUNTIME_8_BITS: Final = "1.22"
 LEAST_ONNXRUNTIME: Final = "1.20"
 DTYPES: Final = {
@@ -45,6 +48,11 @@ def describe_graph(model: ir.Model) -> Graph:
 def _least_onnxruntime(nodes: list[ir.Node], opset: int) -> str:
     if opset >= STANDARD_OPSET:
         return LEAST_ONNXRUNTIME_STANDARD
+    if any(
+        node.op_type == "GroupQueryAttention" and len(node.inputs) >= NUM_INPUTS_WITH_SINK
+        for node in nodes
+    ):
+        return LEAST_ONNXRUNTIME_SINK
     has_8_bits = any(
         node.op_type == "MatMulNBits" and node.attributes["bits"].as_int() == 8 for node in nodes
     )

@@ -167,7 +167,13 @@ def fake_version(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.mark.parametrize(
     ("version", "expected"),
-    [("1.20.0", "fp32"), ("1.21.1", "fp32"), ("1.22.0", "fast"), ("1.100.0", "fast")],
+    [
+        ("1.20.0", "fp32"),
+        ("1.21.1", "fp32"),
+        ("1.22.0", "int4"),
+        ("1.23.0", "fast"),
+        ("1.100.0", "fast"),
+    ],
 )
 def test_auto_passes_over_variants_that_a_faked_old_version_cannot_run(
     every_package: dict[str, Path], fake_version: Callable[[str], None], version: str, expected: str
@@ -180,7 +186,7 @@ def test_auto_passes_over_variants_that_a_faked_old_version_cannot_run(
 @pytest.mark.parametrize(
     ("operators", "precision", "version", "words"),
     [
-        ("microsoft", "fast", "1.21.0", "ONNX Runtime is 1.21.0, and fast needs at least 1.22"),
+        ("microsoft", "fast", "1.22.1", "ONNX Runtime is 1.22.1, and fast needs at least 1.23"),
         ("standard", "fp32", "1.24.9", "ONNX Runtime is 1.24.9, and fp32 needs at least 1.25"),
         ("standard", None, "1.20.0", "and fp32 needs at least 1.25; run `pip install -U"),
         ("microsoft", "fp32", "1.19.2", "ONNX Runtime is 1.19.2, expected at least 1.20"),

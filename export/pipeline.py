@@ -26,6 +26,7 @@ from fastvlm_onnx.export.variants import (
     calibratable,
     calibrated_graphs,
     check_variants,
+    variants_to_split,
 )
 from fastvlm_onnx.export.writing.existing_package import ExistingPackage
 from fastvlm_onnx.export.writing.graph_set import GraphSet
@@ -55,6 +56,7 @@ def export_package(
     overwrite: bool = False,
     add: bool = False,
     calibrate: bool | str | Path = False,
+    split_decoder: bool = False,
     progress: Progress = no_progress,
     verify: Verify | None = None,
 ) -> Manifest:
@@ -74,6 +76,8 @@ def export_package(
         add: keep the variants and image sizes of an existing package, its default size included.
         calibrate: quantise int4 decoders on the activations of texts and images: those of a folder,
             or the built-in set when True.
+        split_decoder: export the decoder of `int4` in parts too. Greedy answers come sooner on the
+            CPU, and the package has lm_head in int4 as well; `fast` is always exported so.
         progress: called with the stage, the bytes written so far and the bytes in all.
         verify: `verify_package` of verify.py. The manifest and the card state its measurements. A
             package outside its tolerance is kept, and the card says so.
@@ -83,7 +87,8 @@ def export_package(
         UnsupportedError: the checkpoint's configuration, an image size, or a variant in these
             operators is not built.
         InputError: a variant or the set of operators is unknown; both overwrite and add are set;
-            there is nothing to add; or the calibration set cannot be used, or no variant needs it.
+            there is nothing to add; the calibration set cannot be used, or no variant needs it; or
+            no variant's decoder can be split.
         PackageError: the destination exists or cannot be written; or it cannot be added to, or
             was made of another checkpoint.
     """
@@ -94,14 +99,18 @@ def export_package(
     if overwrite and add:
         raise InputError("found both --add and --overwrite, expected one of them.")
     check_destination(destination, overwrite or add)
-    existing = (
-        ExistingPackage(destination, precisions, image_sizes or (), operators) if add else None
-    )
-    if existing:
+    existing = None
+    if add:
+        existing = ExistingPackage(
+            destination, precisions, image_sizes or (), operators, split_decoder=split_decoder
+        )
         precisions, image_sizes = existing.variants, existing.image_sizes
         existing.check_calibration(
             calibratable(existing.manifest.variants), is_calibrated=bool(calibrate)
         )
+    split = existing.split_variants if existing else []
+    if split_decoder:
+        split = variants_to_split(precisions)
     if calibrate:
         formats = block_formats(precisions)
         calibration_set = built_in_set() if calibrate is True else read_set(Path(calibrate))
@@ -122,6 +131,7 @@ def export_package(
         sizes,
         operators,
         calibration.weights if calibration else None,
+        split=split,
     )
     writer = PackageWriter(graph_set, progress)
     needed_bytes = writer.total_bytes + (calibration.size_bytes if calibration else 0)

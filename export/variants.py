@@ -1,6 +1,6 @@
 """Declare the graphs of variants: one function for each graph, for every graph precision."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -11,11 +11,16 @@ from fastvlm_onnx.errors import InputError, UnsupportedError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE, FastVLMConfig
 from fastvlm_onnx.export.architecture.tensor_names import PROJECTOR_PREFIX, VISION_PREFIX
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
-from fastvlm_onnx.export.graphs.decoder import DecoderOperators, build_decoder, embedding_rows
+from fastvlm_onnx.export.graphs.decoder import (
+    DecoderOperators,
+    build_decoder,
+    embedding_rows,
+)
 from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS
 from fastvlm_onnx.export.graphs.decoder_standard_operators import STANDARD_OPERATORS
 from fastvlm_onnx.export.graphs.fixed_shapes import fix_axes
 from fastvlm_onnx.export.graphs.float16 import convert_to_float16
+from fastvlm_onnx.export.graphs.lm_head import build_lm_head, build_lm_head_screen
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
@@ -27,6 +32,9 @@ from fastvlm_onnx.export.writing.token_embeddings import Embeddings, FloatEmbedd
 from fastvlm_onnx.names import (
     BATCH_SIZE,
     DECODER,
+    DECODER_LAYERS,
+    LM_HEAD,
+    LM_HEAD_SCREEN,
     NUM_IMAGE_TOKENS,
     PREFILL,
     PROJECTOR,
@@ -35,7 +43,7 @@ from fastvlm_onnx.names import (
     vision_encoder_file,
     weights_file,
 )
-from fastvlm_onnx.package import Variant
+from fastvlm_onnx.package import SplitDecoder, Variant
 from fastvlm_onnx.variants import OPERATOR_SETS, VARIANTS, VariantSpec
 
 DECODER_OPERATORS: Final[Mapping[str, DecoderOperators]] = {
@@ -117,8 +125,26 @@ def calibratable(variants: Iterable[str]) -> list[str]:
 
 def calibrated_graphs(graph_set: GraphSet) -> list[str]:
     """Return the files of the decoders with weights in blocks."""
-    variants = graph_set.variants
-    return list(dict.fromkeys(variants[name].decoder for name in calibratable(variants)))
+    variants = [graph_set.variants[name] for name in calibratable(graph_set.variants)]
+    wholes = [variant.decoder for variant in variants]
+    parts = [v.split_decoder.decoder_layers for v in variants if v.split_decoder]
+    return list(dict.fromkeys((*wholes, *parts)))
+
+
+def variants_to_split(variants: Sequence[str]) -> list[str]:
+    """Return the variants whose decoder can be exported in parts.
+
+    Raises:
+        InputError: no variant's decoder can.
+    """
+    found = [name for name in variants if VARIANTS[name].can_split]
+    if not found:
+        splittable = [name for name, spec in VARIANTS.items() if spec.can_split]
+        raise InputError(
+            f"--split-decoder is for {' and '.join(splittable)}, and the variants are "
+            f"{', '.join(variants)}; add one with --precision, or leave --split-decoder out."
+        )
+    return found
 
 
 def _formats_of(variant: str) -> BlockFormats | None:
@@ -131,6 +157,8 @@ def build_graphs(
     sizes: Sequence[int],
     operators: str,
     calibrated: CalibratedWeights | None = None,
+    *,
+    split: Collection[str] = (),
 ) -> GraphSet:
     """Declare the graphs of variants; a graph that several variants share is declared once.
 
@@ -140,6 +168,7 @@ def build_graphs(
         sizes: image sizes in pixels.
         operators: the decoder's set of operators, one of OPERATOR_SETS.
         calibrated: quantised weights for the decoders with weights in blocks.
+        split: names of the variants whose decoder is also declared in parts.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, or has another shape.
@@ -180,6 +209,19 @@ def build_graphs(
             prefill_file = add(
                 graph_file(PREFILL, prefill), partial(_prefill, weights, config, prefill)
             )
+        split_decoder = None
+        if spec.splits or spec.name in split:
+            split_decoder = SplitDecoder(
+                add(
+                    graph_file(DECODER_LAYERS, decoder),
+                    partial(_decoder_layers, weights, config, decoder, calibrated),
+                ),
+                add(graph_file(LM_HEAD, "int8"), partial(_lm_head, weights, config, decoder)),
+                add(
+                    graph_file(LM_HEAD_SCREEN, "int4"),
+                    partial(_lm_head_screen, weights, config, decoder),
+                ),
+            )
         matrix = Int8Embeddings(rows) if spec.has_int8_embeddings else FloatEmbeddings(rows)
         embeddings.setdefault(matrix.file_name, matrix)
         files[spec.name] = Variant(
@@ -188,6 +230,7 @@ def build_graphs(
             prefill=prefill_file,
             decoder=decoder_file,
             embed_tokens=matrix.file_name,
+            split_decoder=split_decoder,
         )
     weights.check_all_taken()
     return GraphSet(graphs, list(embeddings.values()), config.decoder.is_tied, files)
@@ -261,6 +304,33 @@ def _decoder(
 
 
 def _prefill(weights: Weights, config: FastVLMConfig, precision: str) -> UnwrittenGraph:
-    model = build_decoder(weights, config.decoder, precision, fills_cache_only=True)
+    model = build_decoder(weights, config.decoder, precision, has_lm_head=False)
     # A decoder of the same precision shares the weights.
     return UnwrittenGraph(model, weights_file(DECODER, precision))
+
+
+def _decoder_layers(
+    weights: Weights, config: FastVLMConfig, precision: str, calibrated: CalibratedWeights | None
+) -> UnwrittenGraph:
+    model = build_decoder(
+        weights,
+        config.decoder,
+        precision,
+        has_lm_head=False,
+        calibrated=calibrated,
+    )
+    return UnwrittenGraph(model, weights_file(DECODER, precision))
+
+
+def _lm_head(weights: Weights, config: FastVLMConfig, precision: str) -> UnwrittenGraph:
+    return UnwrittenGraph(build_lm_head(weights, config.decoder), weights_file(DECODER, precision))
+
+
+def _lm_head_screen(weights: Weights, config: FastVLMConfig, precision: str) -> UnwrittenGraph:
+    # Only a screened variant reads the int4 weights. The int8 weights are the decoder's.
+    decoder_file = weights_file(DECODER, precision)
+    return UnwrittenGraph(
+        build_lm_head_screen(weights, config.decoder),
+        weights_file(LM_HEAD_SCREEN, "int4"),
+        other_files={"lm_head.weight": decoder_file, "lm_head.scales": decoder_file},
+    )

@@ -11,6 +11,9 @@ VISION_ENCODER: Final = "vision_encoder"
 PROJECTOR: Final = "projector"
 DECODER: Final = "decoder"
 PREFILL: Final = "prefill"  # the decoder over a prompt, where that is a separate graph
+DECODER_LAYERS: Final = "decoder_layers"  # the decoder up to lm_head's input
+LM_HEAD: Final = "lm_head"
+LM_HEAD_SCREEN: Final = "lm_head_screen"
 
 PIXEL_VALUES: Final = "pixel_values"
 IMAGE_HIDDEN_STATES: Final = "image_hidden_states"
@@ -18,6 +21,11 @@ IMAGE_FEATURES: Final = "image_features"
 INPUTS_EMBEDS: Final = "inputs_embeds"
 ATTENTION_MASK: Final = "attention_mask"
 LOGITS: Final = "logits"
+HIDDEN_STATES: Final = "hidden_states"  # lm_head's input: the last position, normalised
+NUM_CANDIDATES: Final = "num_candidates"
+TOKEN_IDS: Final = "token_ids"
+TOKEN_LOGITS: Final = "token_logits"
+SCREENED_LOGITS: Final = "screened_logits"
 
 
 def past_names(layer: int) -> tuple[str, str]:

@@ -15,6 +15,9 @@ from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.manifest_reader import parse
 from fastvlm_onnx.names import (
     DECODER,
+    DECODER_LAYERS,
+    LM_HEAD,
+    LM_HEAD_SCREEN,
     MANIFEST_FILE,
     PREFILL,
     PROJECTOR,
@@ -27,6 +30,7 @@ from fastvlm_onnx.untrusted_files import read_json_object
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 LARGEST_MANIFEST = 4_000_000  # bytes; a package with every variant has 60,000
+CPU = "cpu"  # the provider's short name
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,29 @@ class ProviderGraphs:
 
 
 @dataclass(frozen=True)
+class SplitDecoder:
+    """The decoder in parts, for the CPU; the parts share their weights with the whole decoder.
+
+    Attributes:
+        decoder_layers: file of the decoder's graph up to lm_head, with the cache of the whole.
+        lm_head: file of the graph from the hidden states to all logits.
+        lm_head_screen: file of the graph from the hidden states to the likeliest tokens.
+    """
+
+    decoder_layers: str
+    lm_head: str
+    lm_head_screen: str
+
+    def graph_files(self) -> dict[str, str]:
+        """Return the graph files by their keys in the manifest."""
+        return {
+            DECODER_LAYERS: self.decoder_layers,
+            LM_HEAD: self.lm_head,
+            LM_HEAD_SCREEN: self.lm_head_screen,
+        }
+
+
+@dataclass(frozen=True)
 class Variant:
     """The files of a variant.
 
@@ -164,9 +191,11 @@ class Variant:
         vision_encoder: one file for each image size, whose key is the size in pixels.
         projector: the projector's file.
         prefill: file of the graph that runs the prompt up to its last token: the decoder itself,
-            or a graph with the same cache and without logits.
+            or a graph with the same cache and without logits. The whole prompt where it has hidden
+            states for `split_decoder`.
         decoder: the decoder's file.
         embed_tokens: the token embeddings' file.
+        split_decoder: the decoder in parts; None where the package has the whole alone.
         per_provider: other graphs for some providers, by the provider's short name.
     """
 
@@ -175,6 +204,7 @@ class Variant:
     prefill: str
     decoder: str
     embed_tokens: str
+    split_decoder: SplitDecoder | None = None
     per_provider: dict[str, ProviderGraphs] = field(default_factory=dict)
 
     def on_providers(self, providers: Mapping[str, str]) -> "Variant":
@@ -188,6 +218,8 @@ class Variant:
             return self.per_provider.get(providers.get(graph, ""), ProviderGraphs())
 
         decoder = own(DECODER).decoder or self.decoder
+        is_own = decoder != self.decoder
+        is_on_cpu = providers.get(DECODER, CPU) == CPU
         # A decoder that runs the whole prompt goes on to do so.
         prefill = decoder if self.prefill == self.decoder else self.prefill
         return replace(
@@ -196,13 +228,15 @@ class Variant:
             projector=own(PROJECTOR).projector or self.projector,
             prefill=own(PREFILL).prefill or prefill,
             decoder=decoder,
+            split_decoder=self.split_decoder if is_on_cpu and not is_own else None,
         )
 
     def graph_files(self, image_size: int | None = None) -> list[str]:
         """Return the graph files at one image size, or at every image size when None."""
         sizes = self.vision_encoder if image_size is None else [str(image_size)]
         encoders = [self.vision_encoder[size] for size in sizes]
-        return list(dict.fromkeys((*encoders, self.projector, self.prefill, self.decoder)))
+        parts = self.split_decoder.graph_files().values() if self.split_decoder else ()
+        return list(dict.fromkeys((*encoders, self.projector, self.prefill, self.decoder, *parts)))
 
     def graph_keys(self) -> dict[str, str]:
         """Return every graph file that the variant names, by its key in the manifest."""
@@ -216,6 +250,9 @@ class Variant:
                     found[f"{prefix}{graph}"] = file
 
         add("", self)
+        if self.split_decoder:
+            for key, file in self.split_decoder.graph_files().items():
+                found[f"split_decoder.{key}"] = file
         for provider, part in self.per_provider.items():
             add(f"per_provider.{provider}.", part)
         return found

@@ -27,9 +27,12 @@ class VariantSpec:
         providers: the rank of this variant among the variants that a provider may run, by the
             provider's short name; the lowest rank is chosen first.
         tolerance: the largest difference from PyTorch that is accepted.
-        prefill_precision: graph precision of a second decoder graph, which runs the prompt up to
-            its last token; None where the decoder runs the whole prompt.
+        prefill_precision: graph precision of a second decoder graph, which runs the prompt; None
+            where the decoder does.
         has_int8_embeddings: the token embeddings are int8 instead of float.
+        can_split: the decoder can also be exported in parts, with a screen before lm_head; on the
+            CPU it then finds the likeliest token sooner.
+        splits: the decoder is always exported in parts too.
         targets: kinds of machine that the variant is made for ("cpu", "cuda", "coreml").
         operator_sets: the sets of operators in which the decoder can be built.
         least_onnxruntime: the oldest ONNX Runtime that runs the graphs with microsoft operators,
@@ -46,6 +49,8 @@ class VariantSpec:
     tolerance: Tolerance
     prefill_precision: str | None = None
     has_int8_embeddings: bool = False
+    can_split: bool = False
+    splits: bool = False
     targets: tuple[str, ...] = ("cpu",)
     operator_sets: tuple[str, ...] = ("microsoft",)
     least_onnxruntime: str = "1.20"
@@ -119,6 +124,7 @@ _ROWS: Final = (
         # As int8 up to image_features; the decoder's weights have 16 levels.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
         has_int8_embeddings=True,
+        can_split=True,
         least_onnxruntime="1.22",  # MatMulNBits with 8 bits
     ),
     # Many tokens at once are bound by arithmetic, where int8 is fastest. One token at a time is
@@ -133,6 +139,8 @@ _ROWS: Final = (
         tolerance=Tolerance(0.4, cosine=0.92, kl_divergence=0.1, argmax_agreement=0.8),
         prefill_precision="int8",
         has_int8_embeddings=True,
+        can_split=True,
+        splits=True,
         least_onnxruntime="1.23",
     ),
     # CoreML takes no decoder: the decoder stays on the CPU.

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.names import DECODER, PREFILL, VISION_ENCODER
+from fastvlm_onnx.names import DECODER, LM_HEAD_SCREEN, VISION_ENCODER
 from fastvlm_onnx.runtime.answering.results import Generation
 from fastvlm_onnx.runtime.loading import load
 from fastvlm_onnx.runtime.ort.hardware import peak_rss_bytes
@@ -112,13 +112,25 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
         threads=case.threads,
     )
     runs: list[float] = []
-    for graph in (DECODER, PREFILL):
+    token_ids: list[int] = []
+    for graph in (DECODER, LM_HEAD_SCREEN):
         if isinstance(session := model.sessions.get(graph), GraphSession):
             session.observer = runs.append
+
+    def count(token_id: int) -> None:
+        if not token_ids:
+            runs.clear()  # the prompt's
+        token_ids.append(token_id)
+
     answers = []
     for number in range(case.warmup + case.repeats):
+        token_ids.clear()
         generation = model.generate(
-            case.picture, case.prompt, max_new_tokens=case.new_tokens, ignore_eos=True
+            case.picture,
+            case.prompt,
+            max_new_tokens=case.new_tokens,
+            ignore_eos=True,
+            on_token=count,
         )
         if number >= case.warmup:
             answers.append(_sample(generation, runs))
@@ -143,7 +155,7 @@ def _sample(generation: Generation, runs: list[float]) -> BenchSample:
         first_token=timings.first_token,
         decode_one_token=timings.decode / steps,
         tokens_per_second=timings.tokens_per_second,
-        outside=1 - sum(runs[-steps:]) / timings.decode,
+        outside=1 - sum(runs) / timings.decode,
     )
 
 

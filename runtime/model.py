@@ -10,6 +10,8 @@ from fastvlm_onnx.deprecation import renamed
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import (
     DECODER,
+    LM_HEAD,
+    LM_HEAD_SCREEN,
     PREFILL,
     PROJECTOR,
     TOKENIZER_FILE,
@@ -23,6 +25,7 @@ from fastvlm_onnx.runtime.answering.see import SeenImage, see_image, start_from_
 from fastvlm_onnx.runtime.answering.stream import final_generation, stream_answer
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
+from fastvlm_onnx.runtime.engine.lm_head import ScreenedHead
 from fastvlm_onnx.runtime.engine.options import GenerationConfig, GenerationOptions
 from fastvlm_onnx.runtime.engine.prefix_cache import PrefixCache
 from fastvlm_onnx.runtime.engine.token_embedding import TokenEmbedding
@@ -78,7 +81,8 @@ class FastVLM:
         """Join the open graphs of a package.
 
         Args:
-            sessions: by graph; PREFILL only where the variant has a graph of its own for it.
+            sessions: by graph; PREFILL, LM_HEAD and LM_HEAD_SCREEN only where the variant has
+                graphs of its own for them.
         """
         self.manifest, self.precision, self.image_size = manifest, precision, image_size
         self.threads, self.sessions = threads, dict(sessions)
@@ -90,6 +94,9 @@ class FastVLM:
         assert isinstance(decoder, GraphSession)
         assert prefill is None or isinstance(prefill, GraphSession)
         sizes = manifest.decoder
+        lm_head = None
+        if LM_HEAD_SCREEN in sessions:
+            lm_head = ScreenedHead(sessions[LM_HEAD], sessions[LM_HEAD_SCREEN], sizes.vocab_size)
         embed_tokens = folder / manifest.variants[precision].embed_tokens
         tokenizer = TextTokenizer(folder / TOKENIZER_FILE)
         self._components: Components | None = Components(
@@ -103,7 +110,7 @@ class FastVLM:
                 cache_bytes=image_cache_bytes,
             ),
             LanguageModel(
-                Decoder(decoder, sizes, prefill),
+                Decoder(decoder, sizes, prefill, lm_head),
                 TokenEmbedding(embed_tokens, sizes),
                 sizes,
             ),

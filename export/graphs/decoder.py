@@ -31,6 +31,7 @@ from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import (
     BATCH_SIZE,
     DECODER,
+    HIDDEN_STATES,
     INPUTS_EMBEDS,
     LOGITS,
     PAST_SEQUENCE_LENGTH,
@@ -129,7 +130,7 @@ class DecoderLayer(nn.Module):
         past: KeyValue,
         inputs: AttentionInputs,
         output: LayerOutput,
-    ) -> tuple[ir.Value, ir.Value | None, KeyValue]:
+    ) -> tuple[ir.Value, ir.Value, KeyValue]:
         """Return residual and update, which the next norm adds, and present keys and values.
 
         Args:
@@ -144,8 +145,6 @@ class DecoderLayer(nn.Module):
         else:
             normalized, residual = self.input_layernorm(op, update, residual)
         mixed, present = self.self_attn(op, normalized, past, inputs, output)
-        if mixed is None:
-            return residual, None, present
         if output is LayerOutput.LAST_POSITION:
             residual = last_position(op, residual)
         normalized, residual = self.post_attention_layernorm(op, mixed, residual)
@@ -175,7 +174,7 @@ def build_decoder(
     precision: str = "fp32",
     *,
     operators: DecoderOperators = DecoderOperators(),
-    fills_cache_only: bool = False,
+    has_lm_head: bool = True,
     calibrated: CalibratedWeights | None = None,
 ) -> ir.Model:
     """Build the decoder: inputs_embeds and the cache -> logits of the last position, and the cache.
@@ -185,11 +184,13 @@ def build_decoder(
         config: the decoder's sizes.
         precision: a key of DECODER_PRECISIONS.
         operators: the building blocks to use.
-        fills_cache_only: leave out the logits and the nodes that only logits need.
+        has_lm_head: end with logits; otherwise with lm_head's input, `hidden_states`. A graph
+            without lm_head is for the CPU, where attention without tiles is faster.
         calibrated: the weights of all products, quantised; for a precision with block formats.
 
     Returns:
-        A graph whose logits are float32 [B, 1, vocab_size].
+        A graph with logits float32 [B, 1, vocab_size], or hidden states float32
+        [B, 1, hidden_size].
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -213,7 +214,11 @@ def build_decoder(
         INPUTS_EMBEDS, ir.DataType.FLOAT, [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]
     )
     inputs = operators.attention_inputs(
-        graph, config, settings.cache_dtype, residual, avoids_tiling=settings.avoids_tiling
+        graph,
+        config,
+        settings.cache_dtype,
+        residual,
+        avoids_tiling=settings.avoids_tiling or not has_lm_head,
     )
     transform = stream_transform(config) if settings.transforms_stream else None
     if transform:
@@ -230,22 +235,22 @@ def build_decoder(
             graph.input(value_name, settings.cache_dtype, shape),
         )
         is_last = i == config.num_hidden_layers - 1
-        output = LayerOutput.ALL_POSITIONS
-        if is_last:
-            # Logits are computed for the last position alone, so the last layer's MLP sees one row.
-            output = LayerOutput.CACHE_ONLY if fills_cache_only else LayerOutput.LAST_POSITION
+        # Logits are computed for the last position alone, so the last layer's MLP sees one row.
+        output = LayerOutput.LAST_POSITION if is_last else LayerOutput.ALL_POSITIONS
         residual, update, present = layer(op, residual, update, past, inputs, output)
         presents.append(present)
-    if not fills_cache_only:
-        norm = operators.norm(model / "norm", config.hidden_size, config.rms_norm_eps)
-        norm._set_name("norm")
+    norm = operators.norm(model / "norm", config.hidden_size, config.rms_norm_eps)
+    norm._set_name("norm")
+    if transform:
+        # The transform is its own inverse.
+        residual, update = transform(op, op.Add(residual, update)), None
+    hidden, _ = norm(op, residual) if update is None else norm(op, update, residual)
+    if has_lm_head:
         lm_head = settings.lm_head(lm_head_rows(weights, config))
         lm_head._set_name("lm_head")
-        if transform:
-            # The transform is its own inverse.
-            residual, update = transform(op, op.Add(residual, update)), None
-        hidden, _ = norm(op, residual) if update is None else norm(op, update, residual)
         graph.output(LOGITS, lm_head(op, hidden), [BATCH_SIZE, 1, config.vocab_size])
+    else:
+        graph.output(HIDDEN_STATES, hidden, [BATCH_SIZE, 1, config.hidden_size])
     for i, present in enumerate(presents):
         for name, value in zip(present_names(i), present, strict=True):
             shape = [*heads, TOTAL_SEQUENCE_LENGTH, config.head_dim]

@@ -32,8 +32,6 @@ class LayerOutput(Enum):
 
     ALL_POSITIONS = auto()
     LAST_POSITION = auto()
-    CACHE_ONLY = auto()
-    """Keys and values, and no hidden states."""
 
 
 class Attention(nn.Module):
@@ -61,8 +59,8 @@ class Attention(nn.Module):
 
     def forward(
         self, op: Op, x: ir.Value, past: KeyValue, inputs: "AttentionInputs", output: LayerOutput
-    ) -> tuple[ir.Value | None, KeyValue]:
-        """Return the update of the residual stream (None for CACHE_ONLY), and present keys, values.
+    ) -> tuple[ir.Value, KeyValue]:
+        """Return the update of the residual stream, and present keys and values.
 
         Args:
             x: float32 [B, sequence_length, hidden_size], normalised.
@@ -72,8 +70,6 @@ class Attention(nn.Module):
         """
         (qkv,) = self.qkv_proj(op, x)
         mixed, key, value = self.attend(op, inputs.cast(op, qkv), past, inputs)
-        if output is LayerOutput.CACHE_ONLY:
-            return None, (key, value)
         if output is LayerOutput.LAST_POSITION:
             mixed = last_position(op, mixed)
         (update,) = self.o_proj(op, inputs.cast_back(op, mixed))

@@ -10,6 +10,7 @@ from pathlib import Path
 from fastvlm_onnx.agreement import VariantAgreement
 from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.package import Manifest, read_manifest
+from fastvlm_onnx.variants import VARIANTS
 
 
 class ExistingPackage:
@@ -20,10 +21,17 @@ class ExistingPackage:
         variants: names of the package's variants, then of the added variants.
         image_sizes: the package's image sizes, then the added image sizes; the first is the
             default.
+        split_variants: names of the package's variants that have their decoder in parts too.
     """
 
     def __init__(
-        self, folder: Path, variants: Sequence[str], image_sizes: Sequence[int], operators: str
+        self,
+        folder: Path,
+        variants: Sequence[str],
+        image_sizes: Sequence[int],
+        operators: str,
+        *,
+        split_decoder: bool = False,
     ) -> None:
         """Read the package.
 
@@ -32,6 +40,7 @@ class ExistingPackage:
             variants: names of the variants to add.
             image_sizes: image sizes to add, in pixels.
             operators: the set of operators of the added decoders.
+            split_decoder: export decoders in parts too, where that is possible.
 
         Raises:
             PackageError: the folder is no package, or its decoders have other operators.
@@ -50,9 +59,16 @@ class ExistingPackage:
             sizes += map(int, variant.vision_encoder)
         self.variants = tuple(dict.fromkeys((*old, *variants)))
         self.image_sizes = tuple(dict.fromkeys((*sizes, *image_sizes)))
-        if len(self.variants) == len(old) and all(
+        self.split_variants = [name for name in old if old[name].split_decoder]
+        adds_parts = split_decoder and any(
+            name not in self.split_variants and VARIANTS[name].can_split
+            for name in old
+            if name in VARIANTS
+        )
+        has_all_sizes = all(
             len(variant.vision_encoder) == len(self.image_sizes) for variant in old.values()
-        ):
+        )
+        if len(self.variants) == len(old) and has_all_sizes and not adds_parts:
             raise InputError(
                 f"{folder}: holds {', '.join(self.variants)} at "
                 f"{', '.join(map(str, self.image_sizes))} pixels, and nothing to add was asked for."

@@ -1,7 +1,7 @@
 """The graphs and token embeddings that are written into a package, before they are written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -17,15 +17,21 @@ class UnwrittenGraph:
         model: the graph, whose weights are computed when they are written.
         weights_file: the file that takes the weights, which several graphs may share; None where
             the graph file holds its weights.
+        other_files: by tensor, the weights file of another graph that takes it.
     """
 
     model: ir.Model
     weights_file: str | None
+    other_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def stage(self) -> str:
         """The graph's name for people, such as "vision encoder"."""
         return str(self.model.graph.name).replace("_", " ")
+
+    def file_of(self, tensor: str) -> str | None:
+        """Return the weights file that takes a tensor; None where the graph file holds it."""
+        return self.other_files.get(tensor, self.weights_file)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,9 @@ class PackageWriter:
             stored[name] = written
         records = {}
         for name, graph in self._graph_set.graphs.items():
-            places = stored[graph.weights_file] if graph.weights_file else {}
             for tensor_name, value in initializers(graph.model):
+                file_name = graph.file_of(tensor_name)
+                places = stored[file_name] if file_name else {}
                 value.const_value = places.get(tensor_name, value.const_value)
             ir.save(graph.model, folder / name)
             records[name] = describe_graph(graph.model)
@@ -90,10 +91,11 @@ def _weights_files(graph_set: GraphSet) -> dict[str, WeightsFile]:
     """Sort the tensors of all graphs into weights files; several graphs may read one tensor."""
     files: dict[str, WeightsFile] = {}
     for graph in graph_set.graphs.values():
-        if graph.weights_file is None:
-            continue
-        file = files.setdefault(graph.weights_file, WeightsFile(graph.stage, {}, {}, {}))
         for name, value in initializers(graph.model):
+            file_name = graph.file_of(name)
+            if file_name is None:
+                continue
+            file = files.setdefault(file_name, WeightsFile(graph.stage, {}, {}, {}))
             if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
                 file.own.setdefault(name, value.const_value)
     if graph_set.shares_head:

@@ -49,6 +49,11 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
     metavar="[FOLDER]",
     help="Quantise int4 decoders on texts and images: FOLDER's, or built-in ones.",
 )
+@click.option(
+    "--split-decoder",
+    is_flag=True,
+    help="Let int4 answer sooner on the CPU, for an int4 copy of lm_head. fast does always.",
+)
 @click.option("--verify", is_flag=True, help="Measure the package, as `fastvlm-onnx verify` does.")
 def export(
     checkpoint: str,
@@ -62,6 +67,7 @@ def export(
     overwrite: bool,
     add: bool,
     calibrate: str | None,
+    split_decoder: bool,
     verify: bool,
 ) -> None:
     """Export CHECKPOINT to ONNX graphs.
@@ -83,6 +89,7 @@ def export(
         overwrite=overwrite,
         add=add,
         calibrate=calibrate == BUILT_IN_SET or calibrate or False,
+        split_decoder=split_decoder,
     )
     click.echo(f"wrote {folder}", err=True)
     if verify:

@@ -60,6 +60,7 @@ class Answer:
         finish_reason: why the answer has ended; None while it goes on.
         error: ended the answer in place of a finish_reason; None as a rule.
         cached_tokens: positions of the prompt whose keys and values were there before.
+        is_greedy: `accept` reads nothing but the largest logit.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self.cached_tokens = 0
+        self.is_greedy = config.is_greedy
         self._config, self._max_new_tokens, self._times = config, max_new_tokens, times
         self._eos_token_ids = () if config.ignore_eos else tuple(eos_token_ids)
         self._constraint = constraint
@@ -95,7 +97,7 @@ class Answer:
         """Sample the next token and decide whether the answer goes on.
 
         Args:
-            logits: float32 [vocab_size].
+            logits: float32 [vocab_size]. Of a greedy answer, only the largest is read.
 
         Returns:
             The token to run next; None where the answer has ended.

@@ -113,9 +113,9 @@ class RunningBatch:
             ProviderError: the provider failed. All rows are as they were.
         """
         tokens = [answer.token_ids[-1] for answer in self.answers]
-        for answer, logits in zip(
-            self.answers, self._model.decode_one_batch_step(tokens, self._batch), strict=True
-        ):
+        is_greedy = [answer.is_greedy for answer in self.answers]
+        rows = self._model.decode_one_batch_step(tokens, self._batch, is_greedy)
+        for answer, logits in zip(self.answers, rows, strict=True):
             answer.accept_or_fail(logits)
         return self._drop({i for i, answer in enumerate(self.answers) if answer.has_ended})
 

@@ -59,7 +59,7 @@ class Prefill:
         if max_positions is not None and left.shape[1] > max_positions:
             self._model.prefill_part(left[:, :max_positions], self.cache)
             return False
-        logits = self._model.prefill(left, self.cache)
+        logits = self._model.prefill(left, self.cache, is_greedy=self.answer.is_greedy)
         if self._prefixes is not None:
             self._prefixes.add(self.key, self.cache.read)
         self.answer.accept_or_fail(logits)

@@ -25,7 +25,13 @@ def stream_answer(
         Pieces of text. The last piece carries the whole answer.
     """
     prompt_tokens = cache.length + inputs_embeds.shape[1]
-    for _ in generate(components.language_model, inputs_embeds, cache, answer.accept):
+    for _ in generate(
+        components.language_model,
+        inputs_embeds,
+        cache,
+        answer.accept,
+        is_greedy=answer.is_greedy,
+    ):
         if answer.has_text:
             yield answer.take_piece()
     yield answer.take_piece(answer.result(components.describe(), prompt_tokens))

@@ -1,22 +1,24 @@
 """The decoder's graphs with their caches: embeddings in, logits out."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from fastvlm_onnx.names import ATTENTION_MASK, INPUTS_EMBEDS
+from fastvlm_onnx.names import ATTENTION_MASK, HIDDEN_STATES, INPUTS_EMBEDS
 from fastvlm_onnx.package import DecoderFormat
 from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.engine.kv_cache import BatchCache, KVCache
+from fastvlm_onnx.runtime.engine.lm_head import ScreenedHead
 from fastvlm_onnx.runtime.ort.session import GraphSession
 
 ONE_TOKEN: Final = 1
 
 
 class Decoder:
-    """The decoder graph, and the prefill graph where a variant has its own.
+    """The decoder graph, and graphs for the prompt and for lm_head where a variant has its own.
 
-    Both graphs fill the same cache. Any number of caches may be in use at once.
+    The decoder and the prefill graph fill one cache. Any number of caches may be in use at once.
     """
 
     def __init__(
@@ -24,17 +26,26 @@ class Decoder:
         session: GraphSession,
         sizes: DecoderFormat,
         prefill_session: GraphSession | None = None,
+        lm_head: ScreenedHead | None = None,
     ) -> None:
         """Take the open graphs.
 
         Args:
-            session: the graph that computes logits.
+            session: the graph that computes logits, or the hidden states that `lm_head` reads.
             sizes: the decoder's sizes from the manifest.
-            prefill_session: a graph without logits for all positions of a prompt but the last;
+            prefill_session: a graph for prompts without logits. It runs the last position of a
+                prompt too if it has hidden states for `lm_head`, and otherwise all but the last.
                 `session` runs every position when None.
+            lm_head: computes logits; None where `session` does.
         """
+        self._lm_head = lm_head
         self.session, self.prefill_session, self.sizes = session, prefill_session, sizes
         self._sessions = [session] if prefill_session is None else [session, prefill_session]
+        self._prefills_whole_prompts = (
+            lm_head is not None
+            and prefill_session is not None
+            and any(output.name == HIDDEN_STATES for output in prefill_session.get_outputs())
+        )
         self._mask = np.ones((1, sizes.context_length), np.int64)
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -50,20 +61,28 @@ class Decoder:
         """
         return BatchCache(self._sessions, self.sizes, rows, capacity)
 
-    def run(self, inputs_embeds: FloatArray, cache: KVCache) -> FloatArray:
+    def run(
+        self, inputs_embeds: FloatArray, cache: KVCache, *, is_greedy: bool = False
+    ) -> FloatArray:
         """Append positions to a cache.
 
         Args:
             inputs_embeds: float32 [1, sequence_length, hidden_size], contiguous.
+            is_greedy: only the largest logit is needed; others may be minus infinity.
 
         Returns:
             Logits of the last position, float32 [vocab_size]. The next run overwrites them.
         """
-        if self.prefill_session is not None and inputs_embeds.shape[1] > ONE_TOKEN:
+        if self.prefill_session is None or inputs_embeds.shape[1] == ONE_TOKEN:
+            self._append(self.session, inputs_embeds, cache)
+        elif self._prefills_whole_prompts:
+            self._append(self.prefill_session, inputs_embeds, cache)
+        else:
             self._append(self.prefill_session, inputs_embeds[:, :-1], cache)
-            inputs_embeds = inputs_embeds[:, -1:]
-        self._append(self.session, inputs_embeds, cache)
-        return cache.logits[0, 0]
+            self._append(self.session, inputs_embeds[:, -1:], cache)
+        if self._lm_head is not None:
+            self._lm_head.compute(cache.outputs.hidden_states, cache.outputs.logits, [is_greedy])
+        return cache.outputs.logits[0, 0]
 
     def append(self, inputs_embeds: FloatArray, cache: KVCache) -> None:
         """Append positions of a prompt that goes on, without logits.
@@ -73,16 +92,20 @@ class Decoder:
         """
         self._append(self.prefill_session or self.session, inputs_embeds, cache)
 
-    def run_batch(self, inputs_embeds: FloatArray, batch: BatchCache) -> FloatArray:
+    def run_batch(
+        self, inputs_embeds: FloatArray, batch: BatchCache, is_greedy: Sequence[bool] | None = None
+    ) -> FloatArray:
         """Append one position to each row of a batch.
 
         Args:
             inputs_embeds: float32 [rows, 1, hidden_size].
+            is_greedy: for each row, whether only its largest logit is needed; others may be minus
+                infinity. No row is greedy when None.
 
         Returns:
             Logits, float32 [rows, vocab_size]. The next run overwrites them.
         """
-        binding, logits = batch.binding()
+        binding, outputs = batch.binding()
         lengths = batch.lengths + 1
         # Rows are padded on the right, so the mask says how much of each row counts.
         mask = np.arange(lengths.max()) < lengths[:, None]
@@ -90,7 +113,10 @@ class Decoder:
         binding.bind_cpu_input(ATTENTION_MASK, mask.astype(np.int64))
         self.session.run_with_iobinding(binding)
         batch.lengths = lengths
-        return logits[:, 0]
+        if self._lm_head is not None:
+            rows = is_greedy or [False] * len(lengths)
+            self._lm_head.compute(outputs.hidden_states, outputs.logits, rows)
+        return outputs.logits[:, 0]
 
     def _append(self, session: GraphSession, inputs_embeds: FloatArray, cache: KVCache) -> None:
         total = cache.length + inputs_embeds.shape[1]

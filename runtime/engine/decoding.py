@@ -11,7 +11,12 @@ Accept = Callable[[FloatArray], int | None]
 
 
 def generate(
-    model: LanguageModel, inputs_embeds: FloatArray, cache: KVCache, accept: Accept
+    model: LanguageModel,
+    inputs_embeds: FloatArray,
+    cache: KVCache,
+    accept: Accept,
+    *,
+    is_greedy: bool = False,
 ) -> Iterator[int]:
     """Generate one answer.
 
@@ -20,11 +25,12 @@ def generate(
             hidden_size].
         cache: has room for the prompt and for every token that `accept` returns.
         accept: samples a token and decides whether the answer goes on.
+        is_greedy: `accept` reads nothing but the largest logit.
 
     Yields:
         Each token, before it is run. The last token of an answer is never run.
     """
-    logits = model.prefill(inputs_embeds, cache)
+    logits = model.prefill(inputs_embeds, cache, is_greedy=is_greedy)
     while (token_id := accept(logits)) is not None:
         yield token_id
-        logits = model.decode_one_step(token_id, cache)
+        logits = model.decode_one_step(token_id, cache, is_greedy=is_greedy)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.errors import ProviderError
-from fastvlm_onnx.names import LOGITS, is_past, present_name
+from fastvlm_onnx.names import HIDDEN_STATES, LOGITS, is_past, present_name
 from fastvlm_onnx.package import DecoderFormat
 from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.engine.prefix_cache import KeysValues
@@ -40,6 +40,20 @@ CACHE_TYPES: Final[Mapping[str, CacheType]] = {
 BFLOAT16: Final = CACHE_TYPES["tensor(bfloat16)"]
 
 
+class Outputs:
+    """The arrays that take a decoder's outputs of the last position.
+
+    Attributes:
+        logits: float32 [rows, 1, vocab_size], written by each run of a graph that has logits, and
+            otherwise by lm_head.
+        hidden_states: float32 [rows, 1, hidden_size], written by a graph without lm_head.
+    """
+
+    def __init__(self, rows: int, sizes: DecoderFormat) -> None:
+        self.logits = np.empty((rows, 1, sizes.vocab_size), np.float32)
+        self.hidden_states = np.empty((rows, 1, sizes.hidden_size), np.float32)
+
+
 class KVCache:
     """The keys and values of one sequence.
 
@@ -49,7 +63,7 @@ class KVCache:
 
     Attributes:
         token: OrtValue float32 [1, 1, hidden_size], the decoder's input where it is one token.
-        logits: float32 [1, 1, vocab_size], written by each run of a graph that has logits.
+        outputs: of one row.
         length: positions filled.
         capacity: positions there is room for.
     """
@@ -73,7 +87,7 @@ class KVCache:
         values = import_onnxruntime().OrtValue
         memory, types = sessions[0].choice.memory, _past_types(sessions[0])
         self.length, self.capacity = 0, capacity
-        self.logits = np.empty((1, 1, sizes.vocab_size), np.float32)
+        self.outputs = Outputs(1, sizes)
         shape = (1, sizes.num_key_value_heads, capacity, sizes.head_dim)
         with _enough_memory(capacity):
             self.token = values.ortvalue_from_shape_and_type(
@@ -85,7 +99,7 @@ class KVCache:
                 for past, kind in types.items()
             }
             self._bindings = {
-                id(session): bind(session, buffers, self.logits) for session in sessions
+                id(session): bind(session, buffers, self.outputs) for session in sessions
             }
         self._buffers = [(value, types[past].storage) for past, value in buffers.items()]
 
@@ -134,7 +148,7 @@ class BatchCache:
         self._rows, self._capacity = 0, 0
         self._arrays: dict[str, NDArray[Any]] = {}
         self._memory: list[Any] = []  # what the arrays are views of
-        self._binding: tuple[Any, FloatArray] | None = None
+        self._binding: tuple[Any, Outputs] | None = None
         self._reserve(rows, capacity)
 
     def new_row(self, capacity: int) -> KVCache:
@@ -171,12 +185,12 @@ class BatchCache:
         self.lengths = self.lengths[list(rows)]
         self._binding = None
 
-    def binding(self) -> tuple[Any, FloatArray]:
-        """An IO binding over all rows, and their logits float32 [rows, 1, vocab_size]."""
+    def binding(self) -> tuple[Any, Outputs]:
+        """An IO binding over all rows, and the arrays that take their outputs."""
         if self._binding is None:
             rows = len(self.lengths)
-            logits = np.empty((rows, 1, self._sizes.vocab_size), np.float32)
-            self._binding = bind(self._sessions[0], self._values(slice(rows)), logits), logits
+            outputs = Outputs(rows, self._sizes)
+            self._binding = bind(self._sessions[0], self._values(slice(rows)), outputs), outputs
         return self._binding
 
     def _reserve(self, rows: int, capacity: int) -> None:
@@ -215,12 +229,14 @@ class BatchCache:
         }
 
 
-def bind(session: GraphSession, buffers: Mapping[str, Any], logits: FloatArray) -> Any:
-    """An IO binding with keys and values in place, and logits where the graph has them."""
+def bind(session: GraphSession, buffers: Mapping[str, Any], outputs: Outputs) -> Any:
+    """An IO binding with keys and values in place, and the outputs that the graph has."""
     binding = session.io_binding()
-    if any(output.name == LOGITS for output in session.get_outputs()):
-        value = import_onnxruntime().OrtValue.ortvalue_from_numpy(logits)
-        binding.bind_ortvalue_output(LOGITS, value)
+    names = {output.name for output in session.get_outputs()}
+    for name, array in ((LOGITS, outputs.logits), (HIDDEN_STATES, outputs.hidden_states)):
+        if name in names:
+            value = import_onnxruntime().OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_output(name, value)
     for past, buffer in buffers.items():
         binding.bind_ortvalue_input(past, buffer)
         binding.bind_ortvalue_output(present_name(past), buffer)

@@ -66,11 +66,15 @@ class LanguageModel:
             cache.append(keys_values)
         return cache.length
 
-    def prefill(self, inputs_embeds: FloatArray, cache: KVCache) -> FloatArray:
+    def prefill(
+        self, inputs_embeds: FloatArray, cache: KVCache, *, is_greedy: bool = False
+    ) -> FloatArray:
         """Run a prompt, or the part of it that the cache lacks, in one pass.
 
         Args:
             inputs_embeds: float32 [1, sequence_length, hidden_size].
+            is_greedy: only the largest logit is needed, which some packages compute sooner; others
+                may be minus infinity.
 
         Returns:
             Logits of the last position, float32 [vocab_size]. The next run overwrites them.
@@ -80,7 +84,7 @@ class LanguageModel:
 
         Source: Qwen2 (arXiv 2407.10671).
         """
-        return self.decoder.run(inputs_embeds, cache)
+        return self.decoder.run(inputs_embeds, cache, is_greedy=is_greedy)
 
     def prefill_part(self, inputs_embeds: FloatArray, cache: KVCache) -> None:
         """Run a part of a prompt that is not its last part.
@@ -93,25 +97,35 @@ class LanguageModel:
         """
         self.decoder.append(inputs_embeds, cache)
 
-    def decode_one_step(self, token_id: int, cache: KVCache) -> FloatArray:
+    def decode_one_step(
+        self, token_id: int, cache: KVCache, *, is_greedy: bool = False
+    ) -> FloatArray:
         """Append one token to a cache.
+
+        Args:
+            token_id: the token.
+            cache: the sequence so far.
+            is_greedy: only the largest logit is needed; see `prefill`.
 
         Returns:
             Logits for the next token, float32 [vocab_size]. The next run overwrites them.
         """
-        return self.decoder.run(self.embed_tokens([token_id])[None], cache)
+        return self.decoder.run(self.embed_tokens([token_id])[None], cache, is_greedy=is_greedy)
 
-    def decode_one_batch_step(self, token_ids: Sequence[int], batch: BatchCache) -> FloatArray:
+    def decode_one_batch_step(
+        self, token_ids: Sequence[int], batch: BatchCache, is_greedy: Sequence[bool] | None = None
+    ) -> FloatArray:
         """Append one token to each row of a batch.
 
         Args:
             token_ids: one for each row.
+            is_greedy: for each row, whether only its largest logit is needed; see `prefill`.
 
         Returns:
             Logits for each row's next token, float32 [rows, vocab_size]. The next run overwrites
             them.
         """
-        return self.decoder.run_batch(self.embed_tokens(token_ids)[:, None], batch)
+        return self.decoder.run_batch(self.embed_tokens(token_ids)[:, None], batch, is_greedy)
 
     def teacher_forced_logits(
         self, inputs_embeds: FloatArray, token_ids: Sequence[int]

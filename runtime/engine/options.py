@@ -76,6 +76,11 @@ class GenerationConfig:
     regex: str | None = None
     choices: Sequence[str] | None = None
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether sampling reads nothing but the largest logit of a step."""
+        return self.temperature == 0 and self.repetition_penalty == 1 and not self.logprobs
+
     def __post_init__(self) -> None:
         """Refuse options that cannot be used.
 

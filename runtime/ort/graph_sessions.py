@@ -6,11 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from fastvlm_onnx.names import DECODER, PREFILL, PROJECTOR, VISION_ENCODER
+from fastvlm_onnx.names import (
+    DECODER,
+    LM_HEAD,
+    LM_HEAD_SCREEN,
+    PREFILL,
+    PROJECTOR,
+    VISION_ENCODER,
+)
 from fastvlm_onnx.package import Manifest
 from fastvlm_onnx.runtime.ort.compiled_graphs import CompiledGraph
 from fastvlm_onnx.runtime.ort.coreml import with_model_cache
-from fastvlm_onnx.runtime.ort.lazy_session import LazySession
+from fastvlm_onnx.runtime.ort.lazy_session import DeferredSession, LazySession
 from fastvlm_onnx.runtime.ort.plugins import plugin_devices
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import COREML, PROVIDERS
@@ -22,7 +29,10 @@ VISION_GRAPHS: Final = (VISION_ENCODER, PROJECTOR)
 def graph_files(
     manifest: Manifest, variant_name: str, image_size: int, providers: Mapping[str, str]
 ) -> dict[str, str]:
-    """The file of each graph of a variant; PREFILL only where it is a graph of its own.
+    """The file of each graph of a variant.
+
+    PREFILL is there only where it is a graph of its own. Where the decoder comes in parts, DECODER
+    is the part up to lm_head, and LM_HEAD and LM_HEAD_SCREEN are the others.
 
     Args:
         providers: the short name of each graph's provider, which may have a graph of its own.
@@ -35,6 +45,12 @@ def graph_files(
     }
     if variant.prefill != variant.decoder:
         files[PREFILL] = variant.prefill
+    if parts := variant.split_decoder:
+        files |= {
+            DECODER: parts.decoder_layers,
+            LM_HEAD: parts.lm_head,
+            LM_HEAD_SCREEN: parts.lm_head_screen,
+        }
     return files
 
 
@@ -62,14 +78,17 @@ def open_sessions(
         PackageError: the CPU provider cannot load a graph.
         ProviderError: another provider cannot load a graph, or takes no node of it.
     """
+    kinds: dict[str, type[GraphSession] | type[LazySession]] = {LM_HEAD: DeferredSession}
+    if lazy_vision:
+        kinds[VISION_ENCODER] = LazySession
 
     def open_graph(graph: str) -> GraphRunner:
-        file, choice = files[graph], choices[graph]
+        file, choice = files[graph], _choice(choices, graph)
         provider = PROVIDERS.get(choice.name)
         place = compiled.get(graph)
         if place and choice.ep == COREML:
             choice, place = with_model_cache(choice, place), None
-        return (LazySession if lazy_vision and graph == VISION_ENCODER else GraphSession)(
+        return kinds.get(graph, GraphSession)(
             folder / file,
             choice,
             threads,
@@ -84,6 +103,11 @@ def open_sessions(
         return dict(zip(files, pool.map(open_graph, files), strict=True))
 
 
+def _choice(choices: Mapping[str, ProviderChoice], graph: str) -> ProviderChoice:
+    """The provider of a graph; lm_head runs where the other part of the decoder does."""
+    return choices[DECODER if graph in (LM_HEAD, LM_HEAD_SCREEN) else graph]
+
+
 def compiled_graphs(
     manifest: Manifest, files: Mapping[str, str], choices: Mapping[str, ProviderChoice]
 ) -> dict[str, CompiledGraph]:
@@ -95,7 +119,7 @@ def compiled_graphs(
     """
     places = {}
     for graph, file in files.items():
-        choice = choices[graph]
+        choice = _choice(choices, graph)
         provider = PROVIDERS.get(choice.name)
         # The provider of an OpenVINO build writes compiled graphs that it cannot read.
         keeps_contexts = provider and provider.keeps_contexts and plugin_devices(choice.ep)

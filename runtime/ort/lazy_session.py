@@ -1,5 +1,6 @@
-"""A graph that is open only while it runs."""
+"""Graphs that are open only while they run, or from their first run on."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -62,3 +63,21 @@ class LazySession:
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
         """Open the graph, run it once and close it; see `GraphRunner.run`."""
         return self._open_session().run(outputs, feeds)
+
+
+class DeferredSession(LazySession):
+    """A graph that is opened for its first run, and then stays open; see `GraphRunner`."""
+
+    def __init__(
+        self, path: Path, choice: ProviderChoice, threads: int | None = None, **options: Any
+    ) -> None:
+        """Take the graph; see `LazySession`."""
+        super().__init__(path, choice, threads, **options)
+        self._lock = threading.Lock()
+        self._session: GraphSession | None = None
+
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """Run the graph once; see `GraphRunner.run`."""
+        with self._lock:
+            session = self._session = self._session or self._open_session()
+        return session.run(outputs, feeds)

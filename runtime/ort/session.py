@@ -74,7 +74,7 @@ class GraphSession:
     """A graph that stays open on its provider; see `GraphRunner` for its other attributes.
 
     Attributes:
-        observer: called with the seconds of each bound run; None for no calls.
+        observer: called with the seconds of each run; None for no calls.
     """
 
     def __init__(
@@ -257,10 +257,14 @@ class GraphSession:
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
         """Run the graph once; see `GraphRunner.run`."""
+        began = time.perf_counter()
         try:
-            return self._session.run(outputs, feeds)
+            found: list[Any] = self._session.run(outputs, feeds)
         except Exception as error:
             raise self._failed(error) from None
+        if self.observer is not None:
+            self.observer(time.perf_counter() - began)
+        return found
 
     def run_with_iobinding(self, binding: Any, *, returns_memory: bool = False) -> None:
         """Run the graph once on bound tensors.

@@ -72,6 +72,18 @@ CHANGES = {
     "variants.fp32.per_provider.cuda is 3, expected an object": lambda m: m["variants"][
         "fp32"
     ].update(per_provider={"cuda": 3}),
+    "variants.fp32.split_decoder.lm_head is missing": lambda m: m["variants"]["fp32"].update(
+        split_decoder={"decoder_layers": "decoder.fp32.onnx", "lm_head_screen": "x.onnx"}
+    ),
+    "variants.fp32.split_decoder.lm_head_screen names 'x.onnx'": lambda m: m["variants"][
+        "fp32"
+    ].update(
+        split_decoder={
+            "decoder_layers": "decoder.fp32.onnx",
+            "lm_head": "decoder.fp32.onnx",
+            "lm_head_screen": "x.onnx",
+        }
+    ),
     "variants.fp32.vision_encoder is empty": lambda m: m["variants"]["fp32"].update(
         vision_encoder={}
     ),

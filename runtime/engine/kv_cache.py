@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.names import HIDDEN_STATES, LOGITS, is_past, present_name
 from fastvlm_onnx.package import DecoderFormat
-from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.engine.prefix_cache import KeysValues
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime, in_one_line
 from fastvlm_onnx.runtime.ort.session import GraphSession

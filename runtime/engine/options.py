@@ -79,7 +79,13 @@ class GenerationConfig:
     @property
     def is_greedy(self) -> bool:
         """Whether sampling reads nothing but the largest logit of a step."""
-        return self.temperature == 0 and self.repetition_penalty == 1 and not self.logprobs
+        return (
+            self.temperature == 0
+            and self.repetition_penalty == 1
+            and not self.logprobs
+            and not self.top_logprobs
+            and not self.is_structured
+        )
 
     def __post_init__(self) -> None:
         """Refuse options that cannot be used.

@@ -123,6 +123,8 @@ def test_greedy_and_sampled_answers_are_the_same_in_a_batch(fast: FastVLM, pictu
         ({"temperature": 0.1}, False),
         ({"repetition_penalty": 1.1}, False),
         ({"logprobs": True}, False),
+        ({"top_logprobs": 1}, False),
+        ({"choices": ["yes", "no"]}, False),
     ],
 )
 def test_only_options_that_read_the_largest_logit_alone_are_greedy(

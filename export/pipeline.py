@@ -13,6 +13,7 @@ import numpy as np
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
 from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
+from fastvlm_onnx.export.calibration.activation_ranges import RangeCalibration
 from fastvlm_onnx.export.calibration.calibration import Calibration
 from fastvlm_onnx.export.calibration.calibration_set import built_in_set, read_set
 from fastvlm_onnx.export.checkpoint.config_reader import check_image_size
@@ -25,7 +26,9 @@ from fastvlm_onnx.export.variants import (
     build_graphs,
     calibratable,
     calibrated_graphs,
+    check_qdq,
     check_variants,
+    qdq_graphs,
     variants_to_split,
 )
 from fastvlm_onnx.export.writing.existing_package import ExistingPackage
@@ -36,6 +39,7 @@ from fastvlm_onnx.names import CARD_FILE, LICENSE_FILE, TOKENIZER_FILE
 from fastvlm_onnx.package import FORMAT_VERSION, DecoderFormat, ImageFormat, Manifest, Source
 from fastvlm_onnx.package_files import describe_file
 from fastvlm_onnx.progress import Progress, no_progress
+from fastvlm_onnx.variants import QDQ_TARGET
 from fastvlm_onnx.version import __version__
 
 MEGABYTE: Final = 1_000_000
@@ -57,6 +61,7 @@ def export_package(
     add: bool = False,
     calibrate: bool | str | Path = False,
     split_decoder: bool = False,
+    target: str | None = None,
     progress: Progress = no_progress,
     verify: Verify | None = None,
 ) -> Manifest:
@@ -78,6 +83,8 @@ def export_package(
             or the built-in set when True.
         split_decoder: export the decoder of `int4` in parts too. Greedy answers come sooner on the
             CPU, and the package has lm_head in int4 as well; `fast` is always exported so.
+        target: "openvino" adds a vision encoder in QDQ form to the variants with int8 vision. The
+            ranges of its activations are found on the images of `calibrate`, or on built-in ones.
         progress: called with the stage, the bytes written so far and the bytes in all.
         verify: `verify_package` of verify.py. The manifest and the card state its measurements. A
             package outside its tolerance is kept, and the card says so.
@@ -86,9 +93,10 @@ def export_package(
         CheckpointError: the checkpoint cannot be read; nothing was written.
         UnsupportedError: the checkpoint's configuration, an image size, or a variant in these
             operators is not built.
-        InputError: a variant or the set of operators is unknown; both overwrite and add are set;
-            there is nothing to add; the calibration set cannot be used, or no variant needs it; or
-            no variant's decoder can be split.
+        InputError: a variant, the target or the set of operators is unknown; both overwrite and
+            add are set; there is nothing to add; the calibration set cannot be used; no variant
+            needs the calibration set or takes the target's graph; or no variant's decoder can be
+            split.
         PackageError: the destination exists or cannot be written; or it cannot be added to, or
             was made of another checkpoint.
     """
@@ -96,13 +104,20 @@ def export_package(
 
     # 1. Refuse everything that can be refused before a byte is written.
     check_variants(precisions, operators)
+    if target not in (None, QDQ_TARGET):
+        raise InputError(f"target is {target!r}, expected {QDQ_TARGET!r} or None.")
     if overwrite and add:
         raise InputError("found both --add and --overwrite, expected one of them.")
     check_destination(destination, overwrite or add)
     existing = None
     if add:
         existing = ExistingPackage(
-            destination, precisions, image_sizes or (), operators, split_decoder=split_decoder
+            destination,
+            precisions,
+            image_sizes or (),
+            operators,
+            target,
+            split_decoder=split_decoder,
         )
         precisions, image_sizes = existing.variants, existing.image_sizes
         existing.check_calibration(
@@ -111,8 +126,11 @@ def export_package(
     split = existing.split_variants if existing else []
     if split_decoder:
         split = variants_to_split(precisions)
+    if target:
+        check_qdq(precisions)
+    calibration_set = None
     if calibrate:
-        formats = block_formats(precisions)
+        formats = None if target and not calibratable(precisions) else block_formats(precisions)
         calibration_set = built_in_set() if calibrate is True else read_set(Path(calibrate))
     checkpoint = open_checkpoint(
         source, base=base, allow_nonfinite=allow_nonfinite, progress=progress
@@ -123,14 +141,18 @@ def export_package(
 
     # 2. Declare the graphs; every tensor of the checkpoint is accounted for.
     calibration = None
-    if calibrate:
+    if calibration_set and formats:
         calibration = Calibration(checkpoint, formats, calibration_set, sizes[0], destination)
+    range_calibration = None
+    if target:
+        range_calibration = RangeCalibration(checkpoint, calibration_set, sizes[0])
     graph_set = build_graphs(
         checkpoint,
         tuple(dict.fromkeys(precisions)),
         sizes,
         operators,
         calibration.weights if calibration else None,
+        range_calibration.ranges if range_calibration else None,
         split=split,
     )
     writer = PackageWriter(graph_set, progress)
@@ -139,11 +161,15 @@ def export_package(
 
     with unfinished_folder(destination) as folder:
         # 3. Calibrate: each product is quantised on the activations of those before it.
-        record = None
+        record, ranges_record = None, None
         if calibration:
             with _disk_errors(destination, folder, needed_bytes):
                 record = calibration.run(progress)
             record = replace(record, graphs=calibrated_graphs(graph_set))
+        if range_calibration:
+            with _disk_errors(destination, folder, needed_bytes):
+                ranges_record = range_calibration.run(progress)
+            ranges_record = replace(ranges_record, graphs=qdq_graphs(graph_set))
 
         # 4. Write: weights stream from the checkpoint's files, one tensor in memory at a time.
         with _disk_errors(destination, folder, writer.total_bytes):
@@ -157,6 +183,7 @@ def export_package(
                 graphs=graphs,
                 files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
                 calibration=record,
+                ranges=ranges_record,
             )
             measured: Mapping[str, VariantAgreement] = {}
             if existing:

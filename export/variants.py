@@ -22,8 +22,10 @@ from fastvlm_onnx.export.graphs.fixed_shapes import fix_axes
 from fastvlm_onnx.export.graphs.float16 import convert_to_float16
 from fastvlm_onnx.export.graphs.lm_head import build_lm_head, build_lm_head_screen
 from fastvlm_onnx.export.graphs.projector import build_projector
+from fastvlm_onnx.export.graphs.qdq import Ranges
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
+from fastvlm_onnx.export.graphs.vision_encoder_qdq import build_vision_encoder_qdq
 from fastvlm_onnx.export.tensors.block_formats import BlockFormats
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 from fastvlm_onnx.export.tensors.weights import Weights
@@ -43,13 +45,16 @@ from fastvlm_onnx.names import (
     vision_encoder_file,
     weights_file,
 )
-from fastvlm_onnx.package import SplitDecoder, Variant
-from fastvlm_onnx.variants import OPERATOR_SETS, VARIANTS, VariantSpec
+from fastvlm_onnx.package import ProviderGraphs, SplitDecoder, Variant
+from fastvlm_onnx.variants import OPERATOR_SETS, QDQ_TARGET, VARIANTS, VariantSpec, takes_qdq
 
 DECODER_OPERATORS: Final[Mapping[str, DecoderOperators]] = {
     "microsoft": DecoderOperators(),
     "standard": STANDARD_OPERATORS,
 }
+# The graph precision of a vision encoder in QDQ form, for its file names.
+QDQ: Final = "qdq"
+QDQ_WEIGHTS: Final = weights_file(VISION_ENCODER, QDQ)
 # GroupQueryAttention's rotary embedding on the CPU takes multiples of this number.
 FUSED_HEAD_DIM: Final = 16
 
@@ -103,6 +108,20 @@ def check_variants(variants: Sequence[str], operators: str) -> None:
         )
 
 
+def check_qdq(variants: Sequence[str]) -> None:
+    """Refuse a vision encoder in QDQ form for variants of which none takes it.
+
+    Raises:
+        InputError: no variant has int8 vision.
+    """
+    if not any(map(takes_qdq, variants)):
+        raise InputError(
+            f"--target {QDQ_TARGET} adds a vision encoder to variants with int8 vision, and "
+            f"{', '.join(variants)} has none; add one of "
+            f"{', '.join(filter(takes_qdq, VARIANTS))} with --precision."
+        )
+
+
 def block_formats(variants: Sequence[str]) -> BlockFormats:
     """Return the formats of the decoder weights in blocks, which all of these variants share.
 
@@ -121,6 +140,11 @@ def block_formats(variants: Sequence[str]) -> BlockFormats:
 def calibratable(variants: Iterable[str]) -> list[str]:
     """Return the names of the variants whose decoder has weights in blocks."""
     return [name for name in variants if _formats_of(name)]
+
+
+def qdq_graphs(graph_set: GraphSet) -> list[str]:
+    """Return the files of the vision encoders in QDQ form."""
+    return [file for file, graph in graph_set.graphs.items() if graph.weights_file == QDQ_WEIGHTS]
 
 
 def calibrated_graphs(graph_set: GraphSet) -> list[str]:
@@ -157,6 +181,7 @@ def build_graphs(
     sizes: Sequence[int],
     operators: str,
     calibrated: CalibratedWeights | None = None,
+    ranges: Ranges | None = None,
     *,
     split: Collection[str] = (),
 ) -> GraphSet:
@@ -168,6 +193,8 @@ def build_graphs(
         sizes: image sizes in pixels.
         operators: the decoder's set of operators, one of OPERATOR_SETS.
         calibrated: quantised weights for the decoders with weights in blocks.
+        ranges: the ranges of the vision encoder's activations, read when a graph is written; None
+            for no vision encoders in QDQ form.
         split: names of the variants whose decoder is also declared in parts.
 
     Raises:
@@ -222,6 +249,16 @@ def build_graphs(
                     partial(_lm_head_screen, weights, config, decoder),
                 ),
             )
+        per_provider = {}
+        if ranges is not None and takes_qdq(spec.name):
+            qdq_files = {
+                str(size): add(
+                    vision_encoder_file(size, QDQ),
+                    partial(_vision_encoder_qdq, weights, config, size, ranges),
+                )
+                for size in sizes
+            }
+            per_provider[QDQ_TARGET] = ProviderGraphs(vision_encoder=qdq_files)
         matrix = Int8Embeddings(rows) if spec.has_int8_embeddings else FloatEmbeddings(rows)
         embeddings.setdefault(matrix.file_name, matrix)
         files[spec.name] = Variant(
@@ -231,6 +268,7 @@ def build_graphs(
             decoder=decoder_file,
             embed_tokens=matrix.file_name,
             split_decoder=split_decoder,
+            per_provider=per_provider,
         )
     weights.check_all_taken()
     return GraphSet(graphs, list(embeddings.values()), config.decoder.is_tied, files)
@@ -263,6 +301,14 @@ def _vision_encoder(
     build = build_vision_encoder_int8 if is_int8 else build_vision_encoder
     model = build(weights / VISION_PREFIX.rstrip("."), config.vision, size)
     return _vision_graph(VISION_ENCODER, model, precision, {BATCH_SIZE: 1})
+
+
+def _vision_encoder_qdq(
+    weights: Weights, config: FastVLMConfig, size: int, ranges: Ranges
+) -> UnwrittenGraph:
+    scope = weights / VISION_PREFIX.rstrip(".")
+    model = build_vision_encoder_qdq(scope, config.vision, size, ranges)
+    return UnwrittenGraph(model, QDQ_WEIGHTS)
 
 
 def _projector(

@@ -284,6 +284,29 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True)
+class RangesRecord:
+    """How the ranges of a graph's activations were found on images.
+
+    Attributes:
+        method: "min-max", the extremes over all images.
+        set: the name of the set of images; "built-in" for the exporter's own.
+        images: the number of images.
+        image_size: side of the square input in pixels.
+        seed: the seed of the draw from a larger set.
+        sha256: hash of pixel_values of all images, in hexadecimal digits.
+        graphs: files of the graphs whose activations have these ranges.
+    """
+
+    method: str
+    set: str
+    images: int
+    image_size: int
+    seed: int
+    sha256: str
+    graphs: list[str]
+
+
+@dataclass(frozen=True)
 class FileEntry:
     bytes: int
     sha256: str
@@ -299,6 +322,7 @@ class Manifest:
         graphs: facts about each graph file, by file name.
         measured: agreement with PyTorch of the variants that were measured, by variant.
         calibration: how weights were calibrated; None if none were.
+        ranges: how the ranges of activations were found; None if no graph has static scales.
     """
 
     format_version: int
@@ -311,6 +335,7 @@ class Manifest:
     files: dict[str, FileEntry]
     measured: dict[str, VariantAgreement] = field(default_factory=dict)
     calibration: CalibrationRecord | None = None
+    ranges: RangesRecord | None = None
 
     def write(self, folder: Path) -> None:
         """Write the manifest in the newest format, last of all files and all at once."""

@@ -187,6 +187,9 @@ CPU_VARIANTS: Final = tuple(spec.name for spec in _ROWS if "cpu" in spec.targets
 # The standard decoder needs opset 24 with attention over a cache, which came with this version.
 LEAST_ONNXRUNTIME_STANDARD: Final = "1.25"
 TARGETS: Final = ("coreml", "cuda")
+# The provider whose int8 kernels read a vision encoder in QDQ form. The graph is an addition to the
+# variants with int8 vision, which stay as they are on other providers.
+QDQ_TARGET: Final = "openvino"
 
 
 def variants_for_provider(provider: str) -> tuple[str, ...]:
@@ -207,6 +210,11 @@ def variants_for_target(target: str) -> tuple[str, ...]:
 def variants_with_vision(precision: str) -> tuple[str, ...]:
     """Names of the variants whose vision encoder has a graph precision."""
     return tuple(name for name, spec in VARIANTS.items() if spec.vision_precision == precision)
+
+
+def takes_qdq(variant: str) -> bool:
+    """Return whether a variant can have a vision encoder in QDQ form."""
+    return VARIANTS[variant].vision_precision == "int8"
 
 
 def variants_without_cpu() -> tuple[str, ...]:

@@ -108,8 +108,8 @@ def make_sequences(
         tokenizer = TextTokenizer(path)
     template = PromptTemplate(tokenizer, checkpoint.prompt)
     pieces = _conversations(calibration_set.texts, template, min(limits.tokens, context_length))
-    pieces = _draw(pieces, limits.texts, rng)
-    images = _draw(list(calibration_set.images_at(image_size)), limits.images, rng)
+    pieces = draw_some(pieces, limits.texts, rng)
+    images = draw_some(list(calibration_set.images_at(image_size)), limits.images, rng)
     prompts = [template.prompt(question(PROMPTS[i % len(PROMPTS)], 1)) for i in range(len(images))]
     features = encode_images(checkpoint, images, image_size, progress) if images else []
     used = {i for piece in pieces for i in piece}
@@ -155,7 +155,7 @@ def _conversations(texts: Sequence[str], template: PromptTemplate, length: int) 
     return found
 
 
-def _draw(things: list[Thing], count: int, rng: np.random.Generator) -> list[Thing]:
+def draw_some(things: list[Thing], count: int, rng: np.random.Generator) -> list[Thing]:
     """Return at most `count` of some things, in their order."""
     if len(things) <= count:
         return things
@@ -208,11 +208,11 @@ def encode_images(
         vision = build_vision_encoder(
             weights / VISION_PREFIX.rstrip("."), config.vision, image_size
         )
-        encoder = _open(vision, Path(folder) / "vision_encoder.onnx")
+        encoder = open_graph(vision, Path(folder) / "vision_encoder.onnx")
         projector_graph = build_projector(
             weights / PROJECTOR_PREFIX.rstrip("."), config, is_int8=False
         )
-        projector = _open(projector_graph, Path(folder) / "projector.onnx")
+        projector = open_graph(projector_graph, Path(folder) / "projector.onnx")
         (projector_input,) = projector.get_inputs()
         image_bytes = 4 * 3 * image_size**2
         for done, image in enumerate(images):
@@ -224,7 +224,7 @@ def encode_images(
     return found
 
 
-def _open(model: ir.Model, path: Path) -> GraphSession:
+def open_graph(model: ir.Model, path: Path) -> GraphSession:
     """Write a graph with its weights beside it, and open it on the CPU."""
     initializers = model.graph.initializers
     large = {

@@ -91,6 +91,28 @@ def read_conv(
     )
 
 
+def split_filters(
+    weights: Weights, in_width: int, out_width: int, kernel: int, *, stride: int = 1
+) -> tuple[Conv2d, Conv2d]:
+    """Read a grouped convolution with two filters for each channel as two depthwise ones."""
+    weight = weights.take("weight", out_width, 1, kernel, kernel)
+    bias = weights.take("bias", out_width)
+
+    def half(first: int) -> Conv2d:
+        return Conv2d(
+            weight.then(lambda w: w[first::2], in_width, 1, kernel, kernel),
+            bias.then(lambda b: b[first::2], in_width),
+            stride=stride,
+            groups=in_width,
+        )
+
+    return half(0), half(1)
+
+
+def even_then_odd_columns(weight: FloatArray) -> FloatArray:
+    return np.concatenate([weight[:, 0::2], weight[:, 1::2]], axis=1)
+
+
 def fold_batch_norm(weights: Weights, width: int, kernel: int) -> Conv2d:
     """Read a depthwise convolution without bias, and fold the following BatchNorm into it.
 

@@ -6,6 +6,8 @@ Softmax. Every execution provider can therefore run the whole graph.
 Source: arXiv 2412.13303 and apple/ml-fastvlm @592b4ad (mci.py), reparameterised form.
 """
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 from onnxscript import nn
 
@@ -82,6 +84,10 @@ class PatchEmbed(nn.Module):
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         return self.pointwise(op, op.Gelu(self.lkb_reparam(op, x)))
+
+
+Downsample = Callable[[Weights, int, int], nn.Module]
+"""Makes the layer between two stages from its weights, the width before and the width after."""
 
 
 def read_depthwise(weights: Weights, width: int, kernel: int) -> Conv2d:
@@ -196,7 +202,13 @@ def to_tokens(op: Op, x: ir.Value, width: int) -> ir.Value:
 class FastViTHD(nn.Module):
     """The vision encoder up to and including conv_exp, for one image size."""
 
-    def __init__(self, weights: Weights, config: VisionConfig, image_size: int) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        config: VisionConfig,
+        image_size: int,
+        downsample: Downsample = PatchEmbed,
+    ) -> None:
         super().__init__()
         widths, ffn_widths = config.widths, config.ffn_widths
         self.hidden_size = config.hidden_size
@@ -230,14 +242,14 @@ class FastViTHD(nn.Module):
         self.network = nn.ModuleList(
             [
                 mixer_stage(0, 0),
-                PatchEmbed(network / "1", widths[0], widths[1]),
+                downsample(network / "1", widths[0], widths[1]),
                 mixer_stage(2, 1),
-                PatchEmbed(network / "3", widths[1], widths[2]),
+                downsample(network / "3", widths[1], widths[2]),
                 mixer_stage(4, 2),
-                PatchEmbed(network / "5", widths[2], widths[3]),
+                downsample(network / "5", widths[2], widths[3]),
                 read_depthwise(network / "6", widths[3], 7),
                 attention_stage(7, 3),
-                PatchEmbed(network / "8", widths[3], widths[4]),
+                downsample(network / "8", widths[3], widths[4]),
                 read_depthwise(network / "9", widths[4], 7),
                 attention_stage(10, 4),
             ]
@@ -258,13 +270,19 @@ class FastViTHD(nn.Module):
         return to_tokens(op, self.conv_exp(op, x), self.hidden_size)
 
 
-def build_vision_encoder(weights: Weights, config: VisionConfig, image_size: int) -> ir.Model:
+def build_vision_encoder(
+    weights: Weights,
+    config: VisionConfig,
+    image_size: int,
+    downsample: Downsample = PatchEmbed,
+) -> ir.Model:
     """Build the vision encoder for one image size S.
 
     Args:
         weights: the checkpoint under VISION_PREFIX.
         config: the vision encoder's sizes.
         image_size: S, the side of the square input in pixels, a multiple of 64.
+        downsample: makes the layers between the stages.
 
     Returns:
         A graph from pixel_values, float32 [B, 3, S, S] in 0..1, to image_hidden_states, float32
@@ -277,7 +295,7 @@ def build_vision_encoder(weights: Weights, config: VisionConfig, image_size: int
     pixel_values = graph.input(
         PIXEL_VALUES, ir.DataType.FLOAT, [BATCH_SIZE, 3, image_size, image_size]
     )
-    hidden_states = FastViTHD(weights, config, image_size)(graph.op, pixel_values)
+    hidden_states = FastViTHD(weights, config, image_size, downsample)(graph.op, pixel_values)
     num_image_tokens = (image_size // VISION_PATCH_SIZE) ** 2
     graph.output(
         IMAGE_HIDDEN_STATES, hidden_states, [BATCH_SIZE, num_image_tokens, config.hidden_size]

@@ -14,13 +14,14 @@ from onnxscript import nn
 from fastvlm_onnx.export.architecture.config import VISION_HEAD_DIM, VISION_PATCH_SIZE, VisionConfig
 from fastvlm_onnx.export.graphs.layers import (
     MICROSOFT,
-    Conv2d,
     Graph,
     Op,
     Shape,
+    even_then_odd_columns,
     fold_batch_norm,
     read_conv,
     register_parameters,
+    split_filters,
 )
 from fastvlm_onnx.export.graphs.layers_int8 import (
     Identity,
@@ -35,7 +36,7 @@ from fastvlm_onnx.export.graphs.layers_int8 import (
 )
 from fastvlm_onnx.export.graphs.stem_int8 import Stem
 from fastvlm_onnx.export.graphs.vision_encoder import LayerNorm, SqueezeExcite, read_depthwise
-from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray, scaled_rows
+from fastvlm_onnx.export.tensors.lazy_array import LazyArray, scaled_rows
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.names import BATCH_SIZE, IMAGE_HIDDEN_STATES, PIXEL_VALUES, VISION_ENCODER
 
@@ -131,28 +132,6 @@ class PatchEmbed(nn.Module):
         halves = op.Concat(self.even(op, x), self.odd(op, x), axis=1)
         tokens = to_channels_last(op, op.Gelu(halves))
         return to_channels_first(op, op.Gelu(self.pointwise(op, tokens)))
-
-
-def split_filters(
-    weights: Weights, in_width: int, out_width: int, kernel: int, *, stride: int = 1
-) -> tuple[Conv2d, Conv2d]:
-    """Read a grouped convolution with two filters for each channel as two depthwise ones."""
-    weight = weights.take("weight", out_width, 1, kernel, kernel)
-    bias = weights.take("bias", out_width)
-
-    def half(first: int) -> Conv2d:
-        return Conv2d(
-            weight.then(lambda w: w[first::2], in_width, 1, kernel, kernel),
-            bias.then(lambda b: b[first::2], in_width),
-            stride=stride,
-            groups=in_width,
-        )
-
-    return half(0), half(1)
-
-
-def even_then_odd_columns(weight: FloatArray) -> FloatArray:
-    return np.concatenate([weight[:, 0::2], weight[:, 1::2]], axis=1)
 
 
 class MHSA(nn.Module):

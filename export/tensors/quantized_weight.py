@@ -120,6 +120,27 @@ def quantize_channels_lazily(weight: LazyArray) -> QuantizedWeight:
     return QuantizedWeight(weight, quantize, (in_size, out_size), (out_size,), by_rows=False)
 
 
+def quantize_axis_lazily(weight: LazyArray, axis: int) -> QuantizedWeight:
+    """Quantise to int8 with a scale for each index of one axis, as DequantizeLinear reads them.
+
+    Args:
+        weight: float32, of any shape.
+        axis: the axis of the output channels.
+
+    Returns:
+        Values int8 in the shape of the weight, and scales with one axis.
+    """
+    shape = weight.shape
+    first = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+
+    def quantize(rows: FloatArray) -> Sequence[Array]:
+        values, scales = quantize_rows(rows.reshape(len(rows), -1))
+        return np.moveaxis(values.reshape(first), 0, axis), scales
+
+    moved = weight.then(lambda w: np.moveaxis(w, axis, 0), *first)
+    return QuantizedWeight(moved, quantize, shape, (shape[axis],), by_rows=False)
+
+
 def quantize_blocks_lazily(weight: LazyArray, block_size: int, bits: int) -> QuantizedWeight:
     """Quantise in blocks along the rows, as `quantize_blocks` does.
 

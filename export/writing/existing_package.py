@@ -30,6 +30,7 @@ class ExistingPackage:
         variants: Sequence[str],
         image_sizes: Sequence[int],
         operators: str,
+        target: str | None = None,
         *,
         split_decoder: bool = False,
     ) -> None:
@@ -40,11 +41,13 @@ class ExistingPackage:
             variants: names of the variants to add.
             image_sizes: image sizes to add, in pixels.
             operators: the set of operators of the added decoders.
+            target: the provider whose graphs are added to the variants; None for no provider.
             split_decoder: export decoders in parts too, where that is possible.
 
         Raises:
             PackageError: the folder is no package, or its decoders have other operators.
-            InputError: the package has every variant and every image size already.
+            InputError: the package has every variant, image size and graph already; or it has
+                graphs with static scales, and the target is None.
         """
         self.folder, self.manifest = folder, read_manifest(folder)
         old = self.manifest.variants
@@ -65,10 +68,19 @@ class ExistingPackage:
             for name in old
             if name in VARIANTS
         )
+        ranges = self.manifest.ranges
+        if ranges is not None and target is None:
+            raise InputError(
+                f"{folder}: {', '.join(ranges.graphs)} has static scales, found on the set "
+                f"{ranges.set}; add --target openvino with the same set, or replace the package "
+                "with --overwrite."
+            )
         has_all_sizes = all(
             len(variant.vision_encoder) == len(self.image_sizes) for variant in old.values()
         )
-        if len(self.variants) == len(old) and has_all_sizes and not adds_parts:
+        adds_target = target is not None and ranges is None
+        adds_nothing = not adds_parts and not adds_target
+        if len(self.variants) == len(old) and has_all_sizes and adds_nothing:
             raise InputError(
                 f"{folder}: holds {', '.join(self.variants)} at "
                 f"{', '.join(map(str, self.image_sizes))} pixels, and nothing to add was asked for."

@@ -9,8 +9,9 @@ from fastvlm_onnx.names import is_past
 from fastvlm_onnx.package import Graph
 from fastvlm_onnx.variants import LEAST_ONNXRUNTIME_STANDARD
 
-# The operators that multiply uint8 activations by int8 weights, as the exporter writes them.
-INT8_PRODUCTS: Final = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+# Operators of the graphs that multiply uint8 activations by int8 weights. QuantizeLinear is of the
+# QDQ form, whose products have the names of float32 ones.
+INT8_PRODUCTS: Final = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QuantizeLinear")
 # Measured: older versions refuse a graph with opset 24, attention with a sink, or MatMulNBits with
 # 8 bits.
 STANDARD_OPSET: Final = 24

@@ -18,7 +18,14 @@ from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
 from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.user_data import remember_export
-from fastvlm_onnx.variants import OPERATOR_SETS, TARGETS, VARIANTS, variants_for_target
+from fastvlm_onnx.variants import (
+    OPERATOR_SETS,
+    QDQ_TARGET,
+    TARGETS,
+    VARIANTS,
+    takes_qdq,
+    variants_for_target,
+)
 
 # The value of --calibrate without a folder; no folder can have this name.
 BUILT_IN_SET = ":built-in:"
@@ -29,7 +36,11 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
 @click.argument("checkpoint", default="demo")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--precision", help="Variants, with commas.  [default: fp32]")
-@click.option("--target", type=click.Choice(TARGETS), help="The variants for a provider.")
+@click.option(
+    "--target",
+    type=click.Choice((*TARGETS, QDQ_TARGET)),
+    help="The variants for a provider; openvino adds a graph to variants with int8 vision.",
+)
 @click.option("--image-size", help="Pixels, with commas; the first is the default.")
 @click.option(
     "--operators",
@@ -47,7 +58,8 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
     is_flag=False,
     flag_value=BUILT_IN_SET,
     metavar="[FOLDER]",
-    help="Quantise int4 decoders on texts and images: FOLDER's, or built-in ones.",
+    help="Quantise int4 decoders, and find the ranges for --target openvino, on texts and images: "
+    "FOLDER's, or built-in ones.",
 )
 @click.option(
     "--split-decoder",
@@ -90,6 +102,7 @@ def export(
         add=add,
         calibrate=calibrate == BUILT_IN_SET or calibrate or False,
         split_decoder=split_decoder,
+        target=target if target == QDQ_TARGET else None,
     )
     click.echo(f"wrote {folder}", err=True)
     if verify:
@@ -135,6 +148,12 @@ def export_with_progress(
 
 
 def _precisions(precision: str | None, target: str | None, add: bool) -> list[str]:
-    """Return the named variants and the target's; without any, fp32 for a new package."""
+    """Return the named variants and the target's; without any, fp32 for a new package.
+
+    The target openvino adds a graph to variants. A new package has `fast` for it, unless a named
+    variant takes the graph.
+    """
     named = [] if precision is None else precision.split(",")
+    if target == QDQ_TARGET and not add and not any(takes_qdq(n) for n in named if n in VARIANTS):
+        named.append("fast")
     return [*named, *variants_for_target(target or "")] or ([] if add else ["fp32"])

@@ -27,6 +27,7 @@ from fastvlm_onnx.variants import (
     CPU_VARIANTS,
     LEAST_ONNXRUNTIME_STANDARD,
     OPERATOR_SETS,
+    QDQ_TARGET,
     TARGETS,
     VARIANTS,
     VariantSpec,
@@ -92,7 +93,7 @@ def test_the_help_of_export_describes_every_variant() -> None:
     text = CliRunner().invoke(cli, ["export", "--help"]).stdout
     for spec in VARIANTS.values():
         assert " ".join((spec.name, spec.description)) in " ".join(text.split())
-    assert f"[{'|'.join(TARGETS)}]" in text
+    assert f"[{'|'.join((*TARGETS, QDQ_TARGET))}]" in text
 
 
 def test_doctor_names_the_variants_of_every_rule() -> None:

@@ -13,7 +13,7 @@ from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
 from fastvlm_onnx.export.calibration.calibration_set import BUILT_IN, LEAST_IMAGES, CalibrationSet
 from fastvlm_onnx.export.calibration.sequences import draw_some, open_graph
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
-from fastvlm_onnx.export.graphs.qdq import ActivationRange, equalized_range
+from fastvlm_onnx.export.graphs.qdq import ActivationRange, equalized_range, plain_range
 from fastvlm_onnx.export.graphs.vision_encoder_qdq import build_vision_encoder_extremes
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 from fastvlm_onnx.export.tensors.weights import Weights
@@ -105,11 +105,7 @@ class RangeCalibration:
                     np.maximum(high, new_high, out=high)
             del session  # Windows removes no file that is open
         for (name, is_foldable), low, high in zip(products.items(), *_pairs(found), strict=True):
-            self.ranges[name] = (
-                equalized_range(low, high)
-                if is_foldable
-                else ActivationRange(float(low.min()), float(high.max()))
-            )
+            self.ranges[name] = (equalized_range if is_foldable else plain_range)(low, high)
         return RangesRecord(
             method=METHOD,
             set=self._set_name,

@@ -24,8 +24,13 @@ INPUT_AXIS: Final[Mapping[str, int]] = {"Conv": 1, "MatMul": 0}
 POSITION_AXES: Final[Mapping[str, tuple[int, ...]]] = {"Conv": (0, 2, 3), "MatMul": (0, 1)}
 # The operators whose weight and bias take the factors of their output's channels.
 FACTOR_PRODUCERS: Final = ("Conv", "LayerNormalization")
-# A channel that is nearly zero on the calibration's images is not stretched beyond this factor.
-MOST_STRETCHED: Final = 100
+# Channels are divided by the root of their largest magnitude, at most 16 times below the largest
+# of all. Full equalisation is closer to float32 on the calibration's images, but clips channels
+# that are small on all of them and large on an image in use: docs/benchmarks/qdq-search.md.
+EQUALIZING_POWER: Final = 0.5
+MOST_APART: Final = 16
+# Ranges are wider than the extremes by this factor, for images that the calibration has not.
+HEADROOM: Final = 1.25
 LEVELS: Final = 255
 
 
@@ -70,9 +75,10 @@ def products_of(model: ir.Model) -> dict[str, ir.Node]:
 
 
 def equalized_range(lowest: FloatArray, highest: FloatArray) -> ActivationRange:
-    """Return the range of an activation whose channels are divided by their largest magnitude.
+    """Return the range of an activation whose channels are divided by factors.
 
-    Every channel then uses all levels. The factors have a geometric mean of 1.
+    A factor is a root of the channel's largest magnitude, so that small channels use more levels.
+    The factors have a geometric mean of 1.
 
     Args:
         lowest: the smallest value of each channel, at most 0, float32 [channels].
@@ -81,10 +87,15 @@ def equalized_range(lowest: FloatArray, highest: FloatArray) -> ActivationRange:
     peaks = np.maximum(-lowest, highest)
     if not peaks.any():
         return ActivationRange(0, 0, np.ones_like(peaks))
-    factors = np.maximum(peaks, peaks.max() / MOST_STRETCHED)
+    factors = np.maximum(peaks, peaks.max() / MOST_APART) ** EQUALIZING_POWER
     factors /= np.exp(np.log(factors).mean())
     low, high = (lowest / factors).min(), (highest / factors).max()
-    return ActivationRange(float(low), float(high), factors)
+    return ActivationRange(HEADROOM * float(low), HEADROOM * float(high), factors)
+
+
+def plain_range(lowest: FloatArray, highest: FloatArray) -> ActivationRange:
+    """Return the range of an activation whose channels stay as they are; see `equalized_range`."""
+    return ActivationRange(HEADROOM * float(lowest.min()), HEADROOM * float(highest.max()))
 
 
 def foldable_products(model: ir.Model, names: Iterable[str]) -> list[str]:

@@ -106,11 +106,20 @@ def foldable_products(model: ir.Model, names: Iterable[str]) -> list[str]:
     """
     nodes, found = products_of(model), []
     for name in names:
-        x = nodes[name].inputs[0]
-        producer = x.producer() if x is not None else None
-        if producer and producer.op_type in FACTOR_PRODUCERS and len(x.uses()) == 1:
+        producer = _producer(nodes[name])
+        if (
+            producer is not None
+            and producer.op_type in FACTOR_PRODUCERS
+            and len(producer.outputs[0].uses()) == 1
+        ):
             found.append(name)
     return found
+
+
+def _producer(node: ir.Node) -> ir.Node | None:
+    """Return the node that computes the activation of a product."""
+    x = node.inputs[0]
+    return None if x is None else x.producer()
 
 
 def fold_factors(model: ir.Model, names: Iterable[str], ranges: Ranges) -> ir.Model:
@@ -127,7 +136,8 @@ def fold_factors(model: ir.Model, names: Iterable[str], ranges: Ranges) -> ir.Mo
     nodes = products_of(model)
     for name in names:
         node = nodes[name]
-        producer = node.inputs[0].producer()
+        producer = _producer(node)
+        assert producer is not None
         _scale(node.inputs[1], INPUT_AXIS[node.op_type], partial(_factors, ranges, name, 1))
         for parameter in producer.inputs[1:]:
             _scale(parameter, 0, partial(_factors, ranges, name, -1))
@@ -137,7 +147,7 @@ def fold_factors(model: ir.Model, names: Iterable[str], ranges: Ranges) -> ir.Mo
 def _factors(ranges: Ranges, name: str, power: int) -> FloatArray:
     factors = ranges[name].factors
     assert factors is not None
-    return factors if power == 1 else 1 / factors
+    return np.asarray(factors if power == 1 else 1 / factors, np.float32)
 
 
 def _scale(value: ir.Value | None, axis: int, factors: Callable[[], FloatArray]) -> None:

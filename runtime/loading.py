@@ -100,7 +100,8 @@ def load(
     if prefix_cache_bytes < 0:
         raise InputError(f"prefix_cache_bytes is {prefix_cache_bytes}; expected 0 (off) or more.")
     path = package_folder(folder)
-    manifest = with_float_vision(read_manifest(path))
+    as_written = read_manifest(path)
+    manifest = with_float_vision(as_written)
     asked = parse_providers(providers, provider_options)
     variant = choose_variant(manifest, precision, path, asked)
     image_size = choose_image_size(manifest, variant, image_size, path)
@@ -141,7 +142,7 @@ def load(
             check_hashes(path, sorted(weights_in(manifest, graphs, anew) & unread), manifest)
             model = FastVLM(
                 path,
-                manifest,
+                as_written,
                 variant,
                 image_size,
                 sessions,

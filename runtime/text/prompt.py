@@ -6,6 +6,7 @@ of an image; any number of either may come in any order.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fastvlm_onnx.errors import InputError, PromptTooLongError
 from fastvlm_onnx.package import PromptFormat
@@ -24,6 +25,24 @@ class ImagePlace:
 
 
 PromptPart = list[int] | ImagePlace
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message of a conversation that is given as a whole.
+
+    Attributes:
+        content: texts and images in any number and order; only a user's message has images.
+    """
+
+    role: Role
+    content: Sequence[str | ImagePlace]
+
+    @property
+    def text(self) -> str:
+        """The message's texts joined."""
+        return "".join(part for part in self.content if isinstance(part, str))
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,73 @@ class PromptTemplate:
         """A conversation of one user's turn: system text, turn, start of the answer."""
         return self._turn(self.text.before_image, content)
 
+    def conversation(self, messages: Sequence[Message]) -> list[PromptPart]:
+        """A conversation given as a whole, up to the place where the answer begins.
+
+        A first system message takes the place of the template's own system text. Where the
+        template has no system turn, system texts come before the next user's text. An answer is
+        tokenised as text, so its tokens can differ from those that the model drew.
+
+        Args:
+            messages: in the order of the conversation.
+
+        Raises:
+            InputError: no message is the user's, an image is in another's message, a text is not
+                valid Unicode, or the template has no turns and a message is an answer.
+        """
+        self._check_conversation(messages)
+        system_begin = self._system_begin()
+        has_system = bool(system_begin) and messages[0].role == "system"
+        parts: list[PromptPart] = [] if has_system else [self.system()]
+        pending = ""
+        for message in messages:
+            if message.role == "system" and not system_begin:
+                pending += f"{message.text}\n\n"
+                continue
+            if message.role == "user":
+                content = [pending, *message.content] if pending else message.content
+                parts += self._begun_turn(self.text.user, content)
+                pending = ""
+            else:
+                begin = system_begin if message.role == "system" else self.text.assistant
+                parts += [
+                    self.tokenizer.encode_template(begin),
+                    self.tokenizer.encode(message.text),
+                ]
+            parts.append(self.end_of_turn())
+        return _joined([*parts, self.tokenizer.encode_template(self.text.assistant)])
+
+    def _system_begin(self) -> str:
+        """Text that begins a system message; empty where the template has no system turn.
+
+        The template's own system text is such a turn if it begins as a user's turn does but for
+        the role, and ends as turns end.
+        """
+        begin, end = self.text.user.replace("user", "system"), self.text.end_of_turn
+        is_turn = end and self.text.system.startswith(begin) and self.text.system.endswith(end)
+        return begin if is_turn and begin != self.text.user else ""
+
+    def _check_conversation(self, messages: Sequence[Message]) -> None:
+        if not any(message.role == "user" for message in messages):
+            raise InputError("no message is the user's; ask something in a message of the user.")
+        for message in messages:
+            check_unicode(message.text)
+            has_image = any(isinstance(part, ImagePlace) for part in message.content)
+            if has_image and message.role != "user":
+                raise InputError(
+                    f"a message of the role {message.role} has an image; put the image in a "
+                    "message of the user."
+                )
+        turns = sum(message.role != "system" for message in messages)
+        if turns > 1 and not self.text.end_of_turn:
+            raise InputError("the package's prompt template has no turns: send one user message.")
+
     def _turn(self, before: str, content: Sequence[str | ImagePlace]) -> list[PromptPart]:
+        after = self.tokenizer.encode_template(self.text.after_prompt)
+        return _joined([*self._begun_turn(before, content), after])
+
+    def _begun_turn(self, before: str, content: Sequence[str | ImagePlace]) -> list[PromptPart]:
+        """A user's turn up to its end, which is left out."""
         parts: list[PromptPart] = [self.tokenizer.encode_template(before)]
         pending = ""
         for item in content:
@@ -71,8 +156,7 @@ class PromptTemplate:
             parts += [self.tokenizer.encode(pending)] if pending else []
             parts.append(item)
             pending = self.text.after_image
-        last = self.tokenizer.encode(pending) if pending else []
-        return _joined([*parts, last + self.tokenizer.encode_template(self.text.after_prompt)])
+        return [*parts, self.tokenizer.encode(pending)] if pending else parts
 
 
 def _joined(parts: Sequence[PromptPart]) -> list[PromptPart]:
@@ -106,11 +190,20 @@ def check_prompt(prompt: str) -> None:
         raise InputError(f"the prompt is a {type(prompt).__name__}; expected a text.")
     if not prompt.strip():
         raise InputError('the prompt is empty; ask something, for example "Describe the image.".')
+    check_unicode(prompt)
+
+
+def check_unicode(text: str) -> None:
+    """Refuse a text that has no UTF-8 form.
+
+    Raises:
+        InputError: the text has an unpaired surrogate.
+    """
     try:
-        prompt.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the prompt has an unpaired surrogate ({prompt[error.start]!a}) at character "
+            f"the prompt has an unpaired surrogate ({text[error.start]!a}) at character "
             f"{error.start + 1}; pass valid Unicode."
         ) from None
 

@@ -11,6 +11,8 @@ Source: apple/ml-fastvlm @592b4ad (predict.py, mm_utils.expand2square), transfor
 import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -54,13 +56,35 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
             exceeds MAX_PIXELS or MAX_SIDE.
     """
     name = str(Path(picture)) if isinstance(picture, str | os.PathLike) else "the picture"
-    try:
+    with _reading(name):
         if isinstance(picture, np.ndarray):
             return _from_array(picture, name)
         if isinstance(picture, Image.Image):
             return _decode(picture, name, orient)
         with _open_image(_open_file(picture)) as opened:
             return _decode(opened, name, orient)
+
+
+def check_header(content: Content, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse a file that is no image, or too large an image, without decoding it.
+
+    Args:
+        content: the bytes of a file. A file that is cut off after its header passes.
+        max_pixels: the largest width times height.
+
+    Raises:
+        InputError: the file has none of FORMATS, or the image exceeds the limit or MAX_SIDE.
+    """
+    name = "the picture"
+    with _reading(name), _open_image(io.BytesIO(content)) as opened:
+        _check_size(name, *opened.size, max_pixels)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn Pillow's errors into InputError."""
+    try:
+        yield
     except InputError:
         raise
     except FileNotFoundError:
@@ -127,13 +151,13 @@ def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def _check_size(name: str, width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     found = f"{name}: has {width} x {height} pixels"
     if width * height == 0:
         raise InputError(f"{found}; expected at least one.")
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise InputError(
-            f"{found}, more than {MAX_PIXELS:,}, the most that are read; make it smaller."
+            f"{found}, more than {max_pixels:,}, the most that are read; make it smaller."
         )
     if max(width, height) > MAX_SIDE:
         raise InputError(

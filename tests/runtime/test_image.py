@@ -12,7 +12,13 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from fastvlm_onnx import FastVLM, InputError
-from fastvlm_onnx.runtime.vision.image import MAX_PIXELS, MAX_SIDE, preprocess, read_picture
+from fastvlm_onnx.runtime.vision.image import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    check_header,
+    preprocess,
+    read_picture,
+)
 
 
 def pixels_of(picture) -> np.ndarray:
@@ -306,3 +312,17 @@ def test_an_answer_ignores_exif_rotation_unless_asked_for(model: FastVLM, pictur
     assert answer(file.getvalue(), orient=True) == answer(upright)
     assert answer(file.getvalue()) == answer(stored)
     assert answer(stored) != answer(upright)
+
+
+def test_a_header_is_checked_without_the_rest_of_the_file(picture: Path) -> None:
+    check_header(picture.read_bytes()[:1000])
+    with pytest.raises(InputError, match="not a picture in a known format"):
+        check_header(b"text")
+
+
+def test_a_header_of_too_many_pixels_is_refused(picture: Path) -> None:
+    with Image.open(picture) as opened:
+        pixels = opened.width * opened.height
+    check_header(picture.read_bytes(), max_pixels=pixels)
+    with pytest.raises(InputError, match=f"more than {pixels - 1:,}"):
+        check_header(picture.read_bytes(), max_pixels=pixels - 1)

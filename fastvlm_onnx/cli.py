@@ -25,6 +25,7 @@ from fastvlm_onnx.commands.download import download
 from fastvlm_onnx.commands.export import export
 from fastvlm_onnx.commands.generate import generate
 from fastvlm_onnx.commands.inspect import inspect
+from fastvlm_onnx.commands.serve import serve
 from fastvlm_onnx.commands.verify import verify
 from fastvlm_onnx.errors import FastVLMError
 from fastvlm_onnx.telemetry import disable_telemetry
@@ -115,6 +116,19 @@ def cli() -> None:
     """Apple's FastVLM in ONNX Runtime: export a checkpoint, ask about pictures."""
 
 
-COMMANDS = (download, export, verify, generate, chat, caption, inspect, bench, doctor, cache, demo)
+COMMANDS = (
+    download,
+    export,
+    verify,
+    generate,
+    chat,
+    caption,
+    serve,
+    inspect,
+    bench,
+    doctor,
+    cache,
+    demo,
+)
 for command in COMMANDS:
     cli.add_command(command)

@@ -15,9 +15,9 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def refusal(*arguments: object) -> str:
+def refusal(*arguments: object, **environment: str) -> str:
     """The one line on stderr of a command that the caller got wrong."""
-    done = run(*arguments)
+    done = run(*arguments, **environment)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     line, *more = done.stderr.splitlines()

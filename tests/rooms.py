@@ -1,9 +1,9 @@
 """The rooms of the package and which room may import which.
 
-A room is a folder of export/ or runtime/, or a file at their top level. Four more rooms are in
-fastvlm_onnx/: the command line, its commands, the public names, and the modules that all sides
-share. `tests/test_architecture.py` holds the source to this table, and `docs/draw_architecture.py`
-draws it.
+A room is a folder of export/ or runtime/, or a file at their top level. Five more rooms are in
+fastvlm_onnx/: the command line, its commands, the HTTP server, the public names, and the modules
+that all sides share. `tests/test_architecture.py` holds the source to this table, and
+`docs/draw_architecture.py` draws it.
 """
 
 # Every room may also import `shared`, which imports no other room.
@@ -24,6 +24,16 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.loading",
         "runtime.model",
         "runtime.ort",
+        "runtime.serving",
+        "runtime.text",
+        "runtime.vision",
+        "server",
+    },
+    "server": {
+        "runtime.answering",
+        "runtime.engine",
+        "runtime.model",
+        "runtime.serving",
         "runtime.text",
         "runtime.vision",
     },
@@ -150,4 +160,4 @@ def room_of(module: str) -> str:
         return ".".join(parts[:2])
     if parts[0] in CLI_MODULES:
         return "cli"
-    return "commands" if parts[0] == "commands" else "shared"
+    return parts[0] if parts[0] in ("commands", "server") else "shared"

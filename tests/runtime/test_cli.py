@@ -89,6 +89,7 @@ def test_the_commands() -> None:
         "export",
         "generate",
         "inspect",
+        "serve",
         "verify",
     ]
 

@@ -8,6 +8,7 @@ import pytest
 
 import fastvlm_onnx
 
+SERVER_SIDE = {"starlette", "uvicorn", "pydantic", "prometheus_client", "httpx"}
 EXPORT_SIDE = {"onnx", "onnxscript", "onnx_ir", "torch", "transformers", "safetensors"}
 
 
@@ -40,6 +41,7 @@ def test_the_runtime_loads_nothing_of_the_export_side() -> None:
 def test_the_commands_load_neither_side_before_one_runs() -> None:
     loaded = modules_after("import fastvlm_onnx.cli")
     assert not loaded & {"numpy", "onnxruntime", "tqdm", "huggingface_hub", *EXPORT_SIDE}
+    assert not loaded & SERVER_SIDE
 
 
 @pytest.mark.parametrize("name", ["load", "Chat", "FastVLM", "ImageFeatures"])

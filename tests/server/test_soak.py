@@ -1,0 +1,15 @@
+"""Ten thousand requests to one server (benchmarks/soak.py)."""
+
+from pathlib import Path
+
+import pytest
+import soak
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_are_answered_in_level_memory(package: Path, tmp_path: Path) -> None:
+    found = soak.run(package, 10_000, tmp_path / "log")
+    assert found.kinds.total() == 10_000
+    assert found.wrong == []
+    assert (found.tracebacks, found.left, found.exit_code) == (0, 0, 0)
+    assert found.growth <= 0.03

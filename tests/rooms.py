@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.engine",
         "runtime.model",
         "runtime.serving",
+        "runtime.structured",
         "runtime.text",
         "runtime.vision",
     },

@@ -4,9 +4,11 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.runtime.answering.see import SeenImage
 from fastvlm_onnx.runtime.engine.options import MAX_NEW_TOKENS, GenerationConfig
 from fastvlm_onnx.runtime.serving.request import Request
+from fastvlm_onnx.runtime.structured.constraints import Constraints
 from fastvlm_onnx.runtime.text.prompt import (
     ImagePlace,
     Message,
@@ -58,7 +60,7 @@ class Questions:
         urls = self._check_counts(chat)
         config = self._config(chat)
         # Tokenising a long text, and compiling a schema, would hold up the streams of others.
-        parts = await asyncio.to_thread(self._check_prompt, chat, service)
+        parts = await asyncio.to_thread(self._check_prompt, chat, config, service)
         images = await asyncio.gather(*(self._image(url, service, count) for url in urls))
         return Question(Request(parts, images, config), chat.n or 1)
 
@@ -114,15 +116,18 @@ class Questions:
             **{name: value for name, value in options.items() if value is not None},
         )
 
-    def _check_prompt(self, chat: ChatRequest, service: Service) -> list[PromptPart]:
-        """Tokenise a conversation, and check its length.
+    def _check_prompt(
+        self, chat: ChatRequest, config: GenerationConfig, service: Service
+    ) -> list[PromptPart]:
+        """Compile the answer's format, tokenise a conversation, and check its length.
 
         Raises:
-            ApiError: the prompt is longer than the settings allow.
+            ApiError: the format cannot be used, or the prompt is longer than the settings allow.
             InputError: the conversation cannot be used.
             PromptTooLongError: the prompt leaves no room for an answer.
         """
         components = service.model.components()
+        _check_format(components.constraints, config)
         parts = components.template.conversation(_messages(chat))
         image_tokens = components.image_encoder.num_image_tokens
         room_for_answer(components.language_model.sizes.context_length, parts, image_tokens)
@@ -156,6 +161,13 @@ def _messages(chat: ChatRequest) -> list[Message]:
         role = "system" if message.role == "developer" else message.role
         messages.append(Message(role, content))
     return messages
+
+
+def _check_format(constraints: Constraints, config: GenerationConfig) -> None:
+    try:
+        constraints.check(config)
+    except InputError as error:
+        raise bad_request(str(error), "response_format", "invalid_schema") from None
 
 
 def _constraint(chat: ChatRequest) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from fastvlm_onnx.server.fetching import Fetcher
 from fastvlm_onnx.server.gate import Gate
 from fastvlm_onnx.server.metrics import CONTENT_TYPE, Metrics
 from fastvlm_onnx.server.openapi import openapi
+from fastvlm_onnx.server.page_routes import page_routes
 from fastvlm_onnx.server.pictures import Pictures
 from fastvlm_onnx.server.request_log import RequestLog
 from fastvlm_onnx.server.seeing import Seeing
@@ -107,6 +108,7 @@ class Server:
                 Route("/metrics", self._show_metrics),
                 Route("/openapi.json", _openapi),
                 Route("/docs", docs_page),
+                *page_routes(),
             ],
             middleware=middleware,
             exception_handlers={

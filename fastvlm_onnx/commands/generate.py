@@ -62,7 +62,9 @@ def generate(
         final = piece.generation
     assert final is not None
     fields = asdict(final)
-    del fields["logprobs"]  # no option of this command asks for them
+    for name in ("logprobs", "top_logprobs", "cached_tokens"):
+        del fields[name]  # no option of this command asks for them
+    del fields["timings"]["waiting"]  # here no other answer is waited for
     if final.parsed is None:
         del fields["parsed"]
     click.echo(json.dumps(fields, ensure_ascii=False) if as_json else "")

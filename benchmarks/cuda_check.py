@@ -61,8 +61,9 @@ class Question:
         self.before_image = rng.integers(0, words, TOKENS_BEFORE).tolist()
         self.after_image = rng.integers(0, words, TOKENS_AFTER).tolist()
         self.features, self.logits, self.tokens, _ = self.ask(self.reference, None)
-        self.checkpoint = checkpoint
         del self.reference
+        if device == "cuda":
+            torch.cuda.empty_cache()  # what PyTorch keeps would hide what the next way takes
 
     def _load(self, checkpoint: Path, dtype: torch.dtype) -> ReferenceFastVLM:
         opened = open_checkpoint(checkpoint)
@@ -154,17 +155,28 @@ def row(name: str, question: Question, ask: Callable[[], tuple], before_mb: floa
     ]
 
 
-def check(size: str, folder: Path, device: str, steps: int) -> list[list[str]]:
+def precisions_on(device: str) -> list[str]:
+    return [p for p in variants_for_target("cuda") if device == "cuda" or p != "bf16"]
+
+
+def prepare(size: str, folder: Path, device: str) -> tuple[Path, Path]:
+    """Write the checkpoint and the package, unless the folder has them."""
     checkpoint = DEMO_CHECKPOINT if size == "demo" else folder / size
-    if size != "demo":
+    if not (checkpoint / "config.json").exists():
         write_random_checkpoint(checkpoint, PUBLISHED[size])
-    precisions = [p for p in variants_for_target("cuda") if device == "cuda" or p != "bf16"]
-    export_package(checkpoint, folder / f"{size}-onnx", precisions=precisions)
+    package = folder / f"{size}-onnx"
+    if not package.exists():
+        export_package(checkpoint, package, precisions=precisions_on(device))
+    return checkpoint, package
+
+
+def check(size: str, folder: Path, device: str, steps: int) -> list[list[str]]:
+    checkpoint, package = prepare(size, folder, device)
     question = Question(checkpoint, device, steps)
     rows = []
-    for precision in precisions:
+    for precision in precisions_on(device):
         before = card_memory_mb()
-        model = fastvlm_onnx.load(folder / f"{size}-onnx", precision=precision, providers=device)
+        model = fastvlm_onnx.load(package, precision=precision, providers=device)
         for graph, session in model.sessions.items():
             print(size, precision, graph, session.placement, flush=True)
         ask = lambda m=model: question.ask_package(m)  # noqa: E731
@@ -183,17 +195,27 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--size", action="append", choices=("demo", *PUBLISHED))
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--folder", type=Path, help="keep checkpoints and packages, or use them")
+    parser.add_argument("--export-only", action="store_true", help="measure later; wants --folder")
     args = parser.parse_args()
+    if args.export_only and not args.folder:
+        parser.error("--export-only: say with --folder where the packages go")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: PyTorch finds no NVIDIA card; run this where there is one.")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     rows: list[list[str]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         for size in args.size or ("0.5b", "1.5b"):
+            folder = args.folder or Path(temporary)
             try:
-                rows += check(size, Path(folder), args.device, args.steps)
+                if args.export_only:
+                    prepare(size, folder, args.device)
+                else:
+                    rows += check(size, folder, args.device, args.steps)
             except FastVLMError as error:
                 sys.exit(f"error: {error}")
+    if args.export_only:
+        return
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
     lines = [HEADER, ["---"] * len(HEADER), *rows]
     text = (

@@ -4,8 +4,9 @@
     python benchmarks/train_demo.py --device cuda --workers 15
     python benchmarks/train_demo.py --steps 20 --out /tmp/try
 
-Seeded; stops and resumes at any step (state in --work, written every 200 steps). The pictures are
-made while it trains, each from its own seed, and never stored.
+Seeded; stops and resumes (state in --work, written at least 50 times). The pictures are made while
+it trains, each from its own seed, and never stored on disk. Where drawing is slower than learning,
+--fresh fills batches up with pictures that were drawn before.
 
 The language-model loss alone teaches to count and little else. So a second head reads every image
 token during training: which colored shape has its centre in each quarter of it, which character
@@ -24,23 +25,14 @@ from pathlib import Path
 
 import torch
 from demo_training.batches import Batches
-from demo_training.model import (
-    TrainingHeads,
-    build_model,
-    encode_with_maps,
-    language_loss,
-    unfold,
-)
+from demo_training.model import TrainingHeads, build_model, unfold
+from demo_training.replay import Replay
+from demo_training.step import TrainingStep
 from demo_training.storing import save_checkpoint
 from demo_training.tokenizer import load_tokenizer, train_tokenizer
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from fastvlm_onnx.export.verification.reference_model import ReferenceFastVLM
-
-EVERY, SAVED_EVERY = 50, 200
 PICTURES = 768_000  # of a training from nothing, about
 
 
@@ -62,7 +54,7 @@ def learning_rate(args: argparse.Namespace, step: int) -> float:
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -78,35 +70,33 @@ def train(args: argparse.Namespace) -> None:
     else:
         tokenizer_folder = args.work / "tokenizer"
         tokenizer, model = train_tokenizer(tokenizer_folder), build_model().to(device)
-    batches = Batches(tokenizer.to_str(), args.batch_size, args.steps, args.first_picture)
+    fresh = args.fresh or args.batch_size
+    batches = Batches(tokenizer.to_str(), fresh, args.steps, args.first_picture)
     if args.start:
-        unfold(model, (batches[0][0].float() / 255).to(device))
+        pixels = [batches[k][0] for k in range(max(1, 256 // fresh))]
+        unfold(model, (torch.cat(pixels).float() / 255).to(device))
     model.train()
-    head = TrainingHeads().to(device)
     if args.channels_last:
         model.vision_encoder.to(memory_format=torch.channels_last)
-    parameters = [*model.named_parameters(), *head.named_parameters()]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for _, p in parameters if p.ndim > 1], "weight_decay": 0.05},
-            {"params": [p for _, p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.98),
-    )
-    average = AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(args.average), use_buffers=True
+    step_once = TrainingStep(
+        model,
+        TrainingHeads().to(device),
+        average=args.average,
+        bf16=args.bf16,
+        is_compiled=args.compile,
     )
     first_step, seconds_before = 0, 0.0
     state_file = args.work / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=device)
-        for part, name in ((model, "model"), (head, "head"), (average, "average")):
-            part.load_state_dict(state[name])
-        optimizer.load_state_dict(state["optimizer"])
+        step_once.load_state_dict(state)
         first_step, seconds_before = state["step"], state["seconds"]
         say(f"resumed at step {first_step}")
     count = sum(p.numel() for p in model.parameters())
-    say(f"{count:,} parameters, {args.steps} steps of {args.batch_size} pictures, {processor()}")
+    say(
+        f"{count:,} parameters, {args.steps} steps of {args.batch_size} pictures, {fresh} of them"
+        f" new, {processor()}"
+    )
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -115,55 +105,30 @@ def train(args: argparse.Namespace) -> None:
         prefetch_factor=4,
         pin_memory=device.type == "cuda",
     )
+    replay = Replay(args.kept // fresh * fresh, args.seed)
+    every, saved_every = max(50, args.steps // 100), max(200, args.steps // 50)
     begin = time.perf_counter()
-    sums = torch.zeros(12, device=device)
-    for step, batch in enumerate(loader, first_step):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(args, step)
-        on_device = [part.to(device, non_blocking=True) for part in batch]
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            text_loss, token_loss = step_losses(model, head, *on_device)
+    for step, drawn in enumerate(loader, first_step):
+        on_device = [part.to(device, non_blocking=True) for part in drawn]
         # The heads teach the vision encoder first; the answers count more as it learns.
         text_weight = 1 + 3 * min(1.0, 2 * (args.first_picture / PICTURES + step / args.steps))
-        (text_weight * text_loss + token_loss.sum()).backward()
-        nn.utils.clip_grad_norm_([p for _, p in parameters], 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update_parameters(model)
-        sums += torch.cat([text_loss.detach()[None], token_loss.detach()])
+        step_once(replay.batch(on_device, args.batch_size), learning_rate(args, step), text_weight)
         seconds = seconds_before + time.perf_counter() - begin
-        if (step + 1) % EVERY == 0:
-            tokens = (f"{value:.3f}" for value in (sums[1:] / EVERY).tolist())
-            pictures = (step + 1) * args.batch_size
+        if (step + 1) % every == 0:
+            text, *heads = (step_once.sums / every).tolist()
             say(
-                f"step {step + 1:5d}  pictures {pictures:7d}  text {sums[0] / EVERY:.4f}"
-                f"  heads {' '.join(tokens)}  {seconds / 60:6.1f} min"
+                f"step {step + 1:5d}  pictures {(step + 1) * fresh:7d}  text {text:.4f}"
+                f"  heads {' '.join(f'{value:.3f}' for value in heads)}  {seconds / 60:6.1f} min"
             )
-            sums.zero_()
-        if (step + 1) % SAVED_EVERY == 0 or step + 1 == args.steps:
-            state = {
-                "model": model.state_dict(),
-                "head": head.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-                "seconds": seconds,
-            }
+            step_once.sums.zero_()
+        if (step + 1) % saved_every == 0 or step + 1 == args.steps:
+            state = step_once.state_dict() | {"step": step + 1, "seconds": seconds}
             torch.save(state, state_file.with_suffix(".new"))
             state_file.with_suffix(".new").replace(state_file)
         if step + 1 in (args.steps, *args.stored_at):
-            save_checkpoint(average.module, tokenizer_folder, len(tokenizer.get_vocab()), args.out)
+            average, tokens = step_once.average, len(tokenizer.get_vocab())
+            save_checkpoint(average, tokenizer_folder, tokens, args.out)
             say(f"stored {args.out}")
-
-
-def step_losses(
-    model: ReferenceFastVLM, heads: TrainingHeads, *batch: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The language model's loss, and those of the training heads."""
-    pixels, ids, labels, positions, segments, *targets = batch
-    third, fourth, features = encode_with_maps(model, pixels.float() / 255)
-    head_losses = heads.losses(third, fourth, features, *targets)
-    return language_loss(model, features, ids, labels, positions, segments), head_losses
 
 
 def main() -> None:
@@ -171,6 +136,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--fresh", type=int, help="pictures of a batch drawn for it; default: all")
+    parser.add_argument("--kept", type=int, default=100_000, help="where its others come from")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--average", type=float, default=0.998, help="of the stored weights")
     parser.add_argument("--seed", type=int, default=0)
@@ -179,6 +146,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     parser.add_argument("--channels-last", action="store_true", help="sooner on most processors")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--start", type=Path, help="a stored checkpoint to go on from")
     parser.add_argument("--first-picture", type=int, default=0, help="its seed")
     parser.add_argument("--stored-at", type=int, nargs="*", default=[], help="steps to store at")

@@ -24,6 +24,7 @@ CELL = 64  # pixels of the square input per image token
 SLOT = 32  # pixels of the square input per shape that the training head can name
 HELD_OUT_SEED = 1_000_000_000
 MAX_SHAPES = 6
+NINTHS = 9  # of a picture, by thirds of its width and height
 SMALLEST, LARGEST = 0.06, 0.9  # of the picture's shorter side
 SMALLEST_PIXELS = 13  # of the square: smaller than that, a person cannot tell shapes apart either
 KINDS = ("shapes", "text", "empty")
@@ -56,6 +57,11 @@ class Mark:
     def slot(self) -> int:
         """Index of the quarter of that image token that covers the centre."""
         return int(self.y // SLOT) % 2 * 2 + int(self.x // SLOT) % 2
+
+    @property
+    def ninth(self) -> int:
+        """Index of the ninth of the picture that has the centre, row by row."""
+        return min(2, int(self.down * 3)) * 3 + min(2, int(self.across * 3))
 
 
 @dataclass(frozen=True)

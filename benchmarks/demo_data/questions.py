@@ -94,12 +94,11 @@ def describe_in_detail(sample: Sample) -> str:
 
 def place(mark: Mark) -> str:
     """Where a shape's centre is, in thirds of the picture."""
-    column, row = min(2, int(mark.across * 3)), min(2, int(mark.down * 3))
     return (
         *("at the top left", "at the top", "at the top right"),
         *("on the left", "in the middle", "on the right"),
         *("at the bottom left", "at the bottom", "at the bottom right"),
-    )[3 * row + column]
+    )[mark.ninth]
 
 
 def has_clear_place(sample: Sample, mark: Mark) -> bool:

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 from demo_data.colors import COLOR_NAMES
-from demo_data.drawing import IMAGE_SIZE, MAX_SHAPES, Sample, draw_sample, to_square
+from demo_data.drawing import IMAGE_SIZE, MAX_SHAPES, NINTHS, Sample, draw_sample, to_square
 from demo_data.outlines import SHAPES
 from demo_data.questions import Question, ask
 from demo_data.words import CHARACTERS, MAX_LENGTH
@@ -101,15 +101,15 @@ def token_targets(sample: Sample) -> tuple[np.ndarray, ...]:
 
     Returns:
         grid: int64 [16, 16, 3], for every 16 pixels: character, shape (0 none), color.
-        shapes: int64 [tokens, SLOTS, 3], for each quarter: shape (0 none), color, place in the
-            answer's order; IGNORED where nothing is asked.
-        characters: int64 [tokens, SLOTS, 3], from left to right: character (0 none), color, place
+        shapes: int64 [tokens, SLOTS, 4], for each quarter: shape (0 none), color, order in the
+            answer, ninth of the picture; IGNORED where nothing is asked.
+        characters: int64 [tokens, SLOTS, 3], from left to right: character (0 none), color, order
             in the text.
     """
     tokens = VISION.num_image_tokens
-    shapes = np.full((tokens, SLOTS, 3), IGNORED, np.int64)
-    shapes[..., 0] = 0
-    characters = shapes.copy()
+    shapes = np.full((tokens, SLOTS, 4), IGNORED, np.int64)
+    characters = np.full((tokens, SLOTS, 3), IGNORED, np.int64)
+    shapes[..., 0] = characters[..., 0] = 0
     grid = np.zeros((GRID, GRID, 3), np.int64)
     grid[..., 2] = IGNORED
     for mark in (*sample.shapes, *sample.characters):
@@ -119,13 +119,14 @@ def token_targets(sample: Sample) -> tuple[np.ndarray, ...]:
             here[1] = 1 + SHAPES.index(mark.name)
         else:
             here[0] = 1 + CHARACTERS.index(mark.name)
-    for place, mark in enumerate(sample.shapes):
+    for order, mark in enumerate(sample.shapes):
         shapes[mark.cell, mark.slot] = (
             1 + SHAPES.index(mark.name),
             COLOR_NAMES.index(mark.color),
-            place,
+            order,
+            mark.ninth if sample.has_edges else IGNORED,
         )
-    for place, mark in enumerate(sample.characters):
+    for order, mark in enumerate(sample.characters):
         slot = int(mark.x % 64 // 16)
         while slot < SLOTS and characters[mark.cell, slot, 0]:
             slot += 1  # narrow letters: the next column takes it
@@ -133,13 +134,13 @@ def token_targets(sample: Sample) -> tuple[np.ndarray, ...]:
             characters[mark.cell, slot] = (
                 1 + CHARACTERS.index(mark.name),
                 COLOR_NAMES.index(mark.color),
-                place,
+                order,
             )
     return grid, shapes, characters
 
 
 GRID_SIZES = (1 + len(CHARACTERS), 1 + len(SHAPES), len(COLOR_NAMES))
 TARGET_SIZES = (
-    *(1 + len(SHAPES), len(COLOR_NAMES), MAX_SHAPES),
+    *(1 + len(SHAPES), len(COLOR_NAMES), MAX_SHAPES, NINTHS),
     *(1 + len(CHARACTERS), len(COLOR_NAMES), MAX_LENGTH),
 )

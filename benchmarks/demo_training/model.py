@@ -118,6 +118,7 @@ class TrainingHeads(nn.Module):
         self.third = nn.Conv2d(VISION.widths[2], sum(GRID_SIZES), 1)
         self.fourth = nn.Conv2d(VISION.widths[3], sum(GRID_SIZES[1:]), 1)
         self.tokens = nn.Linear(LANGUAGE.hidden_size, SLOTS * sum(TARGET_SIZES))
+        self.number = len(GRID_SIZES) + len(GRID_SIZES[1:]) + len(TARGET_SIZES)
         for size in {*GRID_SIZES, *TARGET_SIZES}:
             weight = torch.ones(size)
             if size in (GRID_SIZES[0], GRID_SIZES[1]):
@@ -134,10 +135,11 @@ class TrainingHeads(nn.Module):
         shapes: Tensor,
         characters: Tensor,
     ) -> Tensor:
-        """Cross entropies, float32 [11].
+        """Cross entropies, float32 [12].
 
         Of the third stage's map: character, shape, color; of the fourth's: shape, color; of the
-        image tokens: shape, its color and place, character, its color and place.
+        image tokens: shape, its color, its order and its ninth of the picture, character, its color
+        and its order.
         """
         found = [
             *self.third(third).flatten(2).transpose(1, 2).flatten(0, 1).split(GRID_SIZES, -1),
@@ -146,7 +148,7 @@ class TrainingHeads(nn.Module):
         # The fourth map's cells are the image tokens' quarters, row by row.
         side = fourth.shape[-1]
         quarters = shapes.unflatten(1, (side // 2, side // 2)).unflatten(3, (2, 2))
-        quarters = quarters.permute(0, 1, 3, 2, 4, 5).reshape(-1, 3)
+        quarters = quarters.permute(0, 1, 3, 2, 4, 5).reshape(-1, shapes.shape[-1])
         wanted = [*grid.flatten(0, 2).unbind(-1), quarters[:, 0], quarters[:, 1]]
         found += (
             self.tokens(image_features)
@@ -191,8 +193,10 @@ def language_loss(
 ) -> Tensor:
     """Mean cross entropy of the answers' tokens; a conversation sees the prefix and itself."""
     embeds = model.embed_tokens(ids.clamp(min=0))
+    # Every image position takes the next of the picture's features.
     is_image = ids == -1
-    embeds = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype).flatten(0, 1))
+    which = (is_image.cumsum(1) - 1).clamp(min=0)[..., None].expand_as(embeds)
+    embeds = torch.where(is_image[..., None], features.to(embeds.dtype).gather(1, which), embeds)
     same = (segments[:, None, :] == segments[:, :, None]) | (segments[:, None, :] == 0)
     length = ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()

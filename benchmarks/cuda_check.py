@@ -9,6 +9,7 @@ float32 on the same device: relative error of image features and of the logits a
 """
 
 import argparse
+import gc
 import platform
 import subprocess
 import sys
@@ -175,6 +176,7 @@ def check(size: str, folder: Path, device: str, steps: int) -> list[list[str]]:
     question = Question(checkpoint, device, steps)
     rows = []
     for precision in precisions_on(device):
+        gc.collect()  # the variant before has given its memory back
         before = card_memory_mb()
         model = fastvlm_onnx.load(package, precision=precision, providers=device)
         for graph, session in model.sessions.items():
@@ -183,6 +185,7 @@ def check(size: str, folder: Path, device: str, steps: int) -> list[list[str]]:
         rows.append(row(f"{size} {precision}", question, ask, before))
         print(" | ".join(rows[-1]), flush=True)  # kept if the rest is cut short
         del model, ask
+    gc.collect()
     before = card_memory_mb()
     half = question._load(checkpoint, torch.float16)
     ask = lambda: question.ask(half, question.tokens)  # noqa: E731

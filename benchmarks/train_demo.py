@@ -70,7 +70,7 @@ def train(args: argparse.Namespace) -> None:
     else:
         tokenizer_folder = args.work / "tokenizer"
         tokenizer, model = train_tokenizer(tokenizer_folder), build_model().to(device)
-    fresh = args.fresh or args.batch_size
+    fresh = args.fresh
     batches = Batches(tokenizer.to_str(), fresh, args.steps, args.first_picture)
     if args.start:
         pixels = [batches[k][0] for k in range(max(1, 256 // fresh))]
@@ -152,7 +152,11 @@ def main() -> None:
     parser.add_argument("--stored-at", type=int, nargs="*", default=[], help="steps to store at")
     parser.add_argument("--work", type=Path, default=repository / ".training")
     parser.add_argument("--out", type=Path, default=repository / "fastvlm_onnx/demo/checkpoint")
-    train(parser.parse_args())
+    args = parser.parse_args()
+    args.fresh = args.fresh or args.batch_size
+    if not 0 < args.fresh <= min(args.batch_size, args.kept):
+        parser.error(f"--fresh {args.fresh}: expected 1 to {min(args.batch_size, args.kept)}")
+    train(args)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_a_calibration_changes_weights_and_no_graph(calibrated: Path, tmp_path: 
     assert shapes[0] == shapes[1]
 
 
-def test_the_built_in_set_brings_a_decoder_closer_to_float32_on_a_text_it_has_not_seen(
+def test_the_built_in_set_brings_a_decoder_closer_to_float32_on_texts_it_has_not_seen(
     package: Path, tmp_path: Path, questions: dict[str, dict[str, str]], picture: Path
 ) -> None:
     export_package("demo", tmp_path / "nearest", precisions=["int4"])
@@ -97,16 +97,35 @@ def test_the_built_in_set_brings_a_decoder_closer_to_float32_on_a_text_it_has_no
     ).calibration
     assert record is not None
     assert (record.set, record.texts, record.images) == (BUILT_IN, 64, 6)
-    ids = token_ids("A narrow bridge crosses the river where the mill stood in 1954.", package)
+    # Several, because a single text of a model this small can go either way.
+    texts = [
+        token_ids(text, package)
+        for text in (
+            "A narrow bridge crosses the river where the mill stood in 1954.",
+            "She bought three apples and a loaf of bread at the market.",
+            "Water boils at one hundred degrees at sea level.",
+            "What color is the small circle at the top left?",
+            "The red circle is left of the blue square.",
+            "Is there a yellow star in the drawing? Yes, there is a yellow star.",
+            "He wrote a letter to his sister in the summer of 1987.",
+            "Two green hearts, a black line and a white arrow.",
+        )
+    ]
 
-    def logits(folder: Path) -> np.ndarray:
+    def logits(folder: Path) -> list[np.ndarray]:
         model = fastvlm_onnx.load(folder).language_model
-        steps = model.teacher_forced_logits(model.embed([ids[:8]]), ids[8:])
-        return np.array([row.copy() for row in steps])
+        steps = (model.teacher_forced_logits(model.embed([ids[:8]]), ids[8:]) for ids in texts)
+        return [np.array([row.copy() for row in rows]) for rows in steps]
 
     exact = logits(package)
     nearest, found = (
-        kl_divergences(logits(tmp_path / name), exact).mean() for name in ("nearest", "found")
+        np.mean(
+            [
+                kl_divergences(*pair).mean()
+                for pair in zip(logits(tmp_path / name), exact, strict=True)
+            ]
+        )
+        for name in ("nearest", "found")
     )
     assert found < 0.8 * nearest
     with fastvlm_onnx.load(tmp_path / "found") as model:

@@ -26,10 +26,12 @@ def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     run = Decoder.run
 
-    def note(self: object, inputs_embeds: np.ndarray, cache: object) -> np.ndarray:
+    def note(
+        self: object, inputs_embeds: np.ndarray, cache: object, *, is_greedy: bool
+    ) -> np.ndarray:
         if inputs_embeds.shape[1] > 1:
             lengths.append(inputs_embeds.shape[1])
-        return run(self, inputs_embeds, cache)
+        return run(self, inputs_embeds, cache, is_greedy=is_greedy)
 
     monkeypatch.setattr(Decoder, "run", note)
     return lengths

@@ -1,6 +1,8 @@
 """OpenVINO on the CPU: vision in one infer request, a stateful language model in another."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -49,13 +51,18 @@ class OpenVINOModel:
 
     takes_ids = False
 
-    def __init__(self, job: Job) -> None:
-        vision, language, embeddings = paths(job)
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": job.threads}
-        options |= OPTIONS[precision_of(job)]
+    def __init__(
+        self,
+        vision: Path,
+        language: Path,
+        embeddings: Sequence[Path],
+        options: Mapping[str, Any],
+        threads: int,
+    ) -> None:
+        fixed = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **options}
         core = ov.Core()
-        self._vision = core.compile_model(vision, "CPU", options).create_infer_request()
-        self._language = core.compile_model(language, "CPU", options).create_infer_request()
+        self._vision = core.compile_model(vision, "CPU", fixed).create_infer_request()
+        self._language = core.compile_model(language, "CPU", fixed).create_infer_request()
         self._embed_tokens = [np.load(file, mmap_mode="r") for file in embeddings]
 
     def encode_image(self, pixel_values: FloatArray) -> FloatArray:
@@ -94,4 +101,5 @@ class OpenVINOModel:
         return int(self._language.get_output_tensor(0).data.argmax())
 
 
-load = OpenVINOModel
+def load(job: Job) -> OpenVINOModel:
+    return OpenVINOModel(*paths(job), OPTIONS[precision_of(job)], job.threads)

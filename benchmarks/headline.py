@@ -83,7 +83,8 @@ def report(args: argparse.Namespace, summaries: dict[str, Any], rounds: int) -> 
 Figures are medians over {rounds} round(s) of {args.repeats} answer(s) after one to warm up. Each
 round is a new process. A square picture of {ONEVISION_SIZE} pixels is {positions:,} positions of
 LLaVA-OneVision's prompt (its anyres settings: an overview and nine crops of 384 pixels). A picture
-of {FASTVLM_SIZE} pixels is {fastvlm_positions()} positions of FastVLM's.
+of {FASTVLM_SIZE} pixels is {fastvlm_positions()} positions of FastVLM's. This project's tokens are
+those with all logits: a greedy answer opens no lm_head in int8, and its tokens come sooner.
 
 | way | vision ms | prefill ms | first token ms | ms a token | peak MB |
 |---|---|---|---|---|---|

@@ -99,6 +99,9 @@ The paper's figures are of an Apple M1 Max: vision encoders in Core ML on the Ne
 language models in MLX float16 on the GPU, {ONEVISION_TOKENS - 81:,} and 256 image tokens.
 
 {ways}
+
+The vision weights of `onevision-openvino` are other random draws than those of `onevision-pytorch`,
+so its features were not compared with PyTorch's. Shapes and positions are the same.
 """
 
 

@@ -175,10 +175,19 @@ def preprocess(image: Image.Image, image_size: int) -> FloatArray:
     Returns:
         float32 [1, 3, image_size, image_size], values from 0 to 1.
     """
+    return rescale(resize(image, image_size))
+
+
+def resize(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """Pad an RGB picture to a square and resize it: uint8 [image_size, image_size, 3]."""
     if image.width != image.height:
         image = _pad_and_narrow(image, image_size)
-    resized = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(_RESCALED[np.asarray(resized)].transpose(2, 0, 1))[None]
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
+
+
+def rescale(pixels: NDArray[np.uint8]) -> FloatArray:
+    """Turn uint8 [side, side, 3] into pixel_values, float32 [1, 3, side, side] from 0 to 1."""
+    return np.ascontiguousarray(_RESCALED[pixels].transpose(2, 0, 1))[None]
 
 
 def _pad_and_narrow(image: Image.Image, width: int) -> Image.Image:

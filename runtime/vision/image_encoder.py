@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import IMAGE_FEATURES, IMAGE_HIDDEN_STATES, PIXEL_VALUES
 from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.ort.session import GraphRunner
 from fastvlm_onnx.runtime.vision.feature_cache import FeatureCache
-from fastvlm_onnx.runtime.vision.image import Picture, preprocess, read_picture
+from fastvlm_onnx.runtime.vision.image import Picture, read_picture, rescale, resize
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,17 +53,25 @@ class PixelValues:
 
     Attributes:
         array: float32 [1, 3, image_size, image_size].
+        pixels: the same before the division by 255, uint8 [image_size, image_size, 3].
     """
 
     array: FloatArray = field(repr=False)
+    pixels: NDArray[np.uint8] = field(repr=False)
+
+    @classmethod
+    def of(cls, image: Image.Image, image_size: int) -> "PixelValues":
+        """Preprocess an RGB image of any size."""
+        pixels = resize(image, image_size)
+        return cls(rescale(pixels), pixels)
 
     @cached_property
     def digest(self) -> str:
-        """Hexadecimal BLAKE2b of the array."""
-        return digest_of(self.array)
+        """Hexadecimal BLAKE2b of the pixels, which takes a quarter of the array's time."""
+        return digest_of(self.pixels)
 
 
-def digest_of(array: FloatArray) -> str:
+def digest_of(array: NDArray[Any]) -> str:
     """Hexadecimal BLAKE2b of an array's bytes."""
     return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
 
@@ -120,7 +130,7 @@ class ImageEncoder:
         if isinstance(image, ImageFeatures):
             return self._checked(image)
         if not use_cache:
-            return PixelValues(preprocess(read_picture(image, orient=orient), self.image_size))
+            return PixelValues.of(read_picture(image, orient=orient), self.image_size)
         content, source = content_of(image)
         if source is None:
             return self.read(image, orient=orient)
@@ -131,7 +141,7 @@ class ImageEncoder:
             picture = read_picture(content, orient=orient)
         except InputError:
             return self.read(image, orient=orient)  # an error that names the file
-        read = PixelValues(preprocess(picture, self.image_size))
+        read = PixelValues.of(picture, self.image_size)
         self._cache.name((source, orient), read.digest)
         return read
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -54,14 +55,15 @@ class Soak:
     left: float = -1.0
 
     @property
+    def tenths(self) -> list[float]:
+        """Median memory of each tenth of the run, in megabytes."""
+        size = len(self.rss_bytes) // 10
+        return [median(self.rss_bytes[i * size : (i + 1) * size]) / 1e6 for i in range(10)]
+
+    @property
     def growth(self) -> float:
-        """Memory of the last tenth over that of the second tenth, less 1; medians."""
-        tenth = len(self.rss_bytes) // 10
-
-        def middle(first: int) -> int:
-            return sorted(self.rss_bytes[first : first + tenth])[tenth // 2]
-
-        return middle(len(self.rss_bytes) - tenth) / middle(tenth) - 1
+        """Memory of the last tenth over that of the second tenth, less 1."""
+        return self.tenths[-1] / self.tenths[1] - 1
 
 
 class Visitor:
@@ -271,8 +273,8 @@ def main() -> None:
     print(
         f"{soak.kinds.total()} requests in {soak.seconds:.0f} s; {len(soak.wrong)} wrong "
         f"responses, {soak.tracebacks} tracebacks, {soak.left:.0f} answers left, exit code "
-        f"{soak.exit_code}; memory {soak.rss_bytes[-1] / 1e6:.0f} MB, {soak.growth:+.1%} from the "
-        "second tenth to the last"
+        f"{soak.exit_code}; memory {soak.growth:+.1%} from the second tenth to the last, in MB "
+        + " ".join(f"{size:.0f}" for size in soak.tenths)
     )
 
 

@@ -1,4 +1,4 @@
-"""What a scheduler counts."""
+"""The counters of a scheduler."""
 
 from dataclasses import dataclass
 

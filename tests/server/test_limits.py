@@ -1,4 +1,4 @@
-"""What the server refuses to hold: large bodies, many parts, long prompts, long queues."""
+"""Limits of the server: large bodies, many parts, long prompts, long queues."""
 
 import io
 import socket

@@ -1,4 +1,4 @@
-"""What the server tells about itself: /metrics, /health, /v1/models."""
+"""Facts about the server: /metrics, /health, /v1/models."""
 
 import re
 import socket

@@ -13,6 +13,7 @@ from fastvlm_onnx.server.settings import Settings
 
 # 0 is a free port, no grace, or a cache that keeps nothing.
 _MAY_BE_ZERO = frozenset({"port", "grace_seconds", "prefix_cache_mb", "image_cache_mb"})
+_LARGEST = {"port": 65_535}
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,7 +46,7 @@ def _option(flag: str, name: str, default: Any, text: str) -> Callable[[Any], An
     elif kind in (int, float):
         is_least_open = name not in _MAY_BE_ZERO
         kind = (
-            click.IntRange(int(is_least_open))
+            click.IntRange(int(is_least_open), _LARGEST.get(name))
             if kind is int
             else click.FloatRange(0, min_open=is_least_open)
         )

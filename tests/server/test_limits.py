@@ -124,7 +124,7 @@ def test_a_full_queue_is_the_clients_rate_limit_error(serve: Callable[..., LiveS
             )
         assert caught.value.code == "queue_full"
         assert int(caught.value.response.headers["Retry-After"]) >= 1
-        # Nothing else is refused.
+        # Other requests are taken.
         assert live.get("/v1/models").status_code == 200
     wait_until(lambda: live.uvicorn.state.admission.answers == 0)
     assert live.ask("What?", max_tokens=1).status_code == 200

@@ -216,6 +216,7 @@ def test_options_that_cannot_be_used_are_refused(refuse: Refuse, tmp_path: Path)
         (("--ssl-certfile", empty), "go together"),
         (("--ssl-certfile", missing, "--ssl-keyfile", empty), "does not exist"),
         (("--ssl-certfile", empty, "--ssl-keyfile", empty), "no certificate with its key"),
+        (("--port", 99_999), "99999 is not in the range 0<=x<=65535"),
         (("--max-running", 0), "--max-running"),
         (("--max-body-mb", 0), "--max-body-mb"),
         (("--model", tmp_path), "fastvlm.json"),

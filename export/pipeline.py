@@ -73,8 +73,8 @@ def export_package(
         precisions: names of the variants to write, keys of `variants.VARIANTS`.
         image_sizes: sides of the square input in pixels, the default first; the checkpoint's own
             size when None.
-        operators: the decoder's set of operators: "microsoft", ONNX Runtime's fused operators, or
-            "standard", ONNX's alone.
+        operators: "microsoft", ONNX Runtime's fused operators in the decoder; or "standard", ONNX's
+            operators of opset 17 alone in all graphs, for other engines.
         base: the checkpoint that a LoRA adapter was trained on.
         allow_nonfinite: export NaN and infinity instead of refusing the checkpoint.
         overwrite: replace an existing package, once the new package is whole.

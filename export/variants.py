@@ -95,7 +95,7 @@ def check_variants(variants: Sequence[str], operators: str) -> None:
             raise InputError(
                 f"precision {name!r} is unknown; expected one of {', '.join(VARIANTS)}."
             )
-        # ONNX has no product of 8 or 4 bits with a scale for each token's activations.
+        # Opset 17 has no product of 8 or 4 bits with a scale for each token's activations.
         if operators == "standard" and operators not in VARIANTS[name].operator_sets:
             built = [spec.name for spec in VARIANTS.values() if operators in spec.operator_sets]
             raise UnsupportedError(
@@ -191,7 +191,7 @@ def build_graphs(
         checkpoint: the checkpoint with the weights.
         variants: names of the variants.
         sizes: image sizes in pixels.
-        operators: the decoder's set of operators, one of OPERATOR_SETS.
+        operators: the set of operators, one of OPERATOR_SETS.
         calibrated: quantised weights for the decoders with weights in blocks.
         ranges: the ranges of the vision encoder's activations, read when a graph is written; None
             for no vision encoders in QDQ form.
@@ -205,6 +205,7 @@ def build_graphs(
     specs = [VARIANTS[name] for name in variants]
     _check_buildable(checkpoint, specs, sizes, operators)
     config, weights = checkpoint.config, Weights(checkpoint.tensors)
+    opset = DECODER_OPERATORS[operators].opset
     rows = embedding_rows(weights, config.decoder)
     graphs: dict[str, UnwrittenGraph] = {}
     embeddings: dict[str, Embeddings] = {}
@@ -220,12 +221,13 @@ def build_graphs(
         encoder_files = {
             str(size): add(
                 vision_encoder_file(size, vision),
-                partial(_vision_encoder, weights, config, vision, size),
+                partial(_vision_encoder, weights, config, vision, size, opset),
             )
             for size in sizes
         }
         projector_file = add(
-            graph_file(PROJECTOR, vision), partial(_projector, weights, config, vision, sizes[0])
+            graph_file(PROJECTOR, vision),
+            partial(_projector, weights, config, vision, sizes[0], opset),
         )
         decoder_file = add(
             graph_file(DECODER, decoder, operators),
@@ -295,11 +297,13 @@ def _check_buildable(
 
 
 def _vision_encoder(
-    weights: Weights, config: FastVLMConfig, precision: str, size: int
+    weights: Weights, config: FastVLMConfig, precision: str, size: int, opset: int
 ) -> UnwrittenGraph:
-    is_int8 = VISION_PRECISIONS[precision].is_int8
-    build = build_vision_encoder_int8 if is_int8 else build_vision_encoder
-    model = build(weights / VISION_PREFIX.rstrip("."), config.vision, size)
+    scope = weights / VISION_PREFIX.rstrip(".")
+    if VISION_PRECISIONS[precision].is_int8:
+        model = build_vision_encoder_int8(scope, config.vision, size)
+    else:
+        model = build_vision_encoder(scope, config.vision, size, opset=opset)
     return _vision_graph(VISION_ENCODER, model, precision, {BATCH_SIZE: 1})
 
 
@@ -312,10 +316,11 @@ def _vision_encoder_qdq(
 
 
 def _projector(
-    weights: Weights, config: FastVLMConfig, precision: str, size: int
+    weights: Weights, config: FastVLMConfig, precision: str, size: int, opset: int
 ) -> UnwrittenGraph:
     is_int8 = VISION_PRECISIONS[precision].is_int8
-    model = build_projector(weights / PROJECTOR_PREFIX.rstrip("."), config, is_int8=is_int8)
+    scope = weights / PROJECTOR_PREFIX.rstrip(".")
+    model = build_projector(scope, config, is_int8=is_int8, opset=opset)
     num_image_tokens = (size // VISION_PATCH_SIZE) ** 2
     axes = {BATCH_SIZE: 1, NUM_IMAGE_TOKENS: num_image_tokens}
     return _vision_graph(PROJECTOR, model, precision, axes)

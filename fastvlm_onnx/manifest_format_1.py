@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.manifest_reader import parse
-from fastvlm_onnx.variants import LEAST_ONNXRUNTIME_STANDARD, VARIANTS
+from fastvlm_onnx.variants import VARIANTS
 
 # This token begins a turn in Qwen2's prompts, the only prompts with turns in format 1.
 TURN: Final = "<|im_start|>"
 # By the graph precision in a decoder's file name.
 CACHE_DTYPES: Final = {"fp16": "float16", "int4_cuda": "float16", "bf16": "bfloat16"}
-# Every graph of format 1 but the standard decoders, which have opset 24.
+# Every graph of format 1 but the decoders of `--operators standard`, which are refused.
 OPSETS: Final = {"ai.onnx": 21}
 # Graphs of format 1 have MatMulNBits with 8 bits, and no attention with a sink.
 LEAST_ONNXRUNTIME_8_BITS: Final = "1.22"
@@ -59,13 +60,20 @@ def convert_format_1(content: dict[str, Any], path: Path) -> dict[str, Any]:
         path: the manifest's file, for messages.
 
     Raises:
-        PackageError: the manifest breaks a rule of format 1.
+        PackageError: the manifest breaks a rule of format 1, or its decoders have the operators
+            of opset 24.
     """
     old = parse(content, Format1Manifest, path, known_keys_only=True)
+    for variant in old.variants.values():
+        if ".standard." in variant.decoder:
+            raise PackageError(
+                f"{path}: {variant.decoder} has operators of opset 24, expected opset 17, which "
+                "standard decoders have since 0.2; export the package again with "
+                "`--operators standard`."
+            )
     decoder = old.decoder
     if isinstance(decoder, dict):
-        is_standard = any(".standard." in variant.decoder for variant in old.variants.values())
-        decoder = {"operators": "standard" if is_standard else "microsoft", **decoder}
+        decoder = {"operators": "microsoft", **decoder}
     graphs: dict[str, Any] = {}
     for name, variant in old.variants.items():
         encoders = variant.vision_encoder.values()
@@ -96,17 +104,16 @@ def _turns(prompt: Format1Prompt) -> dict[str, str]:
 
 
 def _graph(file: str, variant: str, files: dict[str, Any]) -> dict[str, Any]:
-    """Derive a graph's record from its file name, such as `decoder.standard.fp32.onnx`."""
+    """Derive a graph's record from its file name, such as `decoder.fp32.onnx`."""
     graph, *_, precision, suffix = (file if file.count(".") >= 2 else f"{file}..").split(".")
     is_decoder = graph in ("decoder", "prefill")
-    is_standard = ".standard." in file
     weights = f"{'decoder' if is_decoder else graph}.{precision}.{suffix}.data"
     is_quantised = variant in VARIANTS and VARIANTS[variant].has_int8_embeddings
     least = LEAST_ONNXRUNTIME_8_BITS if is_quantised else "1.20"
     return {
         "weights": [weights] if weights in files else [],
-        "opsets": {"ai.onnx": 24} if is_standard else OPSETS,
-        "onnxruntime": LEAST_ONNXRUNTIME_STANDARD if is_standard else least,
+        "opsets": OPSETS,
+        "onnxruntime": least,
         "int8_products": precision == "int8",
         "cache_dtype": CACHE_DTYPES.get(precision, "float32") if is_decoder else None,
     }

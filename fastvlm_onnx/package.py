@@ -113,7 +113,8 @@ class DecoderFormat:
 
     Attributes:
         context_length: the largest number of tokens, image tokens included.
-        operators: "microsoft", ONNX Runtime's fused operators, or "standard", ONNX's alone.
+        operators: "microsoft", ONNX Runtime's fused operators, or "standard", ONNX's alone,
+            with a cache that grows.
     """
 
     hidden_size: int
@@ -124,6 +125,11 @@ class DecoderFormat:
     context_length: int
     eos_token_ids: list[int]
     operators: str
+
+    @property
+    def cache_grows(self) -> bool:
+        """Whether the decoder returns its cache longer, and cannot write it in place."""
+        return self.operators == "standard"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Final
 
 from fastvlm_onnx.agreement import Tolerance
 
-# Operators of a decoder: ONNX Runtime's fused operators, or the operators of ONNX alone.
+# Operators of the graphs: with ONNX Runtime's fused operators, or those of ONNX's opset 17 alone.
 OPERATOR_SETS: Final = ("microsoft", "standard")
 
 
@@ -35,8 +35,7 @@ class VariantSpec:
         splits: the decoder is always exported in parts too.
         targets: kinds of machine that the variant is made for ("cpu", "cuda", "coreml").
         operator_sets: the sets of operators in which the decoder can be built.
-        least_onnxruntime: the oldest ONNX Runtime that runs the graphs with microsoft operators,
-            measured on the CPU.
+        least_onnxruntime: the oldest ONNX Runtime that runs the graphs, measured on the CPU.
         least_compute_capability: the oldest NVIDIA card that computes in the number format; None
             where every card does.
     """
@@ -184,8 +183,6 @@ _ROWS: Final = (
 )
 VARIANTS: Final[dict[str, VariantSpec]] = {spec.name: spec for spec in _ROWS}
 CPU_VARIANTS: Final = tuple(spec.name for spec in _ROWS if "cpu" in spec.targets)
-# The standard decoder needs opset 24 with attention over a cache, which came with this version.
-LEAST_ONNXRUNTIME_STANDARD: Final = "1.25"
 TARGETS: Final = ("coreml", "cuda")
 # The provider whose int8 kernels read a vision encoder in QDQ form. The graph is an addition to the
 # variants with int8 vision, which stay as they are on other providers.

@@ -117,7 +117,9 @@ class AttentionInputs:
     image, does not take attention with a sink.
 
     Attributes:
+        config: the decoder's sizes.
         dtype: the dtype of keys and values.
+        inputs_embeds: float32 [B, sequence_length, hidden_size].
         cos: the cosine table of the rotary embedding, [context, head_dim / 2].
         sin: the sine table, of the same shape.
         sink: the logit of each head's sink, [num_attention_heads]; None without sinks.
@@ -134,10 +136,11 @@ class AttentionInputs:
         *,
         avoids_tiling: bool = False,
     ) -> None:
-        op, self.dtype, self.inputs_embeds = graph.op, dtype, inputs_embeds
+        op, self.config, self.dtype = graph.op, config, dtype
+        self.inputs_embeds = inputs_embeds
         mask = graph.input(ATTENTION_MASK, ir.DataType.INT64, [BATCH_SIZE, TOTAL_SEQUENCE_LENGTH])
         self.cos, self.sin = (
-            op.initializer(parameter(table, dtype).const_value, name)
+            op.initializer(parameter(table, self.arithmetic_dtype).const_value, name)
             for name, table in zip(("cos_cache", "sin_cache"), rotary_tables(config), strict=True)
         )
         self.sink = None
@@ -145,26 +148,34 @@ class AttentionInputs:
             shape = (config.num_attention_heads,)
             sink = LazyArray(shape, lambda: np.full(shape, NO_WEIGHT, np.float32))
             self.sink = op.initializer(parameter(sink, dtype).const_value, "head_sink")
-        valid = op.ReduceSum(mask, [1], keepdims=0)
-        self.read_lengths(op, valid, op.Shape(mask, start=1, end=2))
+        self.read_mask(op, mask)
 
-    def read_lengths(self, op: Op, valid: ir.Value, total: ir.Value) -> None:
-        """Compute the lengths in the form that the attention operator takes.
+    @property
+    def arithmetic_dtype(self) -> ir.DataType:
+        """The dtype that attention computes in: the cache's, unless an operator set has another."""
+        return self.dtype
+
+    def read_mask(self, op: Op, mask: ir.Value) -> None:
+        """Compute what the attention operator takes instead of the mask.
 
         Args:
-            valid: int64 [B], each sequence's length without padding.
-            total: int64 [1], the length with padding.
+            op: the op builder.
+            mask: int64 [B, total_sequence_length], ones where a position counts.
         """
+        valid = op.ReduceSum(mask, [1], keepdims=0)
+        total = op.Shape(mask, start=1, end=2)
         self.seqlens_k = op.Cast(op.Sub(valid, 1), to=ir.DataType.INT32)
         self.total_sequence_length = op.Cast(op.Squeeze(total, [0]), to=ir.DataType.INT32)
 
     def cast(self, op: Op, x: ir.Value) -> ir.Value:
-        """Cast float32 to the cache's dtype."""
-        return x if self.dtype == ir.DataType.FLOAT else op.Cast(x, to=self.dtype)
+        """Cast float32 to the dtype that attention computes in."""
+        dtype = self.arithmetic_dtype
+        return x if dtype == ir.DataType.FLOAT else op.Cast(x, to=dtype)
 
     def cast_back(self, op: Op, x: ir.Value) -> ir.Value:
-        """Cast the cache's dtype to float32."""
-        return x if self.dtype == ir.DataType.FLOAT else op.Cast(x, to=ir.DataType.FLOAT)
+        """Cast the dtype that attention computes in to float32."""
+        is_float32 = self.arithmetic_dtype == ir.DataType.FLOAT
+        return x if is_float32 else op.Cast(x, to=ir.DataType.FLOAT)
 
 
 def rotary_tables(config: DecoderConfig) -> tuple[LazyArray, LazyArray]:

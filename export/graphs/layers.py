@@ -4,6 +4,7 @@ Attribute names are the checkpoint's own, so the name of an initializer in a gra
 tensor in the checkpoint. Scales and shifts that follow a weight are folded into it in float32.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,10 @@ from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.version import __version__
 
 OPSET = 21
+# The version of `--operators standard`: other engines than ONNX Runtime read it.
+STANDARD_OPSET = 17
+# The first version with Gelu.
+GELU_OPSET = 20
 MICROSOFT = "com.microsoft"
 LAYER_NORM_EPS = 1e-5  # of FastViTHD's LayerNormChannel and BatchNorm2d
 
@@ -29,6 +34,13 @@ Shape = Sequence[int | str]
 def parameter(array: LazyArray, dtype: ir.DataType = ir.DataType.FLOAT) -> nn.Parameter:
     """Make an initializer whose values are computed when the graph is written."""
     return nn.Parameter(array.shape, data=StoredTensor(array, dtype))
+
+
+def gelu(op: Op, x: ir.Value) -> ir.Value:
+    """Exact GELU; before opset 20 in arithmetic, which ONNX Runtime fuses to the same operator."""
+    if op.builder.graph.opset_imports[""] >= GELU_OPSET:
+        return op.Gelu(x)
+    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2))), 1.0)), 0.5)
 
 
 def register_parameters(op: Op, module: nn.Module) -> None:
@@ -184,9 +196,11 @@ class Graph:
                 value.type = value.shape = None  # the tensor has both
         if not any(node.domain == MICROSOFT for node in self._graph.all_nodes()):
             del self._graph.opset_imports[MICROSOFT]
+        # An engine that knows the operators knows the least IR version that has them.
+        imports = [onnx.helper.make_opsetid(*pair) for pair in self._graph.opset_imports.items()]
         return ir.Model(
             self._graph,
-            ir_version=10,
+            ir_version=onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True),
             producer_name="fastvlm-onnx",
             producer_version=__version__,
         )

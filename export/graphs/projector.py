@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from fastvlm_onnx.export.architecture.config import FastVLMConfig
-from fastvlm_onnx.export.graphs.layers import Graph, MatMul
+from fastvlm_onnx.export.graphs.layers import OPSET, Graph, MatMul, gelu
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
 from fastvlm_onnx.export.tensors.lazy_array import transposed
 from fastvlm_onnx.export.tensors.weights import Weights
@@ -16,13 +16,16 @@ from fastvlm_onnx.names import (
 )
 
 
-def build_projector(weights: Weights, config: FastVLMConfig, *, is_int8: bool = False) -> ir.Model:
+def build_projector(
+    weights: Weights, config: FastVLMConfig, *, is_int8: bool = False, opset: int = OPSET
+) -> ir.Model:
     """Build the projector: Linear, exact GELU, Linear.
 
     Args:
         weights: the checkpoint under PROJECTOR_PREFIX.
         config: the sizes of the whole model.
         is_int8: multiply in int8 instead of float32.
+        opset: the version of ONNX's own operators.
 
     Returns:
         A graph from float32 [B, N, vision hidden_size] to float32 [B, N, decoder hidden_size].
@@ -39,9 +42,9 @@ def build_projector(weights: Weights, config: FastVLMConfig, *, is_int8: bool = 
         layer._set_name(f"mm_projector.{name}")
         return layer
 
-    graph = Graph(PROJECTOR)
+    graph = Graph(PROJECTOR, opset)
     x = graph.input(IMAGE_HIDDEN_STATES, ir.DataType.FLOAT, [BATCH_SIZE, NUM_IMAGE_TOKENS, in_size])
-    hidden = graph.op.Gelu(linear("0", in_size)(graph.op, x))
+    hidden = gelu(graph.op, linear("0", in_size)(graph.op, x))
     features = linear("2", out_size)(graph.op, hidden)
     graph.output(IMAGE_FEATURES, features, [BATCH_SIZE, NUM_IMAGE_TOKENS, out_size])
     return graph.finish()

@@ -14,11 +14,13 @@ from onnxscript import nn
 from fastvlm_onnx.export.architecture.config import VISION_HEAD_DIM, VISION_PATCH_SIZE, VisionConfig
 from fastvlm_onnx.export.graphs.layers import (
     LAYER_NORM_EPS,
+    OPSET,
     Conv2d,
     Graph,
     MatMul,
     Op,
     fold_batch_norm,
+    gelu,
     parameter,
     read_conv,
 )
@@ -69,7 +71,7 @@ class MobileOneBlock(nn.Module):
         x = self.reparam_conv(op, x)
         if self.se is not None:
             x = self.se(op, x)
-        return op.Gelu(x)
+        return gelu(op, x)
 
 
 class PatchEmbed(nn.Module):
@@ -83,7 +85,7 @@ class PatchEmbed(nn.Module):
         self.pointwise = MobileOneBlock(weights / "proj.1", out_width, out_width, 1)
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        return self.pointwise(op, op.Gelu(self.lkb_reparam(op, x)))
+        return self.pointwise(op, gelu(op, self.lkb_reparam(op, x)))
 
 
 Downsample = Callable[[Weights, int, int], nn.Module]
@@ -114,7 +116,7 @@ class ConvFFN(nn.Module):
         )
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        return self.fc2(op, op.Gelu(self.fc1(op, self.conv(op, x))))
+        return self.fc2(op, gelu(op, self.fc1(op, self.conv(op, x))))
 
 
 class RepMixerBlock(nn.Module):
@@ -275,6 +277,8 @@ def build_vision_encoder(
     config: VisionConfig,
     image_size: int,
     downsample: Downsample = PatchEmbed,
+    *,
+    opset: int = OPSET,
 ) -> ir.Model:
     """Build the vision encoder for one image size S.
 
@@ -283,6 +287,7 @@ def build_vision_encoder(
         config: the vision encoder's sizes.
         image_size: S, the side of the square input in pixels, a multiple of 64.
         downsample: makes the layers between the stages.
+        opset: the version of ONNX's own operators.
 
     Returns:
         A graph from pixel_values, float32 [B, 3, S, S] in 0..1, to image_hidden_states, float32
@@ -291,7 +296,7 @@ def build_vision_encoder(
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
-    graph = Graph(VISION_ENCODER)
+    graph = Graph(VISION_ENCODER, opset)
     pixel_values = graph.input(
         PIXEL_VALUES, ir.DataType.FLOAT, [BATCH_SIZE, 3, image_size, image_size]
     )

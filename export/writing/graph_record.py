@@ -7,14 +7,11 @@ import onnx_ir as ir
 
 from fastvlm_onnx.names import is_past
 from fastvlm_onnx.package import Graph
-from fastvlm_onnx.variants import LEAST_ONNXRUNTIME_STANDARD
 
 # Operators of the graphs that multiply uint8 activations by int8 weights. QuantizeLinear is of the
 # QDQ form, whose products have the names of float32 ones.
 INT8_PRODUCTS: Final = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QuantizeLinear")
-# Measured: older versions refuse a graph with opset 24, attention with a sink, or MatMulNBits with
-# 8 bits.
-STANDARD_OPSET: Final = 24
+# Measured: older versions refuse attention with a sink, or MatMulNBits with 8 bits.
 NUM_INPUTS_WITH_SINK: Final = 12
 LEAST_ONNXRUNTIME_SINK: Final = "1.23"
 LEAST_ONNXRUNTIME_8_BITS: Final = "1.22"
@@ -40,15 +37,13 @@ def describe_graph(model: ir.Model) -> Graph:
     return Graph(
         weights=sorted(files),
         opsets=opsets,
-        onnxruntime=_least_onnxruntime(nodes, opsets["ai.onnx"]),
+        onnxruntime=_least_onnxruntime(nodes),
         int8_products=any(node.op_type in INT8_PRODUCTS for node in nodes),
         cache_dtype=DTYPES[caches[0]] if caches and caches[0] else None,
     )
 
 
-def _least_onnxruntime(nodes: list[ir.Node], opset: int) -> str:
-    if opset >= STANDARD_OPSET:
-        return LEAST_ONNXRUNTIME_STANDARD
+def _least_onnxruntime(nodes: list[ir.Node]) -> str:
     if any(
         node.op_type == "GroupQueryAttention" and len(node.inputs) >= NUM_INPUTS_WITH_SINK
         for node in nodes

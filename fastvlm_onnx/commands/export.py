@@ -47,7 +47,8 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
     type=click.Choice(OPERATOR_SETS),
     default="microsoft",
     show_default=True,
-    help="The decoder's operators: ONNX Runtime's fused operators, or ONNX's alone.",
+    help="Operators of the graphs: ONNX Runtime's fused operators in the decoder, or those of "
+    "ONNX's opset 17 alone, for other engines.",
 )
 @click.option("--base", help="The checkpoint under CHECKPOINT, if that is a LoRA adapter.")
 @click.option("--allow-nonfinite", is_flag=True, help="Export NaN and infinite weights too.")

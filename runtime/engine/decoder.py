@@ -106,15 +106,12 @@ class Decoder:
             Logits, float32 [rows, vocab_size]. The next run overwrites them.
         """
         binding, outputs = batch.binding()
-        lengths = batch.lengths + 1
-        # Rows are padded on the right, so the mask says how much of each row counts.
-        mask = np.arange(lengths.max()) < lengths[:, None]
         binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
-        binding.bind_cpu_input(ATTENTION_MASK, mask.astype(np.int64))
+        binding.bind_cpu_input(ATTENTION_MASK, batch.step_mask())
         self.session.run_with_iobinding(binding)
-        batch.lengths = lengths
+        batch.advance()
         if self._lm_head is not None:
-            rows = is_greedy or [False] * len(lengths)
+            rows = is_greedy or [False] * len(batch.lengths)
             self._lm_head.compute(outputs.hidden_states, outputs.logits, rows)
         return outputs.logits[:, 0]
 
@@ -132,4 +129,4 @@ class Decoder:
         binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :total])
         # A prompt's activations take many times the memory of a step's.
         session.run_with_iobinding(binding, returns_memory=not is_step)
-        cache.length = total
+        cache.advance(session, total)

@@ -1,11 +1,8 @@
-"""Keys and values of every layer, in buffers that the decoder graph writes in place."""
+"""Keys and values of every layer, in buffers that most decoder graphs write in place."""
 
-import ctypes
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,30 +10,11 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.names import HIDDEN_STATES, LOGITS, is_past, present_name
 from fastvlm_onnx.package import DecoderFormat
+from fastvlm_onnx.runtime.engine.cache_types import BFLOAT16, CACHE_TYPES, CacheType, host_array
+from fastvlm_onnx.runtime.engine.growth import MEMORY, Growth
 from fastvlm_onnx.runtime.engine.prefix_cache import KeysValues
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime, in_one_line
 from fastvlm_onnx.runtime.ort.session import GraphSession
-
-
-@dataclass(frozen=True)
-class CacheType:
-    """A number format of keys and values.
-
-    Attributes:
-        onnx: ONNX's number of the type.
-        storage: the numpy type that holds its bits; numpy has no bfloat16.
-    """
-
-    onnx: int
-    storage: type[np.generic]
-
-
-CACHE_TYPES: Final[Mapping[str, CacheType]] = {
-    "tensor(float)": CacheType(1, np.float32),
-    "tensor(float16)": CacheType(10, np.float16),
-    "tensor(bfloat16)": CacheType(16, np.uint16),
-}
-BFLOAT16: Final = CACHE_TYPES["tensor(bfloat16)"]
 
 
 class Outputs:
@@ -57,8 +35,9 @@ class KVCache:
     """The keys and values of one sequence.
 
     Each layer has a buffer for keys and a buffer for values, bound as past and as present.
-    GroupQueryAttention finds both names on the same memory and appends in place. Several graphs may
-    fill one cache in turn.
+    GroupQueryAttention finds both names on the same memory and appends in place. A decoder of
+    standard operators reads and fills the buffers through `Growth`. Several graphs may fill one
+    cache in turn.
 
     Attributes:
         token: OrtValue float32 [1, 1, hidden_size], the decoder's input where it is one token.
@@ -84,7 +63,8 @@ class KVCache:
             ProviderError: there is not enough memory.
         """
         values = import_onnxruntime().OrtValue
-        memory, types = sessions[0].choice.memory, _past_types(sessions[0])
+        memory = MEMORY if sizes.cache_grows else sessions[0].choice.memory
+        types = _past_types(sessions[0])
         self.length, self.capacity = 0, capacity
         self.outputs = Outputs(1, sizes)
         shape = (1, sizes.num_key_value_heads, capacity, sizes.head_dim)
@@ -97,18 +77,38 @@ class KVCache:
                 past: values.ortvalue_from_shape_and_type(shape, _allocated_as(kind), memory)
                 for past, kind in types.items()
             }
+            in_place = {} if sizes.cache_grows else buffers
             self._bindings = {
-                id(session): bind(session, buffers, self.outputs) for session in sessions
+                id(session): bind(session, in_place, self.outputs) for session in sessions
             }
         self._buffers = [(value, types[past].storage) for past, value in buffers.items()]
+        self._growth = None
+        if sizes.cache_grows:
+            self._growth = Growth(
+                {past: host_array(value, types[past].storage) for past, value in buffers.items()}
+            )
 
     def binding(self, session: GraphSession) -> Any:
         """The session's IO binding, complete but for inputs_embeds and attention_mask."""
-        return self._bindings[id(session)]
+        binding = self._bindings[id(session)]
+        if self._growth:
+            self._growth.bind(binding, [self.length])
+        return binding
+
+    def advance(self, session: GraphSession, total: int) -> None:
+        """Take the positions that a run of the session's binding appended.
+
+        Args:
+            session: the graph that ran.
+            total: the positions that are filled now.
+        """
+        if self._growth:
+            self._growth.collect(self._bindings[id(session)], [self.length])
+        self.length = total
 
     def read(self, begin: int, end: int) -> KeysValues:
         """Copy the keys and values of positions `begin` to `end`."""
-        arrays = [_host_array(value, storage) for value, storage in self._buffers]
+        arrays = [host_array(value, storage) for value, storage in self._buffers]
         return np.stack([array[0, :, begin:end] for array in arrays])
 
     def append(self, keys_values: KeysValues) -> None:
@@ -116,7 +116,7 @@ class KVCache:
         total = self.length + keys_values.shape[2]
         assert total <= self.capacity
         for (value, storage), positions in zip(self._buffers, keys_values, strict=True):
-            array = _host_array(value, storage)
+            array = host_array(value, storage)
             array[0, :, self.length : total] = positions
             if value.device_name() != "cpu":
                 value.update_inplace(array)
@@ -147,7 +147,7 @@ class BatchCache:
         self._rows, self._capacity = 0, 0
         self._arrays: dict[str, NDArray[Any]] = {}
         self._memory: list[Any] = []  # what the arrays are views of
-        self._binding: tuple[Any, Outputs] | None = None
+        self._binding: tuple[Any, Outputs, Growth | None] | None = None
         self._reserve(rows, capacity)
 
     def new_row(self, capacity: int) -> KVCache:
@@ -185,12 +185,38 @@ class BatchCache:
         self._binding = None
 
     def binding(self) -> tuple[Any, Outputs]:
-        """An IO binding over all rows, and the arrays that take their outputs."""
+        """An IO binding over all rows, and the arrays that take their outputs.
+
+        It is complete but for inputs_embeds and attention_mask.
+        """
         if self._binding is None:
-            rows = len(self.lengths)
+            rows, grows = len(self.lengths), self._sizes.cache_grows
             outputs = Outputs(rows, self._sizes)
-            self._binding = bind(self._sessions[0], self._values(slice(rows)), outputs), outputs
-        return self._binding
+            in_place = {} if grows else self._values(slice(rows))
+            arrays = {past: array[:rows] for past, array in self._arrays.items()}
+            bound = bind(self._sessions[0], in_place, outputs)
+            self._binding = bound, outputs, Growth(arrays) if grows else None
+        binding, outputs, growth = self._binding
+        if growth:
+            growth.bind(binding, self.lengths.tolist())
+        return binding, outputs
+
+    def step_mask(self) -> NDArray[np.int64]:
+        """The mask of a run that appends one position to each row, int64 [rows, total]."""
+        filled = np.arange(self.lengths.max() + 1)
+        if self._sizes.cache_grows:  # the new position comes after the longest row
+            counts = (filled < self.lengths[:, None]) | (filled == filled[-1])
+        else:
+            counts = filled <= self.lengths[:, None]
+        return counts.astype(np.int64)
+
+    def advance(self) -> None:
+        """Take the position that a run of the binding appended to each row."""
+        assert self._binding is not None
+        binding, _, growth = self._binding
+        if growth:
+            growth.collect(binding, self.lengths.tolist())
+        self.lengths = self.lengths + 1
 
     def _reserve(self, rows: int, capacity: int) -> None:
         """Grow the buffers to at least this size, and keep what the rows hold."""
@@ -208,7 +234,7 @@ class BatchCache:
                 for kind in self._types.values()
             ]
         grown = {
-            past: _host_array(value, kind.storage)
+            past: host_array(value, kind.storage)
             for (past, kind), value in zip(self._types.items(), memory, strict=True)
         }
         for past, array in self._arrays.items():
@@ -246,17 +272,6 @@ def _past_types(session: GraphSession) -> dict[str, CacheType]:
     """The number format of each of a decoder's past inputs."""
     types = {value.name: value.type for value in session.get_inputs()}
     return {name: CACHE_TYPES[kind] for name, kind in types.items() if is_past(name)}
-
-
-def _host_array(value: Any, storage: type[np.generic]) -> NDArray[Any]:
-    """An OrtValue's own memory as an array; a copy where the memory is a device's."""
-    if value.device_name() != "cpu":
-        return value.numpy()
-    # OrtValue.numpy() knows no bfloat16, and may copy.
-    shape = value.shape()
-    size = math.prod(shape) * np.dtype(storage).itemsize
-    memory = (ctypes.c_byte * size).from_address(value.data_ptr())
-    return np.frombuffer(memory, storage).reshape(shape)
 
 
 def _allocated_as(kind: CacheType) -> Any:

@@ -1,4 +1,4 @@
-"""The decoder in ONNX's own operators: the same answers, in ONNX Runtime and outside it."""
+"""Graphs in operators of opset 17: the same answers, in ONNX Runtime and outside it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -47,9 +47,18 @@ def test_no_operator_is_onnx_runtimes_own(folder: Path, precision: str) -> None:
     path = folder / f"decoder.standard.{precision}.onnx"
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(path, load_external_data=False)
-    assert [opset.domain for opset in model.opset_import] == [""]
-    operators = {node.op_type for node in model.graph.node}
-    assert {"Attention", "RotaryEmbedding", "RMSNormalization"} <= operators
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
+    assert model.ir_version == 8
+    # An engine that does not know the types of a graph's values cannot cast to them.
+    assert "CastLike" not in {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_vision_and_projector_are_of_the_decoders_opset(folder: Path, precision: str) -> None:
+    for name in (f"vision_encoder.256.{precision}.onnx", f"projector.{precision}.onnx"):
+        onnx.checker.check_model(str(folder / name), full_check=True)
+        model = onnx.load(folder / name, load_external_data=False)
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
@@ -70,17 +79,52 @@ def test_the_sample_pictures_are_answered(
             assert standard.generate(picture.with_name(name), prompt).text == answer
 
 
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_a_batch_is_answered_as_one_by_one(
+    folder: Path, precision: str, questions: dict, picture: Path
+) -> None:
+    """Answers of several lengths: rows leave, and the others move to the front."""
+    standard = fastvlm_onnx.load(folder, precision=precision)
+    asked = [(name, *pair) for name, answers in questions.items() for pair in answers.items()]
+    names, prompts, expected = zip(*asked, strict=True)
+    found = standard.generate_batch([picture.with_name(name) for name in names], prompts)
+    assert [answer.text for answer in found] == list(expected)
+
+
+def test_a_conversation_goes_on_from_its_cache(
+    standard: FastVLM, model: FastVLM, picture: Path
+) -> None:
+    told = []
+    for each in (standard, model):
+        chat = each.chat()
+        told.append([chat.ask("Describe the image.", picture).text, chat.ask("And then?").text])
+    assert told[0] == told[1]
+
+
+def test_keys_and_values_are_those_of_the_fused_operators(
+    standard: FastVLM, model: FastVLM
+) -> None:
+    found = []
+    for language_model in (standard.language_model, model.language_model):
+        cache = language_model.new_cache(len(PROMPT) + 1)
+        language_model.prefill(language_model.embed([PROMPT]), cache)
+        language_model.decode_one_step(ANSWER[0], cache)
+        found.append(cache.read(0, cache.length))
+    assert found[0].shape[2] == len(PROMPT) + 1
+    assert relative_error(*found) < TOLERANCE["fp32"]
+
+
 class ByReference:
     """The decoder run by onnx's own evaluator; the cache goes in and out as arrays."""
 
-    def __init__(self, folder: Path, model: FastVLM, capacity: int) -> None:
+    def __init__(self, folder: Path, model: FastVLM) -> None:
         self.model = model
         self.evaluator = ReferenceEvaluator(str(folder / "decoder.standard.fp32.onnx"))
         decoder = model.manifest.decoder
         layers = range(decoder.num_hidden_layers)
         self.pasts = [name for i in layers for name in past_names(i)]
         self.presents = [name for i in layers for name in present_names(i)]
-        shape = (1, decoder.num_key_value_heads, capacity, decoder.head_dim)
+        shape = (1, decoder.num_key_value_heads, 0, decoder.head_dim)
         self.cache = [np.zeros(shape, np.float32) for _ in self.pasts]
         self.length = 0
 
@@ -95,18 +139,19 @@ class ByReference:
 
 
 def test_onnxs_own_evaluator_gives_the_same_logits(folder: Path, model: FastVLM) -> None:
-    reference = ByReference(folder, model, len(PROMPT) + len(ANSWER))
+    reference = ByReference(folder, model)
     found = [reference.run(PROMPT), *(reference.run([token]) for token in ANSWER[:-1])]
     assert relative_error(np.array(found), logits_of(model)) < TOLERANCE["fp32"]
+    assert {keys.shape[2] for keys in reference.cache} == {len(PROMPT) + len(ANSWER) - 1}
 
 
 def test_a_shorter_sequence_beside_a_longer_one_is_answered_as_alone(standard: FastVLM) -> None:
-    """Padded on its right; the next token takes the place of the padding."""
+    """Padded on its right; the next token comes after the padding, which the mask leaves out."""
     decoder = standard.manifest.decoder
-    lengths, capacity, steps = (len(PROMPT), len(PROMPT) - 3), len(PROMPT) + 1, ANSWER[:2]
+    lengths, steps = (len(PROMPT), len(PROMPT) - 3), ANSWER[:2]
     rows = [standard.language_model.embed_tokens(PROMPT)] * 2
     mask = np.arange(len(PROMPT)) < np.array(lengths)[:, None]
-    shape = (2, decoder.num_key_value_heads, capacity, decoder.head_dim)
+    shape = (2, decoder.num_key_value_heads, 0, decoder.head_dim)
     names = [n for i in range(decoder.num_hidden_layers) for n in past_names(i)]
     session = standard.language_model.decoder.session
     _, *cache = session.run(
@@ -114,7 +159,7 @@ def test_a_shorter_sequence_beside_a_longer_one_is_answered_as_alone(standard: F
         {"inputs_embeds": np.stack(rows), "attention_mask": mask.astype(np.int64)}
         | {name: np.zeros(shape, np.float32) for name in names},
     )
-    mask = np.arange(capacity) < np.array(lengths)[:, None] + 1
+    mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=True)
     logits, *_ = session.run(
         None,
         {

@@ -25,7 +25,6 @@ from fastvlm_onnx.runtime.ort.provider_selection import (
 from fastvlm_onnx.runtime.ort.providers import CPU, PROVIDERS
 from fastvlm_onnx.variants import (
     CPU_VARIANTS,
-    LEAST_ONNXRUNTIME_STANDARD,
     OPERATOR_SETS,
     QDQ_TARGET,
     TARGETS,
@@ -126,8 +125,7 @@ def test_the_graphs_need_the_onnxruntime_of_their_row(
     for operators in spec.operator_sets:
         manifest = read_manifest(every_package[operators])
         variant = manifest.variants[spec.name]
-        least = LEAST_ONNXRUNTIME_STANDARD if operators == "standard" else spec.least_onnxruntime
-        assert manifest.least_onnxruntime(variant) == least
+        assert manifest.least_onnxruntime(variant) == spec.least_onnxruntime
         assert manifest.decoder.operators == operators
 
 
@@ -188,8 +186,8 @@ def test_auto_passes_over_variants_that_a_faked_old_version_cannot_run(
     ("operators", "precision", "version", "words"),
     [
         ("microsoft", "fast", "1.22.1", "ONNX Runtime is 1.22.1, and fast needs at least 1.23"),
-        ("standard", "fp32", "1.24.9", "ONNX Runtime is 1.24.9, and fp32 needs at least 1.25"),
-        ("standard", None, "1.20.0", "and fp32 needs at least 1.25; run `pip install -U"),
+        ("microsoft", "int4", "1.21.0", "and int4 needs at least 1.22; run `pip install -U"),
+        ("standard", "fp32", "1.19.2", "ONNX Runtime is 1.19.2, expected at least 1.20"),
         ("microsoft", "fp32", "1.19.2", "ONNX Runtime is 1.19.2, expected at least 1.20"),
     ],
 )

@@ -264,6 +264,10 @@ def test_inspect_says_which_format_a_package_has(old_package: Path, package: Pat
         ("decoder.head_dim is missing", lambda m: m["decoder"].pop("head_dim")),
         ("decoder names 'x', which", lambda m: m["variants"]["fast"].update(decoder="x")),
         ("variants is empty", lambda m: m.update(variants={})),
+        (
+            "decoder.standard.fp32.onnx has operators of opset 24, expected opset 17",
+            lambda m: m["variants"]["fast"].update(decoder="decoder.standard.fp32.onnx"),
+        ),
     ],
 )
 def test_format_1_is_read_strictly(

@@ -1,5 +1,6 @@
 """The options of `fastvlm-onnx serve`, made of the server's settings."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -14,6 +15,8 @@ from fastvlm_onnx.server.settings import Settings
 # 0 is a free port, no grace, or a cache that keeps nothing.
 _MAY_BE_ZERO = frozenset({"port", "grace_seconds", "prefix_cache_mb", "image_cache_mb"})
 _LARGEST = {"port": 65_535}
+# Of seconds and megabytes: threads cannot wait much longer.
+_LARGEST_AMOUNT = 10**9
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,6 +37,16 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
+class FiniteRange(click.FloatRange):
+    """A range of numbers without NaN, which no comparison refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number; expected {self._describe_range()}.", param, ctx)
+        return number
+
+
 def _option(flag: str, name: str, default: Any, text: str) -> Callable[[Any], Any]:
     if default is False:
         return click.option(flag, name, is_flag=True, help=text)
@@ -48,7 +61,7 @@ def _option(flag: str, name: str, default: Any, text: str) -> Callable[[Any], An
         kind = (
             click.IntRange(int(is_least_open), _LARGEST.get(name))
             if kind is int
-            else click.FloatRange(0, min_open=is_least_open)
+            else FiniteRange(0, _LARGEST_AMOUNT, min_open=is_least_open)
         )
     return click.option(
         flag, name, type=kind, default=default, show_default=default is not None, help=text

@@ -219,6 +219,9 @@ def test_options_that_cannot_be_used_are_refused(refuse: Refuse, tmp_path: Path)
         (("--port", 99_999), "99999 is not in the range 0<=x<=65535"),
         (("--max-running", 0), "--max-running"),
         (("--max-body-mb", 0), "--max-body-mb"),
+        (("--grace", "nan"), "--grace"),
+        (("--max-seconds", "inf"), "inf is not in the range"),
+        (("--prefix-cache-mb", "nan"), "nan is not a number; expected 0<=x"),
         (("--model", tmp_path), "fastvlm.json"),
     ):
         assert reason in refuse(*options), options

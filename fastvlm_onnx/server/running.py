@@ -12,6 +12,7 @@ import uvicorn
 
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.server.app import Server
+from fastvlm_onnx.server.malloc import share_one_arena
 from fastvlm_onnx.server.request_log import configure_logging
 from fastvlm_onnx.server.service import Service
 from fastvlm_onnx.server.settings import Settings
@@ -104,6 +105,7 @@ def run(settings: Settings, open_service: Callable[[], Service]) -> None:
         InputError: the address cannot be listened on.
         Exception: the model did not open; the reason is the one of `open_service`.
     """
+    share_one_arena()
     server = DrainingServer(settings, open_service)
     with listen(settings) as opened:
         configure_logging(as_json=settings.log_json)

@@ -83,11 +83,11 @@ def report(args: argparse.Namespace, summaries: dict[str, Any], rounds: int) -> 
 Figures are medians over {rounds} round(s) of {args.repeats} answer(s) after one to warm up. Each
 round is a new process. A square picture of {ONEVISION_SIZE} pixels is {positions:,} positions of
 LLaVA-OneVision's prompt (its anyres settings: an overview and nine crops of 384 pixels). A picture
-of {FASTVLM_SIZE} pixels is {fastvlm_positions()} positions of FastVLM's. This project's tokens are
-those with all logits: a greedy answer opens no lm_head in int8, and its tokens come sooner.
+of {FASTVLM_SIZE} pixels is {fastvlm_positions()} positions of FastVLM's. Cosines compare image
+features with those of the same model in PyTorch.
 
-| way | vision ms | prefill ms | first token ms | ms a token | peak MB |
-|---|---|---|---|---|---|
+| way | vision ms | prefill ms | first token ms | ms a token | peak MB | cosine |
+|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 | how many times sooner FastVLM's first token is | |
@@ -99,9 +99,6 @@ The paper's figures are of an Apple M1 Max: vision encoders in Core ML on the Ne
 language models in MLX float16 on the GPU, {ONEVISION_TOKENS - 81:,} and 256 image tokens.
 
 {ways}
-
-The vision weights of `onevision-openvino` are other random draws than those of `onevision-pytorch`,
-so its features were not compared with PyTorch's. Shapes and positions are the same.
 """
 
 
@@ -114,7 +111,8 @@ def cells(summary: dict[str, dict[str, float]]) -> list[str]:
         f"{summary[name]['median'] * 1e3:,.0f}" for name in ("vision", "prefill", "first_token")
     ]
     token, peak = summary["decode"]["median"], summary["peak_rss_bytes"]["median"]
-    return [*milliseconds, f"{token * 1e3:.1f}", f"{peak / 1e6:,.0f}"]
+    cosine = summary["cosine_image"]["minimum"]
+    return [*milliseconds, f"{token * 1e3:.1f}", f"{peak / 1e6:,.0f}", f"{cosine:.4f}"]
 
 
 def write_results(args: argparse.Namespace, figures: dict[str, list[Any]], rounds: int) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from peers.job import TOKENS_AFTER, TOKENS_BEFORE, Job
 from peers.measuring import FloatArray, Prompt
 from peers.pictures import draw_picture
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlavaOnevisionConfig
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
@@ -20,7 +21,11 @@ PICTURE_SIZE, CROP_SIZE = 1152, 384
 
 
 def build(job: Job) -> LlavaOnevisionModel:
-    """Return the model with the published sizes. The vision tower's weights come from a seed."""
+    """Return the model with the published sizes, without its language model.
+
+    The first call draws the weights and keeps them. Another version of transformers would draw
+    others from the same seed.
+    """
     text = AutoConfig.from_pretrained(job.language)
     config = LlavaOnevisionConfig(text_config=text, dtype=torch.float32)
     torch.manual_seed(0)
@@ -29,6 +34,14 @@ def build(job: Job) -> LlavaOnevisionModel:
     model.vision_tower = type(model.vision_tower)(config.vision_config)
     model.multi_modal_projector = type(model.multi_modal_projector)(config)
     model.image_newline = nn.Parameter(torch.randn(text.hidden_size) / text.hidden_size**0.5)
+    del model.language_model
+    weights = job.work / "onevision-vision.safetensors"
+    if weights.exists():
+        model.load_state_dict(load_file(weights))
+    else:
+        temporary = weights.with_suffix(".unfinished")
+        save_file(model.state_dict(), temporary)
+        temporary.rename(weights)
     return model.eval()
 
 

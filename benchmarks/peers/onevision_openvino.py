@@ -20,9 +20,7 @@ GRID, PATCH_SIZE = PICTURE_SIZE // CROP_SIZE, 14
 class ImageFeatures(nn.Module):
     """Crops in, packed image features out: `get_image_features` for a square, in a form to trace.
 
-    transformers' packing rounds sizes, which a trace cannot follow. The weights are drawn by the
-    other environment's transformers and are others than `onevision`'s, so the cosines of this way
-    say nothing. Shapes and work are the same.
+    transformers' packing rounds sizes, which a trace cannot follow.
     """
 
     def __init__(self, job: Job) -> None:

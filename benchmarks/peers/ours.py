@@ -12,7 +12,7 @@ from peers.ways import WAYS
 import fastvlm_onnx
 from fastvlm_onnx.names import VISION_ENCODER
 from fastvlm_onnx.package import read_manifest
-from fastvlm_onnx.runtime.ort.openvino import with_float_vision
+from fastvlm_onnx.variants import QDQ_TARGET
 
 IMAGE_SIZES = (1024, 768, 512)
 OPENVINO = "-openvino"
@@ -37,7 +37,12 @@ def convert(job: Job) -> None:
         return
     sizes = dict.fromkeys((*IMAGE_SIZES, job.image_size))
     pipeline.export_package(
-        job.checkpoint, job.package, precisions=PRECISIONS, image_sizes=tuple(sizes), overwrite=True
+        job.checkpoint,
+        job.package,
+        precisions=PRECISIONS,
+        image_sizes=tuple(sizes),
+        target=QDQ_TARGET,
+        overwrite=True,
     )
     made_by.write_text(digest.hexdigest())
 
@@ -48,14 +53,14 @@ def precision_of(job: Job) -> str:
 
 def files(job: Job) -> list[Path]:
     """Return the files that the variant reads at the job's image size."""
-    manifest = with_float_vision(read_manifest(job.package))
+    manifest = read_manifest(job.package)
     providers = {VISION_ENCODER: "openvino"} if job.way.endswith(OPENVINO) else {}
     names = manifest.files_of(precision_of(job), job.image_size, providers)
     return [job.package / name for name in names]
 
 
 class OurModel:
-    """One variant. The tokens that decoding feeds are fixed in advance, at the same cost."""
+    """One variant, with greedy answers as `FastVLM.generate` runs them."""
 
     takes_ids = False
 
@@ -71,18 +76,22 @@ class OurModel:
 
     def prefill(self, prompt: Prompt, image_features: FloatArray) -> int:
         model = self._model.language_model
-        parts = [prompt.before_image, image_features[0], prompt.after_image]
-        self._steps = model.teacher_forced_logits(
-            model.embed(parts), prompt.token_ids[:1] * (STEPS + 1)
+        self._inputs_embeds = model.embed(
+            [prompt.before_image, image_features[0], prompt.after_image]
         )
-        self._logits: FloatArray = next(self._steps)
-        return int(self._logits.argmax())
+        self._cache = model.new_cache(self._inputs_embeds.shape[1] + STEPS)
+        return int(model.prefill(self._inputs_embeds, self._cache, is_greedy=True).argmax())
 
-    def decode_one_token(self, token_id: int) -> int:  # noqa: ARG002
-        return int(next(self._steps).argmax())
+    def decode_one_token(self, token_id: int) -> int:
+        model = self._model.language_model
+        return int(model.decode_one_step(token_id, self._cache, is_greedy=True).argmax())
 
     def first_logits(self) -> FloatArray:
-        return self._logits.copy()
+        # A greedy answer computes the likeliest tokens' logits alone.
+        model = self._model.language_model
+        cache = model.new_cache(self._inputs_embeds.shape[1])
+        logits: FloatArray = model.prefill(self._inputs_embeds, cache)
+        return logits.copy()
 
 
 load = OurModel

@@ -32,8 +32,8 @@ WAYS = {
     "ours-fast-openvino": Way(
         "ours",
         False,
-        "this project, fast, with the vision encoder on OpenVINO's plugin for ONNX Runtime: the "
-        "graph that the package has for it, else the fp32 graph, in bf16 if the processor has it",
+        "this project, fast, with the vision encoder of `--target openvino` on OpenVINO's plugin "
+        "for ONNX Runtime",
         providers="vision_encoder=openvino,projector=cpu,decoder=cpu",
     ),
     "pytorch": Way("eager", False, "PyTorch eager fp32: FastViTHD, transformers' Qwen2"),

@@ -7,6 +7,7 @@ TEST_PACKAGE = $(CURDIR)/.venv/demo-package
 # Every variant that some CPU can run, for the tests that choose by the version of ONNX Runtime.
 TEST_VARIANTS = $(CURDIR)/.venv/demo-variants
 CPU_VARIANTS = fp32,fp16,int8,int4,fast
+TEST_OPENVINO = $(CURDIR)/.venv/demo-openvino
 
 .PHONY: develop demo test test-runtime test-oldest test-openvino test-slow check format train clean
 
@@ -50,9 +51,12 @@ test-slow: .venv/installed-all test-openvino
 # The plugin offers no device on AMD processors; its tests are then skipped.
 test-openvino: .venv/installed-all .venv-openvino/installed .venv-openvino-plugin/installed
 	$(MAKE) test-packages
+	.venv/bin/fastvlm-onnx export demo -o $(TEST_OPENVINO) --overwrite --precision fast --target openvino
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
+		FASTVLM_ONNX_TEST_OPENVINO=$(TEST_OPENVINO) \
 		.venv-openvino/bin/python -m pytest -m slow tests/runtime/test_openvino.py
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
+		FASTVLM_ONNX_TEST_OPENVINO=$(TEST_OPENVINO) \
 		.venv-openvino-plugin/bin/python -m pytest -m slow tests/runtime/test_openvino.py
 
 # --- lint and types ------------------------------------------------------------------------------

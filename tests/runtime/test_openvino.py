@@ -7,6 +7,7 @@ The plugin is found without being named.
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from fastvlm_onnx.runtime.ort.hardware import processor_features
 from fastvlm_onnx.runtime.ort.installed import installed_providers
 from fastvlm_onnx.runtime.ort.plugins import plugin_devices
 from fastvlm_onnx.runtime.ort.providers import CPU
+from fastvlm_onnx.runtime.ort.saturation import int8_products_saturate
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 OPENVINO = "OpenVINOExecutionProvider"
@@ -164,6 +166,29 @@ def test_auto_runs_the_vision_encoder_of_int8_variants_where_it_is_faster(
     for prompt in questions[picture.name]:
         expected = on_cpu.generate(picture, prompt).text
         assert model.generate(picture, prompt).text == expected
+
+
+@pytest.mark.skipif(
+    "FASTVLM_ONNX_TEST_OPENVINO" not in os.environ,
+    reason="no package of --target openvino; run `make test-openvino`",
+)
+def test_auto_runs_the_graph_made_for_openvino_where_its_products_are_exact(
+    picture: Path, questions: dict
+) -> None:
+    package = Path(os.environ["FASTVLM_ONNX_TEST_OPENVINO"])
+    model = fastvlm_onnx.load(package, precision="fast")
+    session = model.sessions[VISION_ENCODER]
+    if int8_products_saturate():
+        assert session.choice.ep == CPU
+        assert "its int8 products saturate on this processor" in session.choice.reason
+        return
+    assert list(session.placement) == [OPENVINO]
+    assert session.path.name == "vision_encoder.256.qdq.onnx"
+    on_cpu = fastvlm_onnx.load(package, precision="fast", providers="cpu")
+    for name, answers in questions.items():
+        for prompt in answers:
+            found, expected = (m.generate(picture.with_name(name), prompt) for m in (model, on_cpu))
+            assert found.text == expected.text
 
 
 def test_auto_keeps_fp32_on_the_cpu(variants_package: Path) -> None:

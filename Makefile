@@ -87,7 +87,7 @@ format: .venv/installed-all
 	touch $@
 
 .venv/installed-all: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e ".[cpu,serve,structured,export,verify,dev]"
+	$(PIP) -e ".[cpu,serve,structured,parquet,export,verify,dev]"
 	touch $@ .venv/installed-demo
 
 .venv-cpu/installed: pyproject.toml constraints.txt

@@ -103,6 +103,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.answering",
         "runtime.engine",
         "runtime.model",
+        "runtime.text",
         "runtime.vision",
     },
     "runtime.loading": {

@@ -2,7 +2,9 @@
 
 import os
 import sys
-from contextlib import ExitStack
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,84 +14,156 @@ from fastvlm_onnx.commands.default_package import package_or_default
 from fastvlm_onnx.commands.generation_options import generation_options
 from fastvlm_onnx.commands.load_options import LoadOptions, load_options
 from fastvlm_onnx.commands.progress import progress_bar
+from fastvlm_onnx.commands.prompt_options import prompt_options
 from fastvlm_onnx.errors import InputError
 
 if TYPE_CHECKING:
-    from fastvlm_onnx.runtime.captions import CaptionFile
+    from fastvlm_onnx.runtime.captions.caption import Caption
+    from fastvlm_onnx.runtime.captions.destination import Destination
+    from fastvlm_onnx.runtime.captions.prompts import PromptTemplate
     from fastvlm_onnx.runtime.engine.options import GenerationOptions
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True)
-@click.option("--prompt", default="Describe the image.", show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File; stdout by default.")
-@click.option("--resume", is_flag=True, help="Append to the file of an earlier run.")
+@prompt_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File: .csv, .parquet, or JSON lines; stdout by default.",
+)
+@click.option("--txt", is_flag=True, help="Write a text file beside each picture: a.txt for a.png.")
+@click.option("--resume", is_flag=True, help="Leave out the pictures that an earlier run answered.")
+@click.option("--shard", metavar="I/N", help="Take part I of N parts of the pictures; from 1/N.")
 @click.option("--model", help="An exported folder, or the hub id of a package.")
 @load_options
 @click.option("--batch-size", default=4, show_default=True, help="Pictures answered at once.")
-@generation_options("max_new_tokens", "orient", "schema", "regex", "choices")
+@generation_options(
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "max_time",
+    "orient",
+    "schema",
+    "regex",
+    "choices",
+)
 def caption(
     paths: tuple[str, ...],
-    prompt: str,
+    prompt: "str | PromptTemplate",
     output: Path | None,
+    txt: bool,
     resume: bool,
+    shard: str | None,
     model: str | None,
     options: LoadOptions,
     batch_size: int,
     generation: "GenerationOptions",
 ) -> None:
-    """Ask the same question about many pictures, and write a line of JSON for each.
+    """Ask the same question about many pictures, and write an answer for each.
 
     PATHS are files, folders, patterns, or `-` for file names on standard input, one in a line. A
-    picture that cannot be read gives a line with an `error`, and the exit code is then 3. --resume
-    tries such pictures again.
+    picture that cannot be read gives an `error`, and the exit code is then 3. --resume tries such
+    pictures again.
     """
-    from fastvlm_onnx.runtime.captions import caption as caption_each
-    from fastvlm_onnx.runtime.captions import caption_file, find_pictures
-    from fastvlm_onnx.runtime.text.prompt import check_prompt
+    from fastvlm_onnx.runtime.captions.asking import caption as caption_each
+    from fastvlm_onnx.runtime.captions.pictures import Shard, find_pictures
 
-    check_prompt(prompt)
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; expected 1 or more.")
-    if resume and output is None:
-        raise InputError("--resume needs -o FILE, the file of the earlier run.")
+    if txt and output is not None:
+        raise InputError("found --txt and -o; expected only one of them.")
+    if resume and output is None and not txt:
+        raise InputError("--resume needs -o FILE, the file of the earlier run, or --txt.")
+    part = None if shard is None else Shard.parse(shard)
     found = find_pictures(_names(paths))
-    with ExitStack() as stack:
-        file: CaptionFile | None = None
-        if output is not None:
-            file = stack.enter_context(caption_file(output, resume=resume))
-            # Pictures that could not be read are tried again.
-            found = [path for path in found if path not in file.answered]
-            if not found:
-                click.echo(f"{output}: every picture is there already", err=True)
-                _exit_if_unreadable(len(file.failed), len(file.answered) + len(file.failed))
-                return
-        options.register_libraries()
-        loaded = options.load(package_or_default(model))
-        if file is not None:
-            file.drop_errors(found)
-        update = stack.enter_context(progress_bar("caption", " pictures"))
-        unreadable = 0
-        update("reading", 0, len(found))
-        captions = caption_each(loaded, found, prompt, batch_size=batch_size, **generation)
-        for number, result in enumerate(captions, 1):
-            unreadable += result.error is not None
-            if file is None:
-                click.echo(result.to_json())
-                sys.stdout.flush()
-            else:
-                file.write(result)
-            update(Path(result.path).name, number, len(found))
-    if file is None:
-        _exit_if_unreadable(unreadable, len(found))
+    if part is not None:
+        total = len(found)
+        found = [path for path in found if part.holds(path)]
+        if not found:
+            click.echo(f"shard {shard} has none of the {total} pictures", err=True)
+            return
+    with _destination(found, output, txt, resume) as destination:
+        asked = destination.pending(found)  # those that could not be read are tried again
+        if asked:
+            options.register_libraries()
+            loaded = options.load(package_or_default(model))
+            destination.drop_errors(asked)
+            began = time.perf_counter()
+            with progress_bar("caption", " pictures") as update:
+                update("reading", 0, len(asked))
+                captions = caption_each(loaded, asked, prompt, batch_size=batch_size, **generation)
+                for number, result in enumerate(captions, 1):
+                    destination.write(result)
+                    update(Path(result.path).name, number, len(asked))
+            seconds = time.perf_counter() - began
+    failed, held = len(destination.failed), len(destination.failed) + len(destination.answered)
+    if asked:
+        click.echo(
+            f"pictures: {len(asked)} in {seconds:.1f} s, {len(asked) / seconds:.3g} a second; "
+            f"{len(found) - len(asked)} were answered before",
+            err=True,
+        )
     else:
-        _exit_if_unreadable(len(file.failed), len(file.answered) + len(file.failed))
-
-
-def _exit_if_unreadable(unreadable: int, total: int) -> None:
-    if unreadable:
-        click.echo(f"{unreadable} of {total} pictures could not be read", err=True)
+        click.echo(f"{output or 'text files'}: every picture is there already", err=True)
+    if failed:
+        click.echo(f"{failed} of {held} pictures could not be read", err=True)
         sys.exit(3)
+
+
+def _destination(
+    pictures: list[str], output: Path | None, txt: bool, resume: bool
+) -> "AbstractContextManager[Destination]":
+    if output is not None:
+        from fastvlm_onnx.runtime.captions.destination import caption_file
+
+        return caption_file(output, resume=resume)
+    return _text_files(pictures, resume) if txt else _standard_output()
+
+
+@contextmanager
+def _text_files(pictures: list[str], resume: bool) -> "Iterator[Destination]":
+    from fastvlm_onnx.runtime.captions.text_files import TextFiles
+
+    files = TextFiles(pictures, resume=resume)
+    yield files
+    for error in files.errors:
+        click.echo(f"error: {error}", err=True)
+
+
+@contextmanager
+def _standard_output() -> "Iterator[Destination]":
+    yield _StandardOutput()
+
+
+class _StandardOutput:
+    """A line of JSON on stdout for each caption."""
+
+    def __init__(self) -> None:
+        self.answered: set[str] = set()
+        self.failed: set[str] = set()
+
+    def pending(self, paths: Iterable[str]) -> list[str]:
+        return list(paths)
+
+    def drop_errors(self, paths: Iterable[str]) -> None:
+        pass
+
+    def write(self, caption: "Caption") -> None:
+        click.echo(caption.to_json())
+        sys.stdout.flush()
+        (self.answered if caption.error is None else self.failed).add(caption.path)
+
+    def close(self) -> None:
+        pass
+
+    finish = close
 
 
 def _names(paths: tuple[str, ...]) -> list[str]:

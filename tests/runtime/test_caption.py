@@ -13,7 +13,7 @@ from command_line import refusal, run
 from PIL import Image
 
 from fastvlm_onnx import FastVLM
-from fastvlm_onnx.runtime.captions import caption_file
+from fastvlm_onnx.runtime.captions.destination import caption_file
 
 PROMPT = "Describe the image."
 

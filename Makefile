@@ -9,7 +9,10 @@ TEST_VARIANTS = $(CURDIR)/.venv/demo-variants
 CPU_VARIANTS = fp32,fp16,int8,int4,fast
 TEST_OPENVINO = $(CURDIR)/.venv/demo-openvino
 
-.PHONY: develop demo test test-runtime test-oldest test-openvino test-slow check format train clean
+# The graphs of `--operators standard`, for engines other than ONNX Runtime.
+TEST_STANDARD = $(CURDIR)/.venv/demo-standard
+
+.PHONY: develop demo test test-runtime test-oldest test-openvino test-clients test-slow check format train clean
 
 # --- the main job: export the built-in model and ask it questions; no PyTorch -------------------
 
@@ -58,6 +61,14 @@ test-openvino: .venv/installed-all .venv-openvino/installed .venv-openvino-plugi
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
 		FASTVLM_ONNX_TEST_OPENVINO=$(TEST_OPENVINO) \
 		.venv-openvino-plugin/bin/python -m pytest -m slow tests/runtime/test_openvino.py
+
+# Programs that run packages without this project's runtime. Debian has what they need beside these
+# environments: npm, cmake, chromium, clang.
+test-clients: .venv/installed-all .venv-engines/installed
+	$(MAKE) test-packages
+	.venv/bin/fastvlm-onnx export demo -o $(TEST_STANDARD) --overwrite --operators standard
+	FASTVLM_ONNX_TEST_STANDARD=$(TEST_STANDARD) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
+		.venv-engines/bin/python -m pytest -m slow tests/clients/test_engines.py
 
 # --- lint and types ------------------------------------------------------------------------------
 
@@ -114,10 +125,19 @@ format: .venv/installed-all
 		-c constraints.txt -e ".[cpu,openvino]" pytest
 	touch $@
 
+# Other engines than ONNX Runtime. The project itself is installed without its dependencies.
+.venv-engines/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt openvino==2026.4.1 tract==0.23.9 opencv-python-headless==5.0.0.93 \
+		numpy onnx pillow pytest tokenizers
+	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
 # --- the built-in model, from nothing (about six hours on two cores; it resumes) ---------------------
 
 train: .venv/installed-all
 	.venv/bin/python benchmarks/train_demo.py
 
 clean:
-	rm -rf .venv .venv-cpu .venv-oldest .venv-openvino .venv-openvino-plugin .types .training demo-onnx build dist *.egg-info
+	rm -rf .venv .venv-cpu .venv-oldest .venv-openvino .venv-openvino-plugin .venv-engines .types .training demo-onnx build dist *.egg-info

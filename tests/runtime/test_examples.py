@@ -22,7 +22,8 @@ def run_example(name: str, *arguments: object) -> subprocess.CompletedProcess[st
 
 def test_every_example_is_run_here() -> None:
     written = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert written == {"ask", "stream", "chat", "folder", "encode_once"}
+    # tests/clients/test_engines.py runs the one for OpenVINO.
+    assert written == {"ask", "stream", "chat", "folder", "encode_once", "openvino_only"}
 
 
 def test_ask_prints_the_answer(package: Path, picture: Path, model: FastVLM) -> None:

@@ -70,6 +70,14 @@ test-clients: .venv/installed-all .venv-engines/installed
 	FASTVLM_ONNX_TEST_STANDARD=$(TEST_STANDARD) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
 		.venv-engines/bin/python -m pytest -m slow tests/clients/test_engines.py
 
+# The client for Node and browsers: types, then the tests.
+test-javascript: .venv/installed-all
+	$(MAKE) test-packages
+	cd clients/javascript && npm ci --no-audit --no-fund && npm run check && \
+		FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) npm test
+test-clients: test-javascript
+.PHONY: test-javascript
+
 # --- lint and types ------------------------------------------------------------------------------
 
 check: .venv/installed-all .types

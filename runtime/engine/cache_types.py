@@ -1,8 +1,10 @@
-"""Number formats of keys and values, and the memory of OrtValues as arrays."""
+"""Number formats of keys and values, and the memory that holds them."""
 
 import ctypes
 import math
-from collections.abc import Mapping
+import mmap
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,3 +42,21 @@ def host_array(value: Any, storage: type[np.generic]) -> NDArray[Any]:
     size = math.prod(shape) * np.dtype(storage).itemsize
     memory = (ctypes.c_byte * size).from_address(value.data_ptr())
     return np.frombuffer(memory, storage).reshape(shape)
+
+
+def array_of_pages(shape: Sequence[int], storage: type[np.generic]) -> NDArray[Any]:
+    """An array of zeros in pages of its own.
+
+    A page takes memory from its first use on, and gives it back when the array and all views of it
+    are gone. malloc gives memory back only where no later allocation stands above it, and numpy
+    asks for huge pages, which take memory before they are used.
+
+    Raises:
+        OSError: there is not enough memory.
+    """
+    size_bytes = math.prod(shape) * np.dtype(storage).itemsize
+    if os.name == "posix":
+        pages = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        pages = mmap.mmap(-1, size_bytes)
+    return np.frombuffer(pages, storage).reshape(shape)

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.names import HIDDEN_STATES, LOGITS, is_past, present_name
 from fastvlm_onnx.package import DecoderFormat
-from fastvlm_onnx.runtime.engine.cache_types import BFLOAT16, CACHE_TYPES, CacheType, host_array
+from fastvlm_onnx.runtime.engine.cache_types import (
+    BFLOAT16,
+    CACHE_TYPES,
+    CacheType,
+    array_of_pages,
+    host_array,
+)
 from fastvlm_onnx.runtime.engine.growth import MEMORY, Growth
 from fastvlm_onnx.runtime.engine.prefix_cache import KeysValues
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime, in_one_line
@@ -146,7 +152,6 @@ class BatchCache:
         self.lengths = np.zeros(0, np.int64)
         self._rows, self._capacity = 0, 0
         self._arrays: dict[str, NDArray[Any]] = {}
-        self._memory: list[Any] = []  # what the arrays are views of
         self._binding: tuple[Any, Outputs, Growth | None] | None = None
         self._reserve(rows, capacity)
 
@@ -226,21 +231,14 @@ class BatchCache:
             rows = max(rows, 2 * self._rows)  # rows that join one by one are not copied each time
         rows, capacity = max(rows, self._rows), max(capacity, self._capacity)
         shape = (rows, self._sizes.num_key_value_heads, capacity, self._sizes.head_dim)
-        # numpy asks for huge pages, which would make positions that are not filled take memory.
-        values = import_onnxruntime().OrtValue
         with _enough_memory(rows * capacity):
-            memory = [
-                values.ortvalue_from_shape_and_type(shape, _allocated_as(kind), "cpu")
-                for kind in self._types.values()
-            ]
-        grown = {
-            past: host_array(value, kind.storage)
-            for (past, kind), value in zip(self._types.items(), memory, strict=True)
-        }
+            grown = {
+                past: array_of_pages(shape, kind.storage) for past, kind in self._types.items()
+            }
         for past, array in self._arrays.items():
             for row, filled in enumerate(self.lengths):
                 grown[past][row, :, :filled] = array[row, :, :filled]
-        self._arrays, self._memory, self._rows, self._capacity = grown, memory, rows, capacity
+        self._arrays, self._rows, self._capacity = grown, rows, capacity
         self._binding = None
 
     def _values(self, rows: slice) -> dict[str, Any]:

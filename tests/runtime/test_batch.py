@@ -1,5 +1,7 @@
 """Several questions at once: the answers that each gives alone."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from fastvlm_onnx import FastVLM, InputError, PromptTooLongError
 from fastvlm_onnx.package import DecoderFormat
 from fastvlm_onnx.runtime.answering.answer import Answer, StageTimes
 from fastvlm_onnx.runtime.answering.batch import RunningBatch
+from fastvlm_onnx.runtime.engine.cache_types import array_of_pages
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.kv_cache import BatchCache
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
@@ -250,3 +253,20 @@ def test_rows_of_a_bfloat16_cache_join_move_and_grow(tmp_path: Path) -> None:
     batch.keep([0, 2])
     assert decoder.run_batch(steps[:2], batch)[:, 0].tolist() == [5.0, 10.0]
     assert batch.lengths.tolist() == [3, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory in /proc")
+def test_a_cache_takes_memory_for_the_positions_that_are_filled_and_gives_it_back() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    size = 64 << 20
+    before = resident_bytes()
+    array = array_of_pages([2, size // 8], np.float32)
+    assert resident_bytes() - before < size / 10
+    array[0] = 1
+    view = array[0]
+    del array
+    assert resident_bytes() - before > size * 0.4
+    del view
+    assert resident_bytes() - before < size / 10

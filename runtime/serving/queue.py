@@ -87,6 +87,8 @@ class RequestQueue:
         """Take the first job whose images are read, if it needs no row or a row is free."""
         for job in self.jobs:
             if job.images.is_read and (self.free_rows or isinstance(job, SeeJob)):
+                # The row is taken at once: a queue that looked idle now would be stopped.
+                self.free_rows -= isinstance(job, AnswerJob)
                 return self._take([job])[0]
         return None
 

@@ -22,11 +22,14 @@ from fastvlm_onnx import (
     PromptTooLongError,
     ProviderError,
     Request,
+    RunningAnswer,
     Scheduler,
 )
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.serving import loop
+from fastvlm_onnx.runtime.serving.queue import RequestQueue
+from fastvlm_onnx.runtime.serving.request import AnswerJob, RequestImages
 from fastvlm_onnx.runtime.text.prompt import ImagePlace, question
 from fastvlm_onnx.variants import CPU_VARIANTS, VARIANTS
 
@@ -389,6 +392,16 @@ def test_closing_lets_answers_end_and_takes_no_more(model: FastVLM, picture: Pat
     with pytest.raises(ClosedError, match="takes no more requests"):
         scheduler.ask(picture, PROMPT)
     scheduler.close()
+
+
+def test_a_queue_whose_last_job_was_taken_is_not_idle(model: FastVLM) -> None:
+    components, queue = model.components(), RequestQueue(max_waiting=1, max_rows=1)
+    request = Request(components.template.prompt(question(PROMPT, 0)))
+    images, running = RequestImages([], orient=False), RunningAnswer(queue.wake)
+    queue.add([AnswerJob(components, request, images, running, called=0.0)])
+    with queue.changed:
+        assert queue.take_ready() is not None
+        assert not queue.is_idle
 
 
 def test_closing_cuts_off_what_outlasts_the_grace(model: FastVLM, picture: Path) -> None:

@@ -108,17 +108,18 @@ class DecodingLoop:
                 prefill.answer.end(job.reason_to_end)
             elif not prefill.advance(PART_POSITIONS):
                 return
-            self._batch.admit(prefill)
+            self._joining = None
+            with self._queue.changed:
+                self.totals["prompt"] += prefill.cache.length
+                self.totals["cached"] += prefill.answer.cached_tokens
+            # The first token is handed out before milliseconds of copying.
+            self._publish(job)
+            if not prefill.answer.has_ended:
+                self._batch.admit(prefill)
+                self._rows.append(job)
         except Exception as error:
             self._joining = None
             self._fail(job, error)
-            return
-        self._joining = None
-        self._rows.append(job)
-        with self._queue.changed:
-            self.totals["prompt"] += prefill.cache.length
-            self.totals["cached"] += prefill.answer.cached_tokens
-        self._publish(job)
 
     # --- answers go on and end -----------------------------------------------------------------
 

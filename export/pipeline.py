@@ -35,10 +35,11 @@ from fastvlm_onnx.export.writing.existing_package import ExistingPackage
 from fastvlm_onnx.export.writing.graph_set import GraphSet
 from fastvlm_onnx.export.writing.model_card import APPLE_NOTICE, write_card
 from fastvlm_onnx.export.writing.package_writer import PackageWriter
-from fastvlm_onnx.names import CARD_FILE, LICENSE_FILE, TOKENIZER_FILE
+from fastvlm_onnx.names import CARD_FILE, GOLDEN_FILE, LICENSE_FILE, TOKENIZER_FILE
 from fastvlm_onnx.package import FORMAT_VERSION, DecoderFormat, ImageFormat, Manifest, Source
 from fastvlm_onnx.package_files import describe_file
 from fastvlm_onnx.progress import Progress, no_progress
+from fastvlm_onnx.runtime.golden.record import record_golden
 from fastvlm_onnx.variants import QDQ_TARGET
 from fastvlm_onnx.version import __version__
 
@@ -189,10 +190,11 @@ def export_package(
             if existing:
                 existing.check_weights(manifest)
                 measured = existing.still_measured(manifest)
-            if verify is not None:
-                manifest.write(folder)  # `verify` opens the folder as a package
 
-        # 5. Measure, while the folder has no name that a reader could take for a package.
+        # 5. Run and measure, while the folder has no name that a reader could take for a package.
+        progress("golden values", writer.total_bytes, writer.total_bytes)
+        with _disk_errors(destination, folder, writer.total_bytes):
+            manifest = _add_golden(manifest, folder)
         if verify is not None:
             measured = {**measured, **verify(folder, checkpoint).variants}
 
@@ -201,6 +203,16 @@ def export_package(
             manifest = finish_package(manifest, measured, folder)
     if calibration:
         calibration.remove()
+    return manifest
+
+
+def _add_golden(manifest: Manifest, folder: Path) -> Manifest:
+    """Write golden.json, and return the manifest that lists it."""
+    manifest.write(folder)  # the runtime opens the folder as a package
+    record_golden(folder, manifest).write(folder)
+    files = manifest.files | {GOLDEN_FILE: describe_file(folder / GOLDEN_FILE)}
+    manifest = replace(manifest, files=files)
+    manifest.write(folder)
     return manifest
 
 

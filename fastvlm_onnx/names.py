@@ -64,6 +64,7 @@ EMBED_TOKENS_FILE: Final = "embed_tokens.npy"
 EMBED_TOKENS_INT8_FILE: Final = "embed_tokens.int8.npy"
 LICENSE_FILE: Final = "LICENSE_MODEL"
 CARD_FILE: Final = "README.md"
+GOLDEN_FILE: Final = "golden.json"
 
 IMAGE_TOKEN: Final = "<image>"
 

@@ -8,3 +8,5 @@ SAMPLE_PICTURES: Final = Path(__file__).parent / "demo" / "pictures"
 SAMPLE_PICTURE: Final = SAMPLE_PICTURES / "shapes.png"
 # File name of each sample picture -> prompt -> the built-in model's answer.
 SAMPLE_QUESTIONS: Final = SAMPLE_PICTURES / "questions.json"
+# The pictures of golden.json.
+GOLDEN_PICTURES: Final = Path(__file__).parent / "demo" / "golden"

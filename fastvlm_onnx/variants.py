@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastvlm_onnx.agreement import Tolerance
+from fastvlm_onnx.golden import GoldenTolerance
 
 # Operators of the graphs: with ONNX Runtime's fused operators, or those of ONNX's opset 17 alone.
 OPERATOR_SETS: Final = ("microsoft", "standard")
@@ -27,6 +28,7 @@ class VariantSpec:
         providers: the rank of this variant among the variants that a provider may run, by the
             provider's short name; the lowest rank is chosen first.
         tolerance: the largest difference from PyTorch that is accepted.
+        golden_tolerance: the largest difference of a right port from this runtime.
         prefill_precision: graph precision of a second decoder graph, which runs the prompt; None
             where the decoder does.
         has_int8_embeddings: the token embeddings are int8 instead of float.
@@ -46,6 +48,7 @@ class VariantSpec:
     decoder_precision: str
     providers: Mapping[str, int]
     tolerance: Tolerance
+    golden_tolerance: GoldenTolerance
     prefill_precision: str | None = None
     has_int8_embeddings: bool = False
     can_split: bool = False
@@ -80,6 +83,7 @@ _ROWS: Final = (
         },
         # Folded and fused layers only reorder sums: 1e-6 on true sizes, and room for depth.
         tolerance=Tolerance(1e-4, cosine=0.99999, kl_divergence=1e-6, argmax_agreement=1.0),
+        golden_tolerance=GoldenTolerance(0.001, logits=0.001),
         operator_sets=("microsoft", "standard"),
     ),
     VariantSpec(
@@ -100,6 +104,7 @@ _ROWS: Final = (
         },
         # Weights have 11 bits of mantissa; sums are float32.
         tolerance=Tolerance(0.01, cosine=0.9999, kl_divergence=1e-4, argmax_agreement=0.99),
+        golden_tolerance=GoldenTolerance(0.01, logits=0.02),
         targets=("cpu", "cuda"),
         operator_sets=("microsoft", "standard"),
     ),
@@ -111,6 +116,7 @@ _ROWS: Final = (
         providers={"cpu": 2},
         # Weights and activations have 255 levels, and the errors of all layers add up.
         tolerance=Tolerance(0.2, cosine=0.98, kl_divergence=0.02, argmax_agreement=0.9),
+        golden_tolerance=GoldenTolerance(0.1, logits=0.15),
         has_int8_embeddings=True,
         least_onnxruntime="1.23",  # attention with a sink
     ),
@@ -122,6 +128,7 @@ _ROWS: Final = (
         providers={"cpu": 3, "mlx": 3},
         # As int8 up to image_features; the decoder's weights have 16 levels.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
+        golden_tolerance=GoldenTolerance(0.1, logits=0.2),
         has_int8_embeddings=True,
         can_split=True,
         least_onnxruntime="1.22",  # MatMulNBits with 8 bits
@@ -136,6 +143,7 @@ _ROWS: Final = (
         providers={"cpu": 1},
         # The prompt as int8, the answer as int4.
         tolerance=Tolerance(0.4, cosine=0.92, kl_divergence=0.1, argmax_agreement=0.8),
+        golden_tolerance=GoldenTolerance(0.1, logits=0.2),
         prefill_precision="int8",
         has_int8_embeddings=True,
         can_split=True,
@@ -151,6 +159,7 @@ _ROWS: Final = (
         providers={"coreml": 1, "cpu": 7},
         # image_features as fp16, the decoder as int4.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
+        golden_tolerance=GoldenTolerance(0.1, logits=0.2),
         has_int8_embeddings=True,
         targets=("coreml",),
         least_onnxruntime="1.22",
@@ -164,6 +173,7 @@ _ROWS: Final = (
         providers={"cuda": 1},
         # Weights and products have 8 bits of mantissa.
         tolerance=Tolerance(0.05, cosine=0.998, kl_divergence=0.005, argmax_agreement=0.95),
+        golden_tolerance=GoldenTolerance(0.01, logits=0.1),
         targets=("cuda",),
         least_onnxruntime="1.20",  # not measured: the CPU cannot run it
         least_compute_capability=8.0,
@@ -176,6 +186,7 @@ _ROWS: Final = (
         providers={"mlx": 2, "cuda": 3, "cpu": 6},
         # image_features as fp16, the decoder as int4.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
+        golden_tolerance=GoldenTolerance(0.01, logits=0.2),
         has_int8_embeddings=True,
         targets=("cuda",),
         least_onnxruntime="1.22",

@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.bench",
         "runtime.captions",
         "runtime.engine",
+        "runtime.golden",
         "runtime.hub",
         "runtime.loading",
         "runtime.model",
@@ -63,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "export.sources",
         "export.variants",
         "export.writing",
+        "runtime.golden",
     },
     "export.verification": {
         "export.architecture",
@@ -99,6 +101,16 @@ ALLOWED: dict[str, set[str]] = {
     "export.tensors": set(),
     # runtime/: package -> answers
     "runtime.bench": {"runtime.answering", "runtime.loading", "runtime.ort"},
+    "runtime.golden": {
+        "runtime.answering",
+        "runtime.arrays",
+        "runtime.engine",
+        "runtime.loading",
+        "runtime.model",
+        "runtime.ort",
+        "runtime.text",
+        "runtime.vision",
+    },
     "runtime.captions": {
         "runtime.answering",
         "runtime.engine",

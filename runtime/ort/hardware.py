@@ -69,6 +69,24 @@ def _peak_rss_of_getrusage() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def available_memory_bytes(root: Path = Path("/")) -> int | None:
+    """Return the memory that this process may still take; None if the system does not tell it.
+
+    Args:
+        root: the folder under which Linux shows /proc and /sys.
+    """
+    found = []
+    try:
+        text = (root / "proc/meminfo").read_text("utf-8")
+        found += [int(line.split()[1]) * 1024 for line in text.splitlines() if "MemAvail" in line]
+        group = root / "sys/fs/cgroup"  # a container's limit; the outermost group has no such files
+        limit, used = ((group / f"memory.{name}").read_text("utf-8") for name in ("max", "current"))
+        found.append(int(limit) - int(used))
+    except (OSError, ValueError):  # another system, no limit, or the limit "max"
+        pass
+    return max(0, min(found)) if found else None
+
+
 def physical_cores() -> int | None:
     """Return the number of physical cores that this process may use.
 

@@ -21,6 +21,7 @@ EXPECTED_FILES = {
     "decoder.fp32.onnx.data",
     "embed_tokens.npy",
     "fastvlm.json",
+    "golden.json",
     "projector.fp32.onnx",
     "projector.fp32.onnx.data",
     "tokenizer.json",
@@ -71,7 +72,14 @@ def test_progress_counts_every_byte_of_the_weights(tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     export_package("demo", tmp_path / "onnx", progress=lambda *call: calls.append(call))
     stages = list(dict.fromkeys(stage for stage, _, _ in calls))
-    assert stages == ["token embeddings", "vision encoder", "projector", "decoder", "checksums"]
+    assert stages == [
+        "token embeddings",
+        "vision encoder",
+        "projector",
+        "decoder",
+        "checksums",
+        "golden values",
+    ]
     written = [done for _, done, _ in calls]
     assert written == sorted(written)
     (total,) = {total for _, _, total in calls}
@@ -205,15 +213,18 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 @pytest.mark.parametrize("strike", STRIKES)
-@pytest.mark.parametrize("place", ["first tensor", "half way", "last tensor", "checksums"])
+@pytest.mark.parametrize(
+    "place", ["first tensor", "half way", "last tensor", "checksums", "golden values"]
+)
 def test_an_export_that_is_killed_or_interrupted_leaves_no_package(
     tmp_path: Path, reports: int, strike: str, place: str
 ) -> None:
     strike_at = {
         "first tensor": 1,
         "half way": reports // 2,
-        "last tensor": reports - 3,
-        "checksums": reports,
+        "last tensor": reports - 4,
+        "checksums": reports - 1,
+        "golden values": reports,
     }[place]
     done = struck_export(strike, tmp_path / "onnx", strike_at)
     assert done.returncode != 0

@@ -1,0 +1,1 @@
+"""Values of a package by which a port can check itself: `golden.json`."""

@@ -22,7 +22,7 @@ from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.golden.describe import describe_inputs
 from fastvlm_onnx.runtime.golden.inputs import built_in_inputs
 from fastvlm_onnx.runtime.golden.run import AnswerRun, VariantRun, run_variant
-from fastvlm_onnx.runtime.ort.hardware import available_memory_bytes
+from fastvlm_onnx.runtime.ort.hardware import available_memory_bytes, physical_memory_bytes
 from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 from fastvlm_onnx.variants import VARIANTS, variants_without_cpu
 
@@ -74,7 +74,7 @@ def _hindrance(manifest: Manifest, variant: str) -> str | None:
     size = manifest.image.default_size
     weights = sum(manifest.files[file].bytes for file in manifest.files_of(variant, size))
     needed = int(weights * MEMORY_PER_WEIGHTS_BYTE + size * size * MEMORY_PER_PIXEL)
-    available = available_memory_bytes()
+    available = available_memory_bytes() or physical_memory_bytes()
     if available is not None and available < needed:
         return f"it may need {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB were free"
     return None

@@ -70,7 +70,7 @@ def _peak_rss_of_getrusage() -> int | None:
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int | None:
-    """Return the memory that this process may still take; None if the system does not tell it.
+    """Return the memory that this process may still take; None if Linux does not tell it.
 
     Args:
         root: the folder under which Linux shows /proc and /sys.
@@ -85,6 +85,13 @@ def available_memory_bytes(root: Path = Path("/")) -> int | None:
     except (OSError, ValueError):  # another system, no limit, or the limit "max"
         pass
     return max(0, min(found)) if found else None
+
+
+def physical_memory_bytes() -> int | None:
+    """Return the memory of this machine; None if the system does not tell it, as Windows."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def physical_cores() -> int | None:

@@ -11,7 +11,8 @@ import fastvlm_onnx
 from fastvlm_onnx.errors import FastVLMError, InputError, PackageError
 from fastvlm_onnx.export.pipeline import export_package, finish_package
 from fastvlm_onnx.export.verification.verify import verify_package
-from fastvlm_onnx.names import CARD_FILE
+from fastvlm_onnx.golden import read_golden
+from fastvlm_onnx.names import CARD_FILE, GOLDEN_FILE
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.package_files import check_files
 
@@ -33,6 +34,7 @@ def test_an_added_variant_stands_beside_the_old_one(copied_package: Path, pictur
     manifest = read_manifest(copied_package)
     check_files(copied_package, list(manifest.files), manifest)
     assert list(manifest.variants) == ["fp32", "int8"]
+    assert list(read_golden(copied_package / GOLDEN_FILE).variants) == ["fp32", "int8"]
     assert "| image sizes in pixels | 256 |" in (copied_package / CARD_FILE).read_text()
     after = contents(copied_package)
     weights = [name for name in before if name.endswith((".data", ".npy", "tokenizer.json"))]

@@ -14,7 +14,7 @@ import pytest
 from command_line import refusal, run
 from PIL import Image
 
-from fastvlm_onnx import PackageError
+from fastvlm_onnx import PackageError, ProviderError
 from fastvlm_onnx.golden import (
     Golden,
     GoldenAnswer,
@@ -27,10 +27,12 @@ from fastvlm_onnx.golden import (
 from fastvlm_onnx.names import GOLDEN_FILE
 from fastvlm_onnx.package import PromptFormat, read_manifest
 from fastvlm_onnx.package_files import describe_file
-from fastvlm_onnx.runtime.golden import describe
+from fastvlm_onnx.runtime.golden import describe, record
 from fastvlm_onnx.runtime.golden.compare import Comparison, check_package
+from fastvlm_onnx.runtime.golden.describe import describe_inputs
 from fastvlm_onnx.runtime.golden.inputs import built_in_inputs, inputs_of
-from fastvlm_onnx.runtime.golden.record import NotFiniteError, describe_features
+from fastvlm_onnx.runtime.golden.record import NotFiniteError, describe_features, record_golden
+from fastvlm_onnx.runtime.ort.hardware import available_memory_bytes
 from fastvlm_onnx.runtime.text.prompt import ImagePlace
 from fastvlm_onnx.runtime.vision import image_encoder
 from fastvlm_onnx.runtime.vision.image import read_picture, rescale
@@ -233,6 +235,57 @@ def test_golden_notices_a_cache_that_forgets_a_position(
     assert compared(package, golden).differences
 
 
+# --- missing values ------------------------------------------------------------------------------
+
+
+def test_values_are_missing_where_memory_is_short(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "available_memory_bytes", lambda: 1_000_000)
+    golden = record_golden(package, read_manifest(package))
+    assert golden.variants == {}
+    assert golden.missing == {"fp32": "it may need 0.1 GB of memory; 0.0 GB were free"}
+    assert golden.conversations["picture"][0].after_image
+    assert compared(package, golden).differences == []
+
+
+def test_values_are_missing_where_onnxruntime_fails(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path, *_: object) -> None:
+        raise ProviderError(f"{folder}: ONNX Runtime is 1.19, and fp32 needs at least 1.20")
+
+    monkeypatch.setattr(record, "run_variant", fail)
+    missing = record_golden(package, read_manifest(package)).missing
+    assert missing == {"fp32": "the package: ONNX Runtime is 1.19, and fp32 needs at least 1.20"}
+
+
+def test_values_are_missing_of_conversations_that_the_package_cannot_hold(package: Path) -> None:
+    manifest = read_manifest(package)
+    short = replace(manifest, decoder=replace(manifest.decoder, context_length=90))
+    golden = describe_inputs(package, short, built_in_inputs())
+    assert golden.missing == {"turns": "the context of 90 positions is too short"}
+    no_turns = replace(manifest, prompt=replace(manifest.prompt, end_of_turn=""))
+    golden = describe_inputs(package, no_turns, built_in_inputs())
+    assert golden.missing == {"turns": "the package's prompt template has no turns"}
+    assert set(golden.conversations) == {"picture", "text"}
+
+
+def test_available_memory_is_the_smaller_of_the_machines_and_the_containers(
+    tmp_path: Path,
+) -> None:
+    assert available_memory_bytes(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   8 kB\n")
+    assert available_memory_bytes(tmp_path) == 8192
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    (tmp_path / "sys/fs/cgroup/memory.current").write_text("3000\n")
+    assert available_memory_bytes(tmp_path) == 8192
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("5000\n")
+    assert available_memory_bytes(tmp_path) == 2000
+
+
 # --- bad files -----------------------------------------------------------------------------------
 
 
@@ -321,8 +374,8 @@ def test_values_that_are_not_finite_are_refused() -> None:
 
 def test_the_page_of_golden_values_names_every_key_and_every_tolerance() -> None:
     page = (ROOT / "docs/golden.md").read_text("utf-8")
-    for record in (Golden, GoldenPicture, GoldenTurn, GoldenFeatures, GoldenAnswer, GoldenVariant):
-        for field in fields(record):
+    for part in (Golden, GoldenPicture, GoldenTurn, GoldenFeatures, GoldenAnswer, GoldenVariant):
+        for field in fields(part):
             assert f"`{field.name}`" in page, field.name
     table = page.split("## Tolerances")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.+`) \| ([\d.]+) \| ([\d.]+) \|", table, re.MULTILINE)

@@ -1,16 +1,22 @@
 """The commands' entry. Each command imports its side only when it runs, so `--help` is fast.
 
 Answers go to stdout, and nothing else does. Exit codes: 0 done, 1 a fault of this program, 2 a
-fault of the caller, 3 some of many pictures could not be read, 130 interrupted.
+fault of the caller, 3 some of many pictures could not be read, 130 interrupted, 143 terminated. An
+error is one line on stderr.
 """
 
+import errno
 import logging
+import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
@@ -27,7 +33,7 @@ from fastvlm_onnx.commands.generate import generate
 from fastvlm_onnx.commands.inspect import inspect
 from fastvlm_onnx.commands.serve import serve
 from fastvlm_onnx.commands.verify import verify
-from fastvlm_onnx.errors import FastVLMError
+from fastvlm_onnx.errors import FastVLMError, InputError, one_line
 from fastvlm_onnx.telemetry import disable_telemetry
 
 
@@ -49,30 +55,135 @@ def main(arguments: list[str] | None = None) -> None:
     """
     # Any package that a command imports may import ONNX Runtime first.
     disable_telemetry()
+    _open_closed_streams()
     invocation = Invocation()
     try:
-        with _warnings_for_people():
+        if any("\0" in argument for argument in arguments or ()):
+            raise InputError("an argument holds a NUL character, which no path and no text has.")
+        with _signals_as_exceptions(), _warnings_for_people():
             cli(arguments, prog_name="fastvlm-onnx", standalone_mode=False, obj=invocation)
+            _flush_stdout()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"error: {error.format_message()} {_where_to_read(error)}", err=True)
-        sys.exit(2)
+        sys.exit(_refuse(f"{error.format_message()} {_where_to_read(error)}", invocation))
     except FastVLMError as error:
-        if invocation.debug:
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(_refuse(str(error), invocation))
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        _say("interrupted")
         sys.exit(130)
+    except _TerminatedError:
+        _say("terminated")
+        sys.exit(143)
     except BrokenPipeError:
         # The reader of stdout left. Python would complain when it flushes stdout at exit.
         sys.stdout = None
         sys.exit(1)
+    except MemoryError:
+        sys.exit(_refuse("the memory is full; use less of it, or raise its limit.", invocation))
+    except OSError as error:
+        _drop_full_stdout()
+        sys.exit(_refuse(f"{_described(error)}.", invocation))
+    except Exception as error:
+        sys.exit(_admit(error, invocation))
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM has come. Not an Exception, so that nothing but cleaning up stops it."""
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as SIGINT does, so that temporary folders are removed.
+
+    A signal that the process was started to ignore stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(_number: int, _frame: object) -> None:
+        raise _TerminatedError
+
+    before = {}
+    for number, handler in (
+        (signal.SIGTERM, terminate),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _open_closed_streams() -> None:
+    """Lead closed standard streams to nowhere.
+
+    The next file that is opened would otherwise get the stream's number, and messages of native
+    libraries would go into that file.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest free number
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _drop_full_stdout() -> None:
+    """Give stdout up if it takes no more; Python would complain when it flushes it at exit."""
+    try:
+        _flush_stdout()
+    except OSError:
+        sys.stdout = None
+
+
+def _refuse(message: str, invocation: Invocation) -> int:
+    """Show an error of the caller; return the exit code."""
+    if invocation.debug:
+        traceback.print_exc()
+    _say(f"error: {one_line(message)}")
+    return 2
+
+
+def _admit(error: Exception, invocation: Invocation) -> int:
+    """Show a fault of this program; return the exit code."""
+    if invocation.debug:
+        traceback.print_exc()
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frame.filename).name}:{frame.lineno}"
+    found = f"{type(error).__name__} at {place}: {str(error)[:150]}"
+    _say(
+        one_line(
+            f"error: a fault of fastvlm-onnx ({found}); report it, with the output of --debug."
+        )
+    )
+    return 1
+
+
+def _say(message: str) -> None:
+    """Write a line to stderr, where there is a stderr that takes it."""
+    try:
+        click.echo(message, err=True)
+    except (OSError, ValueError):
+        sys.stderr = None
+
+
+def _described(error: OSError) -> str:
+    if error.filename is None and error.errno == errno.ENOSPC:
+        return "stdout cannot be written (no space is left there)"
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 @contextmanager

@@ -11,12 +11,47 @@
     |-- ClosedError           a scheduler that takes no more questions
     `-- ProviderError         an execution provider, or ONNX Runtime itself missing
 
-A message says what was found, what was expected and what to do.
+A message says what was found, what was expected and what to do. It is one line of at most
+LONGEST_MESSAGE characters, whatever the names in it are.
 """
+
+from typing import Final
+
+LONGEST_MESSAGE: Final = 380
+"""Characters of a message. A command writes "error: " before it, and stays under 400."""
+LONGEST_WORD: Final = 200
+"""Characters of a word in a message, for example of a path."""
+
+
+def one_line(text: str) -> str:
+    """Make a text fit for one line of a terminal or a log.
+
+    Control characters, line breaks and bytes that are not UTF-8 become escapes or spaces. Words
+    over LONGEST_WORD characters, and texts over LONGEST_MESSAGE, lose their middle.
+    """
+    words = (_shortened(_printable(word), LONGEST_WORD) for word in text.split())
+    return _shortened(" ".join(words), LONGEST_MESSAGE)
+
+
+def _printable(word: str) -> str:
+    if word.isprintable():
+        return word
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in word)
+
+
+def _shortened(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 1]}…{text[-end:]}"
 
 
 class FastVLMError(Exception):
     """Root of all errors raised on purpose; the caller can do something about each."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Keep the message as one line."""
+        super().__init__(*(one_line(a) if isinstance(a, str) else a for a in arguments))
 
 
 class PackageError(FastVLMError):

@@ -99,6 +99,8 @@ class Terminal:
             except EOFError:
                 click.echo(err=True)
                 return None
+            except UnicodeDecodeError:
+                raise InputError("a line of standard input is not UTF-8; convert it.") from None
             except KeyboardInterrupt:
                 if not self._is_interactive:
                     raise

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.untrusted_files import regular_file_size
 
 Content = bytes | bytearray | memoryview
 Picture = str | os.PathLike[str] | Content | IO[bytes] | Image.Image | NDArray[np.uint8]
@@ -52,8 +53,8 @@ def read_picture(picture: Picture, *, orient: bool = False) -> Image.Image:
         orient: rotate the image as its EXIF data say. predict.py does not rotate.
 
     Raises:
-        InputError: the file does not exist, has none of FORMATS, is cut off or empty, or the image
-            exceeds MAX_PIXELS or MAX_SIDE.
+        InputError: the file does not exist, is no regular file, has none of FORMATS, is cut off or
+            empty, or the image exceeds MAX_PIXELS or MAX_SIDE.
     """
     name = str(Path(picture)) if isinstance(picture, str | os.PathLike) else "the picture"
     with _reading(name):
@@ -112,6 +113,7 @@ def _reading(name: str) -> Iterator[None]:
 
 def _open_file(picture: Any) -> Path | io.BytesIO:
     if isinstance(picture, str | os.PathLike):
+        regular_file_size(Path(picture), InputError)  # a FIFO would block
         return Path(picture)
     # Pillow would seek to the start of an open file, and cannot read a pipe.
     content = picture.read() if hasattr(picture, "read") else picture

@@ -19,6 +19,7 @@ from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.ort.session import GraphRunner
 from fastvlm_onnx.runtime.vision.feature_cache import FeatureCache
 from fastvlm_onnx.runtime.vision.image import Picture, read_picture, rescale, resize
+from fastvlm_onnx.untrusted_files import regular_file_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,13 +255,17 @@ def content_of(image: Picture) -> tuple[Picture, str | None]:
 
     Returns:
         The content of a file that can be read, else the image itself; and the digest.
+
+    Raises:
+        InputError: the path is no regular file.
     """
     content: Any = image
     if isinstance(image, str | os.PathLike):
         try:
+            regular_file_size(Path(image), InputError)  # a FIFO would block
             content = Path(image).read_bytes()
-        except OSError:
-            return image, None
+        except (OSError, ValueError):
+            return image, None  # reading the picture says why
     if isinstance(content, np.ndarray):
         return content, f"{content.dtype} {content.shape} {digest_of(content)}"
     if isinstance(content, bytes | bytearray | memoryview):

@@ -54,7 +54,7 @@ class TestRefused:
         assert "absent.jpg: no such picture" in self.refusal(tmp_path / "absent.jpg")
 
     def test_a_folder(self, tmp_path: Path) -> None:
-        assert f"{tmp_path}: cannot be read (Is a directory)" in self.refusal(tmp_path)
+        assert f"{tmp_path}: is a folder, expected a regular file" in self.refusal(tmp_path)
 
     @pytest.mark.parametrize("picture", [None, ["a.jpg"], io.StringIO("text")])
     def test_an_object_of_another_type(self, picture: object) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from fastvlm_onnx.agreement import Agreement, VariantAgreement
+from fastvlm_onnx.arguments import checks_arguments
 from fastvlm_onnx.errors import InputError, PackageError
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.calibration.activation_ranges import RangeCalibration
@@ -49,6 +50,7 @@ Verify = Callable[[Path, Checkpoint], Agreement]
 """Measures a package against the checkpoint that it was made from."""
 
 
+@checks_arguments
 def export_package(
     source: str | Path,
     destination: str | Path,

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from fastvlm_onnx.arguments import checks_arguments
 from fastvlm_onnx.deprecation import renamed
 from fastvlm_onnx.errors import InputError, ProviderError
 from fastvlm_onnx.names import PROJECTOR, VISION_ENCODER
@@ -50,6 +51,7 @@ log = logging.getLogger("fastvlm_onnx")
 
 
 @renamed(records_placement="record_placement")
+@checks_arguments
 def load(
     folder: str | os.PathLike[str],
     *,
@@ -88,17 +90,11 @@ def load(
         PackageError: the folder is no package; or a file of it is missing, cut, altered or no
             regular file, lies outside the folder, or names a file that the manifest does not list.
         InputError: the package lacks the variant or the image size, or has no variant for the
-            providers; or a number is out of range.
+            providers; or an argument is out of range or of another type.
         ProviderError: ONNX Runtime is missing or too old for the variant; or a provider is not
             installed, takes no node of a graph, or cannot load a graph.
     """
     begin = time.perf_counter()
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; expected 1 or more.")
-    if image_cache_bytes < 0:
-        raise InputError(f"image_cache_bytes is {image_cache_bytes}; expected 0 (off) or more.")
-    if prefix_cache_bytes < 0:
-        raise InputError(f"prefix_cache_bytes is {prefix_cache_bytes}; expected 0 (off) or more.")
     path = package_folder(folder)
     as_written = read_manifest(path)
     manifest = with_float_vision(as_written)

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
+from fastvlm_onnx.arguments import checks_arguments
 from fastvlm_onnx.deprecation import renamed
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.names import (
@@ -161,6 +162,7 @@ class FastVLM:
 
     # --- asking ------------------------------------------------------------------------------
 
+    @checks_arguments
     def encode_image(self, image: ImageInput, *, orient: bool = False) -> ImageFeatures:
         """Encode an image once, to ask about it often.
 
@@ -179,6 +181,7 @@ class FastVLM:
         encoder = self.image_encoder
         return encoder.encode(encoder.read(image, orient=orient), use_cache=False)
 
+    @checks_arguments
     def see(self, image: ImageInput, *, orient: bool = False) -> SeenImage:
         """Encode and prefill an image before the question comes.
 
@@ -265,6 +268,7 @@ class FastVLM:
         answer.cached_tokens = start_from_seen(components, parts, features, cache)
         yield from stream_answer(components, inputs_embeds[:, cache.length :], cache, answer)
 
+    @checks_arguments
     def chat(self, *, drop_oldest: bool = False) -> "Chat":
         """Begin a conversation that keeps its keys and values from turn to turn.
 
@@ -277,6 +281,7 @@ class FastVLM:
         return Chat(self.components, drop_oldest=drop_oldest)
 
     @renamed(pictures="images")
+    @checks_arguments
     def generate_batch(
         self,
         images: Sequence[ImageInput],

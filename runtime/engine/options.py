@@ -1,9 +1,10 @@
 """Generation options: how long an answer is, how tokens are drawn, where it stops."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final, TypedDict
 
+from fastvlm_onnx.arguments import ARGUMENTS
 from fastvlm_onnx.errors import InputError
 
 MAX_NEW_TOKENS: Final = 256
@@ -91,29 +92,13 @@ class GenerationConfig:
         """Refuse options that cannot be used.
 
         Raises:
-            InputError: an option is out of range (NaN included), or excludes another.
+            InputError: an option is out of range (NaN included) or of another type, or excludes
+                another.
         """
-        for name, is_good, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("max_time", self.max_time is None or self.max_time > 0, "seconds above 0"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "0 (off) to 1"),
-            (
-                "repetition_penalty",
-                0 < self.repetition_penalty < float("inf"),
-                "above 0, 1 being off",
-            ),
-            ("top_logprobs", self.top_logprobs >= 0, "0 (off) or more"),
-            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
-        ):
-            if not is_good:
-                raise InputError(f"{name} is {getattr(self, name)}; expected {expected}.")
-        if isinstance(self.stop, str):
-            raise InputError(f"stop is a text; expected a list of them, like [{self.stop!r}].")
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise InputError(f"stop is {list(self.stop)}; expected texts, none of them empty.")
+        for field in fields(self):
+            if field.name in ARGUMENTS:
+                checked = ARGUMENTS[field.name](field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, checked)
         self._check_structure()
 
     @property
@@ -130,19 +115,9 @@ class GenerationConfig:
             raise InputError(f"found {' and '.join(given)}; expected only one of them.")
         if self.ignore_eos:
             raise InputError(f"found {given[0]} and ignore_eos; a structured answer ends itself.")
-        schema, regex, choices = self.schema, self.regex, self.choices
+        schema = self.schema
         if not (schema is None or isinstance(schema, dict) or hasattr(schema, "model_json_schema")):
             raise InputError(
                 f"schema is a {type(schema).__name__}; expected a dict, or the class of a pydantic "
                 "model."
-            )
-        if not (regex is None or (isinstance(regex, str) and regex)):
-            raise InputError(f"regex is {regex!r}; expected a text that is not empty.")
-        if isinstance(choices, str):
-            raise InputError(f"choices is a text; expected a list of them, like [{choices!r}].")
-        if choices is not None and not (
-            choices and all(isinstance(text, str) and text for text in choices)
-        ):
-            raise InputError(
-                f"choices is {list(choices)}; expected at least one text, none of them empty."
             )

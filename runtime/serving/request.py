@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from fastvlm_onnx.arguments import instance, items
+from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.runtime.answering.answer import Answer, StageTimes
 from fastvlm_onnx.runtime.answering.components import Components
 from fastvlm_onnx.runtime.answering.results import FinishReason
 from fastvlm_onnx.runtime.answering.see import SeenImage
 from fastvlm_onnx.runtime.engine.options import GenerationConfig
 from fastvlm_onnx.runtime.serving.running_answer import RunningAnswer
-from fastvlm_onnx.runtime.text.prompt import PromptPart, num_positions, room_for_answer
+from fastvlm_onnx.runtime.text.prompt import ImagePlace, PromptPart, num_positions, room_for_answer
 from fastvlm_onnx.runtime.vision.image_encoder import (
     ImageEncoder,
     ImageFeatures,
@@ -33,6 +35,21 @@ class Request:
     parts: Sequence[PromptPart]
     images: Sequence[ImageInput] = ()
     config: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no prompt.
+
+        Raises:
+            InputError: the parts, the images or the options are of another type.
+        """
+        for index, part in enumerate(items("parts", self.parts)):
+            if not isinstance(part, ImagePlace | list):
+                raise InputError(
+                    f"parts[{index}] is a {type(part).__name__}; expected a list of token ids, or "
+                    "an ImagePlace."
+                )
+        items("images", self.images)
+        instance("config", self.config, GenerationConfig)
 
 
 class RequestImages:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
+from fastvlm_onnx.arguments import checks_arguments
 from fastvlm_onnx.runtime.answering.results import Generation, Piece
 
 
@@ -46,6 +47,7 @@ class RunningAnswer:
         self._is_cancelled = True
         self._wake_scheduler()
 
+    @checks_arguments
     def result(self, timeout: float | None = None) -> Generation:
         """Wait for the whole answer.
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Unpack
 
-from fastvlm_onnx.errors import InputError
+from fastvlm_onnx.arguments import checks_arguments, instance
 from fastvlm_onnx.runtime.answering.see import SeenImage
 from fastvlm_onnx.runtime.engine.options import GenerationConfig, GenerationOptions
 from fastvlm_onnx.runtime.engine.prefix_cache import CacheFigures
@@ -31,6 +31,7 @@ from fastvlm_onnx.runtime.vision.image_encoder import ImageFeatures, ImageInput,
 class Scheduler:
     """Answers many callers' requests with one model. Any number of threads may use it."""
 
+    @checks_arguments
     def __init__(
         self,
         model: FastVLM,
@@ -51,15 +52,7 @@ class Scheduler:
         Raises:
             InputError: a number is out of range, or the model is closed.
         """
-        for name, number in (
-            ("max_rows", max_rows),
-            ("max_waiting", max_waiting),
-            ("max_seen", max_seen),
-        ):
-            if number < 1:
-                raise InputError(f"{name} is {number}; expected 1 or more.")
-        if not see_seconds > 0:
-            raise InputError(f"see_seconds is {see_seconds}; expected seconds above 0.")
+        instance("model", model, FastVLM)
         self._model, self._components = model, model.components()
         self._queue = RequestQueue(max_waiting, max_rows)
         self._seen = SeenImages(see_seconds, max_seen)
@@ -88,6 +81,7 @@ class Scheduler:
         """
         return self.submit_many(request, 1)[0]
 
+    @checks_arguments
     def submit_many(self, request: Request, count: int) -> list[RunningAnswer]:
         """Queue a request for several answers; all of them or none is queued.
 
@@ -105,8 +99,7 @@ class Scheduler:
             ClosedError: the scheduler is closing or closed.
         """
         called = time.perf_counter()
-        if count < 1:
-            raise InputError(f"the number of answers is {count}; expected 1 or more.")
+        instance("request", request, Request)
         self._queue.check_room(count)
         self._components.constraints.check(request.config)
         images = self._images(request.images, orient=request.config.orient)
@@ -140,6 +133,7 @@ class Scheduler:
         parts = self._components.template.prompt(question(prompt, len(images)))
         return self.submit(Request(parts, images, GenerationConfig(**options)))
 
+    @checks_arguments
     def see(self, image: ImageInput, *, orient: bool = False) -> SeenImage:
         """Encode and prefill an image before the question comes; see `FastVLM.see`.
 
@@ -157,6 +151,7 @@ class Scheduler:
         self._queue.add([job])
         return job.result.result()
 
+    @checks_arguments
     def seen(self, id: str) -> SeenImage:
         """The image that `see` gave this id.
 
@@ -183,6 +178,7 @@ class Scheduler:
 
     # --- the end -----------------------------------------------------------------------------
 
+    @checks_arguments
     def close(self, grace: float | None = None) -> None:
         """Take no more requests, end the answers, and stop the threads.
 

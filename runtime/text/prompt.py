@@ -153,6 +153,10 @@ class PromptTemplate:
             if isinstance(item, str):
                 pending += item
                 continue
+            if not isinstance(item, ImagePlace):
+                raise InputError(
+                    f"the content has a {type(item).__name__}; expected texts and ImagePlaces."
+                )
             parts += [self.tokenizer.encode(pending)] if pending else []
             parts.append(item)
             pending = self.text.after_image

@@ -109,8 +109,8 @@ def test_a_penalty_keeps_tokens_from_coming_again(model: FastVLM, picture: Path)
     ("options", "words"),
     [
         ({"stop": "end"}, r"stop is a text; expected a list of them, like \['end'\]"),
-        ({"stop": ["end", ""]}, "none of them empty"),
-        ({"stop": [3]}, "expected texts"),
+        ({"stop": ["end", ""]}, r"stop\[1\] is ''; expected a text that is not empty"),
+        ({"stop": [3]}, r"stop\[0\] is 3 \(int\); expected a text"),
         ({"max_time": 0}, "max_time is 0; expected seconds above 0"),
         ({"max_time": float("nan")}, "max_time is nan"),
         ({"min_p": -0.1}, "min_p is -0.1"),

@@ -11,6 +11,8 @@ TEST_OPENVINO = $(CURDIR)/.venv/demo-openvino
 
 # The graphs of `--operators standard`, for engines other than ONNX Runtime.
 TEST_STANDARD = $(CURDIR)/.venv/demo-standard
+# Packages with the files of onnxruntime-genai.
+TEST_GENAI = $(CURDIR)/.venv/demo-genai
 
 .PHONY: develop demo test test-runtime test-oldest test-openvino test-clients test-slow check format train clean
 
@@ -64,11 +66,15 @@ test-openvino: .venv/installed-all .venv-openvino/installed .venv-openvino-plugi
 
 # Programs that run packages without this project's runtime. Debian has what they need beside these
 # environments: npm, cmake, chromium, clang.
-test-clients: .venv/installed-all .venv-engines/installed
+test-clients: .venv/installed-all .venv-engines/installed .venv-genai/installed
 	$(MAKE) test-packages
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_STANDARD) --overwrite --operators standard
 	FASTVLM_ONNX_TEST_STANDARD=$(TEST_STANDARD) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
 		.venv-engines/bin/python -m pytest -m slow tests/clients/test_engines.py
+	for variant in fp32 int4; do .venv/bin/fastvlm-onnx export demo --layout genai --overwrite \
+		-o $(TEST_GENAI)-$$variant --precision $$variant || exit; done
+	FASTVLM_ONNX_TEST_GENAI_FP32=$(TEST_GENAI)-fp32 FASTVLM_ONNX_TEST_GENAI_INT4=$(TEST_GENAI)-int4 \
+		.venv-genai/bin/python -m pytest -m slow tests/clients/test_genai.py
 
 # The client for Node and browsers: types, then the tests.
 test-javascript: .venv/installed-all
@@ -142,10 +148,16 @@ format: .venv/installed-all
 	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
+.venv-genai/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-genai
+	.venv-genai/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e ".[cpu]" onnxruntime-genai==0.18.0 pytest
+	touch $@
+
 # --- the built-in model, from nothing (about six hours on two cores; it resumes) ---------------------
 
 train: .venv/installed-all
 	.venv/bin/python benchmarks/train_demo.py
 
 clean:
-	rm -rf .venv .venv-cpu .venv-oldest .venv-openvino .venv-openvino-plugin .venv-engines .types .training demo-onnx build dist *.egg-info
+	rm -rf .venv .venv-cpu .venv-oldest .venv-openvino .venv-openvino-plugin .venv-engines .venv-genai .types .training demo-onnx build dist *.egg-info

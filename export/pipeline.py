@@ -21,6 +21,12 @@ from fastvlm_onnx.export.checkpoint.config_reader import check_image_size
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.disk.atomic_folder import check_destination, unfinished_folder
 from fastvlm_onnx.export.disk.disk_space import check_disk_space
+from fastvlm_onnx.export.layouts.genai import CONFIG_FILE as GENAI_CONFIG
+from fastvlm_onnx.export.layouts.genai import (
+    check_genai,
+    with_genai_graphs,
+    write_genai_configs,
+)
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.variants import (
     block_formats,
@@ -41,7 +47,7 @@ from fastvlm_onnx.package import FORMAT_VERSION, DecoderFormat, ImageFormat, Man
 from fastvlm_onnx.package_files import describe_file
 from fastvlm_onnx.progress import Progress, no_progress
 from fastvlm_onnx.runtime.golden.record import record_golden
-from fastvlm_onnx.variants import QDQ_TARGET
+from fastvlm_onnx.variants import GENAI_LAYOUT, QDQ_TARGET
 from fastvlm_onnx.version import __version__
 
 MEGABYTE: Final = 1_000_000
@@ -65,6 +71,7 @@ def export_package(
     calibrate: bool | str | Path = False,
     split_decoder: bool = False,
     target: str | None = None,
+    layout: str | None = None,
     progress: Progress = no_progress,
     verify: Verify | None = None,
 ) -> Manifest:
@@ -88,6 +95,8 @@ def export_package(
             CPU, and the package has lm_head in int4 as well; `fast` is always exported so.
         target: "openvino" adds a vision encoder in QDQ form to the variants with int8 vision. The
             ranges of its activations are found on the images of `calibrate`, or on built-in ones.
+        layout: "genai" adds the files that onnxruntime-genai needs, for the first variant that it
+            can run. A package that has them keeps them when it is added to.
         progress: called with the stage, the bytes written so far and the bytes in all.
         verify: `verify_package` of verify.py. The manifest and the card state its measurements. A
             package outside its tolerance is kept, and the card says so.
@@ -96,10 +105,10 @@ def export_package(
         CheckpointError: the checkpoint cannot be read; nothing was written.
         UnsupportedError: the checkpoint's configuration, an image size, or a variant in these
             operators is not built.
-        InputError: a variant, the target or the set of operators is unknown; both overwrite and
-            add are set; there is nothing to add; the calibration set cannot be used; no variant
-            needs the calibration set or takes the target's graph; or no variant's decoder can be
-            split.
+        InputError: a variant, the target, the layout or the set of operators is unknown; both
+            overwrite and add are set; there is nothing to add; the calibration set cannot be used;
+            no variant needs the calibration set or takes the target's graph; the layout's runtime
+            can run no variant; or no variant's decoder can be split.
         PackageError: the destination exists or cannot be written; or it cannot be added to, or
             was made of another checkpoint.
     """
@@ -131,6 +140,11 @@ def export_package(
         split = variants_to_split(precisions)
     if target:
         check_qdq(precisions)
+    if layout not in (None, GENAI_LAYOUT):
+        raise InputError(f"layout is {layout!r}, expected {GENAI_LAYOUT!r} or None.")
+    if existing and GENAI_CONFIG in existing.manifest.files:
+        layout = GENAI_LAYOUT
+    genai_variant = check_genai(precisions) if layout else None
     calibration_set = None
     if calibrate:
         formats = None if target and not calibratable(precisions) else block_formats(precisions)
@@ -158,6 +172,8 @@ def export_package(
         range_calibration.ranges if range_calibration else None,
         split=split,
     )
+    if genai_variant:
+        graph_set = with_genai_graphs(graph_set, checkpoint, genai_variant, sizes[0])
     writer = PackageWriter(graph_set, progress)
     needed_bytes = writer.total_bytes + (calibration.size_bytes if calibration else 0)
     check_disk_space(destination.parent, needed_bytes, "package")
@@ -178,6 +194,9 @@ def export_package(
         with _disk_errors(destination, folder, writer.total_bytes):
             graphs = writer.write(folder)
             (folder / TOKENIZER_FILE).write_text(checkpoint.tokenizer, encoding="utf-8")
+            if genai_variant:
+                decoder = graph_set.variants[genai_variant].decoder
+                write_genai_configs(folder, checkpoint, genai_variant, decoder)
             license_text = checkpoint.license or APPLE_NOTICE
             (folder / LICENSE_FILE).write_text(license_text, encoding="utf-8")
             progress("checksums", writer.total_bytes, writer.total_bytes)

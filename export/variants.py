@@ -20,6 +20,7 @@ from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS
 from fastvlm_onnx.export.graphs.decoder_standard_operators import STANDARD_OPERATORS
 from fastvlm_onnx.export.graphs.fixed_shapes import fix_axes
 from fastvlm_onnx.export.graphs.float16 import convert_to_float16
+from fastvlm_onnx.export.graphs.image_encoder import build_image_encoder
 from fastvlm_onnx.export.graphs.lm_head import build_lm_head, build_lm_head_screen
 from fastvlm_onnx.export.graphs.projector import build_projector
 from fastvlm_onnx.export.graphs.qdq import Ranges
@@ -305,6 +306,25 @@ def _vision_encoder(
     else:
         model = build_vision_encoder(scope, config.vision, size, opset=opset)
     return _vision_graph(VISION_ENCODER, model, precision, {BATCH_SIZE: 1})
+
+
+def image_encoder(checkpoint: Checkpoint, precision: str, size: int, *, is_flat: bool) -> ir.Model:
+    """Declare vision encoder and projector as one graph, for layouts that know one.
+
+    Args:
+        checkpoint: the checkpoint with the weights.
+        precision: a key of VISION_PRECISIONS without fixed shapes.
+        size: side of the square input in pixels.
+        is_flat: the features of all images are rows of one matrix.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    form = VISION_PRECISIONS[precision]
+    model = build_image_encoder(
+        Weights(checkpoint.tensors), checkpoint.config, size, is_int8=form.is_int8, is_flat=is_flat
+    )
+    return convert_to_float16(model) if form.is_float16 else model
 
 
 def _vision_encoder_qdq(

@@ -14,10 +14,14 @@ PREFILL: Final = "prefill"  # the decoder over a prompt, where that is a separat
 DECODER_LAYERS: Final = "decoder_layers"  # the decoder up to lm_head's input
 LM_HEAD: Final = "lm_head"
 LM_HEAD_SCREEN: Final = "lm_head_screen"
+# Graphs of layouts for other runtimes.
+IMAGE_ENCODER: Final = "image_encoder"  # vision encoder and projector
+EMBED_TOKENS: Final = "embed_tokens"
 
 PIXEL_VALUES: Final = "pixel_values"
 IMAGE_HIDDEN_STATES: Final = "image_hidden_states"
 IMAGE_FEATURES: Final = "image_features"
+INPUT_IDS: Final = "input_ids"
 INPUTS_EMBEDS: Final = "inputs_embeds"
 ATTENTION_MASK: Final = "attention_mask"
 LOGITS: Final = "logits"

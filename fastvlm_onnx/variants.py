@@ -198,6 +198,9 @@ TARGETS: Final = ("coreml", "cuda")
 # The provider whose int8 kernels read a vision encoder in QDQ form. The graph is an addition to the
 # variants with int8 vision, which stay as they are on other providers.
 QDQ_TARGET: Final = "openvino"
+# Runtimes whose files a package can also have, or be written for.
+GENAI_LAYOUT: Final = "genai"
+LAYOUTS: Final = (GENAI_LAYOUT,)
 
 
 def variants_for_provider(provider: str) -> tuple[str, ...]:

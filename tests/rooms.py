@@ -61,10 +61,18 @@ ALLOWED: dict[str, set[str]] = {
         "export.calibration",
         "export.checkpoint",
         "export.disk",
+        "export.layouts",
         "export.sources",
         "export.variants",
         "export.writing",
         "runtime.golden",
+    },
+    "export.layouts": {
+        "export.checkpoint",
+        "export.graphs",
+        "export.tensors",
+        "export.variants",
+        "export.writing",
     },
     "export.verification": {
         "export.architecture",

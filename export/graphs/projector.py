@@ -1,9 +1,11 @@
 """The projector as an ONNX graph: image_hidden_states -> image_features (mlp2x_gelu)."""
 
+from typing import Final
+
 import onnx_ir as ir
 
 from fastvlm_onnx.export.architecture.config import FastVLMConfig
-from fastvlm_onnx.export.graphs.layers import OPSET, Graph, MatMul, gelu
+from fastvlm_onnx.export.graphs.layers import OPSET, Graph, MatMul, Op, gelu
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
 from fastvlm_onnx.export.tensors.lazy_array import transposed
 from fastvlm_onnx.export.tensors.weights import Weights
@@ -14,6 +16,9 @@ from fastvlm_onnx.names import (
     NUM_IMAGE_TOKENS,
     PROJECTOR,
 )
+
+MODULE: Final = "mm_projector"
+"""The tensors' names in every graph begin so."""
 
 
 def build_projector(
@@ -33,18 +38,25 @@ def build_projector(
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
+    graph = Graph(PROJECTOR, opset)
+    in_size, out_size = config.vision.hidden_size, config.decoder.hidden_size
+    x = graph.input(IMAGE_HIDDEN_STATES, ir.DataType.FLOAT, [BATCH_SIZE, NUM_IMAGE_TOKENS, in_size])
+    features = project(graph.op, weights, config, x, is_int8=is_int8)
+    graph.output(IMAGE_FEATURES, features, [BATCH_SIZE, NUM_IMAGE_TOKENS, out_size])
+    return graph.finish()
+
+
+def project(
+    op: Op, weights: Weights, config: FastVLMConfig, x: ir.Value, *, is_int8: bool
+) -> ir.Value:
+    """Map hidden states [B, N, vision hidden_size] to features [B, N, decoder hidden_size]."""
     in_size, out_size = config.vision.hidden_size, config.decoder.hidden_size
 
     def linear(name: str, width: int) -> MatMul | Int8Linear:
         scope = weights / name
         weight, bias = scope.take("weight", out_size, width), scope.take("bias", out_size)
         layer = Int8Linear(weight, bias) if is_int8 else MatMul(transposed(weight), bias)
-        layer._set_name(f"mm_projector.{name}")
+        layer._set_name(f"{MODULE}.{name}")
         return layer
 
-    graph = Graph(PROJECTOR, opset)
-    x = graph.input(IMAGE_HIDDEN_STATES, ir.DataType.FLOAT, [BATCH_SIZE, NUM_IMAGE_TOKENS, in_size])
-    hidden = gelu(graph.op, linear("0", in_size)(graph.op, x))
-    features = linear("2", out_size)(graph.op, hidden)
-    graph.output(IMAGE_FEATURES, features, [BATCH_SIZE, NUM_IMAGE_TOKENS, out_size])
-    return graph.finish()
+    return linear("2", out_size)(op, gelu(op, linear("0", in_size)(op, x)))

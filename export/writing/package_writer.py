@@ -1,5 +1,6 @@
 """Write a package's token embeddings, weights and graphs from the checkpoint's files."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from fastvlm_onnx.export.tensors.external_data import ALIGNMENT_BYTES, stored_at, write_tensors
 from fastvlm_onnx.export.writing.graph_record import describe_graph, initializers
 from fastvlm_onnx.export.writing.graph_set import GraphSet
+from fastvlm_onnx.names import scale_file
 from fastvlm_onnx.package import Graph
 from fastvlm_onnx.progress import Progress
 
@@ -44,7 +46,9 @@ class PackageWriter:
     def __init__(self, graph_set: GraphSet, progress: Progress) -> None:
         self._graph_set, self._progress = graph_set, progress
         self._written_bytes = 0
-        self._files = _weights_files(graph_set)
+        names = [embeddings.file_name for embeddings in graph_set.embeddings]
+        self._npy_files = {*names, *map(scale_file, names)}
+        self._files = _weights_files(graph_set, self._npy_files)
         inside = [graph.model for graph in graph_set.graphs.values() if graph.weights_file is None]
         self.total_bytes = (
             sum(embeddings.size_bytes for embeddings in graph_set.embeddings)
@@ -60,22 +64,17 @@ class PackageWriter:
         for name, file in self._files.items():
             written = write_tensors(file.own, folder, name, partial(self._count, file.stage))
             for tensor_name, tensor in file.shared.items():
-                # The values of an .npy file begin at ALIGNMENT_BYTES.
-                written[tensor_name] = stored_at(
-                    tensor,
-                    tensor_name,
-                    folder,
-                    file.shared_files[tensor_name],
-                    ALIGNMENT_BYTES,
-                    tensor.nbytes,
-                )
+                npy = file.shared_files[tensor_name]
+                written[tensor_name] = in_npy(tensor, tensor_name, folder, npy)
             stored[name] = written
         records = {}
         for name, graph in self._graph_set.graphs.items():
             for tensor_name, value in initializers(graph.model):
                 file_name = graph.file_of(tensor_name)
-                places = stored[file_name] if file_name else {}
-                value.const_value = places.get(tensor_name, value.const_value)
+                if file_name in self._npy_files and value.const_value is not None:
+                    value.const_value = in_npy(value.const_value, tensor_name, folder, file_name)
+                elif file_name and tensor_name in stored[file_name]:
+                    value.const_value = stored[file_name][tensor_name]
             ir.save(graph.model, folder / name)
             records[name] = describe_graph(graph.model)
             if graph.weights_file is None:
@@ -87,13 +86,24 @@ class PackageWriter:
         self._progress(stage, self._written_bytes, self.total_bytes)
 
 
-def _weights_files(graph_set: GraphSet) -> dict[str, WeightsFile]:
-    """Sort the tensors of all graphs into weights files; several graphs may read one tensor."""
+def in_npy(tensor: ir.TensorProtocol, name: str, folder: Path, file_name: str) -> ir.ExternalTensor:
+    """Return a reference to a matrix of the token embeddings' files."""
+    # The values of an .npy file begin at ALIGNMENT_BYTES.
+    return stored_at(tensor, name, folder, file_name, ALIGNMENT_BYTES, tensor.nbytes)
+
+
+def _weights_files(graph_set: GraphSet, npy_files: Collection[str]) -> dict[str, WeightsFile]:
+    """Sort the tensors of all graphs into weights files; several graphs may read one tensor.
+
+    Args:
+        graph_set: the graphs.
+        npy_files: the files of token embeddings, which are written already.
+    """
     files: dict[str, WeightsFile] = {}
     for graph in graph_set.graphs.values():
         for name, value in initializers(graph.model):
             file_name = graph.file_of(name)
-            if file_name is None:
+            if file_name is None or file_name in npy_files:
                 continue
             file = files.setdefault(file_name, WeightsFile(graph.stage, {}, {}, {}))
             if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:

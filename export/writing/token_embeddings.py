@@ -30,6 +30,11 @@ class Embeddings(Protocol):
     file_name: str
 
     @property
+    def dtype(self) -> ir.DataType:
+        """The dtype of the values: FLOAT or FLOAT16, or UINT8 for values in blocks."""
+        ...
+
+    @property
     def size_bytes(self) -> int:
         """The size of the files, without headers."""
         ...
@@ -51,7 +56,7 @@ class FloatEmbeddings:
         self._rows = rows
 
     @cached_property
-    def _dtype(self) -> ir.DataType:
+    def dtype(self) -> ir.DataType:
         # A checkpoint in bfloat16 may hold smaller numbers than float16 can. The first rows mostly
         # show it, so the check ends early.
         with np.errstate(over="ignore"):
@@ -62,13 +67,13 @@ class FloatEmbeddings:
 
     @property
     def size_bytes(self) -> int:
-        return math.prod(self._rows.shape) * self._dtype.numpy().itemsize
+        return math.prod(self._rows.shape) * self.dtype.numpy().itemsize
 
     def write(self, folder: Path, count: Count) -> None:
-        write_npy(folder / self.file_name, self._rows, self._dtype.numpy(), count)
+        write_npy(folder / self.file_name, self._rows, self.dtype.numpy(), count)
 
     def head_files(self, dtype: ir.DataType) -> dict[str, str]:
-        return {"weight": self.file_name} if dtype == self._dtype else {}
+        return {"weight": self.file_name} if dtype == self.dtype else {}
 
 
 class Int8Embeddings:
@@ -79,6 +84,7 @@ class Int8Embeddings:
 
     def __init__(self, rows: LazyArray) -> None:
         self.file_name = EMBED_TOKENS_INT8_FILE
+        self.dtype = ir.DataType.UINT8
         self._blocks = quantize_blocks_lazily(rows, INT8_BLOCK, 8)
 
     @property

@@ -19,6 +19,7 @@ from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
 from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.user_data import remember_export
 from fastvlm_onnx.variants import (
+    LAYOUTS,
     OPERATOR_SETS,
     QDQ_TARGET,
     TARGETS,
@@ -40,6 +41,11 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
     "--target",
     type=click.Choice((*TARGETS, QDQ_TARGET)),
     help="The variants for a provider; openvino adds a graph to variants with int8 vision.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    help="The runtime that is to open the folder: genai adds the files of onnxruntime-genai.",
 )
 @click.option("--image-size", help="Pixels, with commas; the first is the default.")
 @click.option(
@@ -73,6 +79,7 @@ def export(
     output: Path | None,
     precision: str | None,
     target: str | None,
+    layout: str | None,
     image_size: str | None,
     operators: str,
     base: str | None,
@@ -104,6 +111,7 @@ def export(
         calibrate=calibrate == BUILT_IN_SET or calibrate or False,
         split_decoder=split_decoder,
         target=target if target == QDQ_TARGET else None,
+        layout=layout,
     )
     click.echo(f"wrote {folder}", err=True)
     if verify:

@@ -112,7 +112,7 @@ format: .venv/installed-all
 	touch $@
 
 .venv/installed-all: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e ".[cpu,serve,structured,parquet,export,verify,dev]"
+	$(PIP) -e ".[cpu,serve,structured,ray,export,verify,dev]"
 	touch $@ .venv/installed-demo
 
 .venv-cpu/installed: pyproject.toml constraints.txt

@@ -1,9 +1,9 @@
 """The rooms of the package and which room may import which.
 
-A room is a folder of export/ or runtime/, or a file at their top level. Five more rooms are in
-fastvlm_onnx/: the command line, its commands, the HTTP server, the public names, and the modules
-that all sides share. `tests/test_architecture.py` holds the source to this table, and
-`docs/draw_architecture.py` draws it.
+A room is a folder of export/ or runtime/, or a file at their top level. Six more rooms are in
+fastvlm_onnx/: the command line, its commands, the HTTP server, captions on Ray, the public names,
+and the modules that all sides share. `tests/test_architecture.py` holds the source to this table,
+and `docs/draw_architecture.py` draws it.
 """
 
 # Every room may also import `shared`, which imports no other room.
@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
         "export.pipeline",
         "export.sources",
         "export.verification",
+        "ray",
         "runtime.answering",
         "runtime.bench",
         "runtime.captions",
@@ -30,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.vision",
         "server",
     },
+    "ray": {"runtime.captions", "runtime.loading"},
     "server": {
         "runtime.answering",
         "runtime.engine",
@@ -182,4 +184,4 @@ def room_of(module: str) -> str:
         return ".".join(parts[:2])
     if parts[0] in CLI_MODULES:
         return "cli"
-    return parts[0] if parts[0] in ("commands", "server") else "shared"
+    return parts[0] if parts[0] in ("commands", "ray", "server") else "shared"

@@ -13,12 +13,13 @@ from fastvlm_onnx.errors import InputError
 SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def find_pictures(given: Iterable[str]) -> list[str]:
+def find_pictures(given: Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Find the pictures that files, folders and patterns mean.
 
     Args:
-        given: paths of files, paths of folders (searched at any depth for SUFFIXES), and patterns
-            such as `photos/*.jpg`.
+        given: paths of files, paths of folders (searched at any depth), and patterns such as
+            `photos/*.jpg`.
+        suffixes: the ends of the names of files that are taken from a folder.
 
     Returns:
         Paths without duplicates, in the order of `given`; sorted within a folder or pattern.
@@ -32,7 +33,9 @@ def find_pictures(given: Iterable[str]) -> list[str]:
             raise InputError("a path is empty; give a file, a folder or a pattern.")
         path = Path(name)
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = (
+                p for p in path.rglob("*") if p.name.lower().endswith(suffixes) and p.is_file()
+            )
             found |= dict.fromkeys(sorted(map(str, inside)))
         elif any(character in name for character in "*?[") and not path.exists():
             import glob
@@ -44,7 +47,7 @@ def find_pictures(given: Iterable[str]) -> list[str]:
     if not found:
         raise InputError(
             "found no pictures; give files, folders with "
-            f"{', '.join(SUFFIXES)} in them, or a pattern like 'photos/*.jpg'."
+            f"{', '.join(suffixes)} in them, or a pattern like 'photos/*.jpg'."
         )
     return list(found)
 

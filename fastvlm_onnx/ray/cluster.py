@@ -1,0 +1,105 @@
+"""The cluster: a connection to it, or one on this machine, and the actors that fit in it."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import ray
+
+from fastvlm_onnx.errors import InputError
+
+LOCAL: Final = "local"
+"""The address of a cluster that is started on this machine and ends with the job."""
+
+# For reading and writing, and for the filter of pictures that are answered already.
+SPARE_CPUS: Final = 2
+_OBJECT_STORE_BYTES: Final = 1_000_000_000
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connect to a cluster. Ray's usage statistics stay off, unless the user has set the variable.
+
+    Args:
+        address: LOCAL, `auto`, `host:port` or `ray://host:port`.
+
+    Raises:
+        InputError: there is no cluster at the address, or the program is connected already.
+    """
+    if ray.is_initialized():
+        raise InputError("this program is connected to Ray already; call ray.shutdown() first.")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        if address == LOCAL:
+            # Logical CPUs: a task that waits for a disk needs none of the cores.
+            ray.init(
+                LOCAL,
+                num_cpus=(os.cpu_count() or 1) + SPARE_CPUS,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                logging_level="error",
+                log_to_driver=False,
+            )
+        else:
+            _check_port(address)
+            ray.init(address, logging_level="error", log_to_driver=False)
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"no Ray cluster was found at {address} ({' '.join(str(error).split())[:200]}); start "
+            "it with `ray start`, or give no address for a cluster on this machine."
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_port(address: str) -> None:
+    """Raise OSError where no program listens; Ray would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isascii() and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def fitting_actors(nodes: Sequence[float], threads: int) -> int:
+    """Return the number of actors that leave CPUs for reading and writing.
+
+    With no CPU left, a job would wait for ever.
+
+    Args:
+        nodes: the logical CPUs of each machine.
+        threads: the CPUs of an actor.
+
+    Raises:
+        InputError: no actor fits.
+    """
+    # A node with an actor keeps a CPU for reading and writing, and one node keeps one for the
+    # filter, unless a node is left over.
+    fitting = [max(0, int(cpus) - 1) // threads for cpus in nodes]
+    left = [int(cpus) - number * threads for cpus, number in zip(nodes, fitting, strict=True)]
+    is_there_room = any(
+        free >= (SPARE_CPUS if number else 1) for free, number in zip(left, fitting, strict=True)
+    )
+    actors = sum(fitting) - (0 if is_there_room else 1)
+    if actors < 1:
+        listed = ", ".join(f"{cpus:g}" for cpus in nodes)
+        raise InputError(
+            f"the machines of the cluster have {listed or 'no'} CPUs; expected {threads} for an "
+            f"actor and {SPARE_CPUS} more. Give fewer --threads, or add a machine."
+        )
+    return actors
+
+
+def node_cpus() -> list[float]:
+    """Return the logical CPUs of each machine of the cluster that is up."""
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
+def default_threads(nodes: Sequence[float]) -> int:
+    """Return the CPUs of an actor: 4, or as many as the smallest machine with CPUs can spare."""
+    smallest = min((cpus for cpus in nodes if cpus), default=1.0)
+    return int(min(4, max(1, smallest - SPARE_CPUS)))

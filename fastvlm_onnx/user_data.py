@@ -5,6 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastvlm_onnx.errors import InputError
+
 MODEL_VARIABLE = "FASTVLM_ONNX_MODEL"
 HOME_VARIABLE = "FASTVLM_ONNX_HOME"
 
@@ -40,12 +42,26 @@ def cache_folder() -> Path:
         return Path(home) / "cache"
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        parent = Path(local) if local else Path.home() / "AppData" / "Local"
+        parent = Path(local) if local else _home() / "AppData" / "Local"
         return parent / "fastvlm-onnx" / "Cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fastvlm-onnx"
+        return _home() / "Library" / "Caches" / "fastvlm-onnx"
     named = os.environ.get("XDG_CACHE_HOME")
-    return (Path(named) if named else Path.home() / ".cache") / "fastvlm-onnx"
+    return (Path(named) if named else _home() / ".cache") / "fastvlm-onnx"
+
+
+def _home() -> Path:
+    """Return this user's home.
+
+    Raises:
+        InputError: the user has none, as in a container with a user that has no name.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise InputError(
+            f"this user has no home folder; set ${HOME_VARIABLE} to a folder for the cache."
+        ) from None
 
 
 def demo_package(version: str) -> Path:

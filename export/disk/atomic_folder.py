@@ -1,5 +1,6 @@
 """A folder that appears complete or not at all."""
 
+import glob
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ def check_destination(folder: Path, overwrite: bool) -> None:
         folder: the destination of an export.
         overwrite: whether a package may be replaced.
     """
+    _recover_replaced(folder)
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.is_dir() and (folder / MANIFEST_FILE).is_file():
@@ -77,9 +79,26 @@ def _put_in_place(unfinished: Path, destination: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _recover_replaced(folder: Path) -> None:
+    """Give a package its name back, if an export was killed between its two renames."""
+    if not os.path.isdir(folder.parent):
+        return
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.replaced-*"):
+        match = re.fullmatch(r".*\.replaced-(\d+)", path.name)
+        if not match or _is_running(int(match[1])):
+            continue
+        try:
+            if folder.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(folder)
+        except OSError:
+            continue  # the destination cannot be written, which the export says itself
+
+
 def _remove_abandoned(parent: Path, name: str) -> None:
     """Remove the hidden folders of earlier exports to the same destination that were killed."""
-    for path in parent.glob(f".{name}.unfinished-*"):
+    for path in parent.glob(f".{glob.escape(name)}.unfinished-*"):
         match = re.fullmatch(r".*\.unfinished-(\d+)", path.name)
         if match and not _is_running(int(match[1])):
             shutil.rmtree(path, ignore_errors=True)

@@ -42,13 +42,19 @@ class Request:
         Raises:
             InputError: the parts, the images or the options are of another type.
         """
+        num_images = len(items("images", self.images))
         for index, part in enumerate(items("parts", self.parts)):
-            if not isinstance(part, ImagePlace | list):
+            if isinstance(part, ImagePlace):
+                is_good = 0 <= part.index < num_images
+            else:
+                is_good = isinstance(part, list) and all(
+                    type(token_id) is int and token_id >= 0 for token_id in part
+                )
+            if not is_good:
                 raise InputError(
                     f"parts[{index}] is a {type(part).__name__}; expected a list of token ids, or "
-                    "an ImagePlace."
+                    "the ImagePlace of an image of this request."
                 )
-        items("images", self.images)
         instance("config", self.config, GenerationConfig)
 
 
@@ -121,11 +127,16 @@ class AnswerJob:
         """Check a request.
 
         Raises:
+            InputError: a token id is not in the vocabulary.
             PromptTooLongError: the prompt leaves no room for an answer.
         """
         self.parts, self.config = request.parts, request.config
         self.images, self.running, self.called = images, running, called
         self.answer: Answer | None = None
+        vocab_size = components.language_model.sizes.vocab_size
+        token_ids = (part for part in self.parts if not isinstance(part, ImagePlace))
+        if (largest := max(map(max, filter(None, token_ids)), default=0)) >= vocab_size:
+            raise InputError(f"parts has the token id {largest}; the model has {vocab_size:,}.")
         num_image_tokens = components.image_encoder.num_image_tokens
         context = components.language_model.sizes.context_length
         room = room_for_answer(context, self.parts, num_image_tokens)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -242,6 +243,17 @@ def test_what_a_killed_export_left_is_cleared_by_the_next(tmp_path: Path) -> Non
     struck_export("SIGKILL", tmp_path / "onnx", 20)
     assert names_in(tmp_path) != set()
     export_package("demo", tmp_path / "onnx")
+    assert names_in(tmp_path) == {"onnx"}
+
+
+def test_a_package_that_a_killed_export_had_moved_away_gets_its_name_back(
+    package: Path, tmp_path: Path
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    shutil.copytree(package, tmp_path / f".onnx.replaced-{ended.pid}")
+    with pytest.raises(PackageError, match="already holds a package"):
+        export_package("demo", tmp_path / "onnx")
     assert names_in(tmp_path) == {"onnx"}
 
 

@@ -118,6 +118,11 @@ class Runner:
         self._material = Material.found(folder)
         _warm()
 
+    @property
+    def package(self) -> Path:
+        """The built-in model, exported."""
+        return self._material.package
+
     def run(self, cases: int, only: str | None, progress: Progress) -> None:
         """Run the cases that are not done yet."""
         total = sum(share for share, _ in CLASSES.values())

@@ -56,3 +56,11 @@ def test_the_judge_finds_half_a_package(tmp_path: Path) -> None:
     (tmp_path / "out/decoder.onnx").touch()
     command = Command([], destination=tmp_path / "out")
     assert "half a result" in problems(command, REFUSED, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("--kills", "10"), ("--soak", "2000")])
+def test_kills_and_a_soak_leave_nothing(options: tuple[str, str]) -> None:
+    command = [sys.executable, "-m", "tests.hostile", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -33,6 +33,7 @@ from fastvlm_onnx.commands.generate import generate
 from fastvlm_onnx.commands.inspect import inspect
 from fastvlm_onnx.commands.serve import serve
 from fastvlm_onnx.commands.verify import verify
+from fastvlm_onnx.console import accept_every_character
 from fastvlm_onnx.errors import FastVLMError, InputError, one_line
 from fastvlm_onnx.telemetry import disable_telemetry
 
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Any package that a command imports may import ONNX Runtime first.
     disable_telemetry()
     _open_closed_streams()
+    accept_every_character()
     invocation = Invocation()
     try:
         if any("\0" in argument for argument in arguments or ()):

@@ -1,5 +1,6 @@
 """A folder that appears complete or not at all."""
 
+import ctypes
 import glob
 import os
 import re
@@ -8,9 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.names import MANIFEST_FILE
+
+# <winnt.h>, <winerror.h>, <minwinbase.h>
+_QUERY_LIMITED_INFORMATION: Final = 0x1000
+_ACCESS_DENIED: Final = 5
+_STILL_ACTIVE: Final = 259
 
 
 def check_destination(folder: Path, overwrite: bool) -> None:
@@ -70,7 +77,14 @@ def _put_in_place(unfinished: Path, destination: Path) -> None:
         return
     # The old package is kept under a hidden name until the new package has taken its place.
     old = unfinished.with_name(unfinished.name.replace(".unfinished-", ".replaced-"))
-    destination.rename(old)
+    try:
+        destination.rename(old)
+    except PermissionError as error:
+        # Windows moves no folder while a program maps a file in it, as an open model does.
+        raise PackageError(
+            f"{destination}: cannot be replaced ({error.strerror}); close the programs that have "
+            "the package open, then export again."
+        ) from None
     try:
         unfinished.rename(destination)
     except BaseException:
@@ -106,7 +120,7 @@ def _remove_abandoned(parent: Path, name: str) -> None:
 
 def _is_running(pid: int) -> bool:
     if sys.platform == "win32":
-        return True  # there, os.kill(pid, 0) would interrupt the process instead of looking for it
+        return _is_running_on_windows(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -114,3 +128,15 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def _is_running_on_windows(pid: int) -> bool:
+    """Ask the kernel; `os.kill(pid, 0)` would interrupt the process there."""
+    kernel32 = getattr(ctypes, "windll").kernel32  # noqa: B009  mypy knows it on Windows alone
+    process = kernel32.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid)
+    if not process:
+        return bool(kernel32.GetLastError() == _ACCESS_DENIED)
+    exit_code = ctypes.c_ulong()
+    kernel32.GetExitCodeProcess(process, ctypes.byref(exit_code))
+    kernel32.CloseHandle(process)
+    return exit_code.value == _STILL_ACTIVE

@@ -1,5 +1,6 @@
 """`fastvlm-onnx caption`."""
 
+import locale
 import os
 import sys
 import time
@@ -149,7 +150,14 @@ def _names(paths: tuple[str, ...]) -> list[str]:
         if path == "-":
             # Read as bytes, because a file's name may be invalid UTF-8.
             content = sys.stdin.buffer.read() if sys.stdin else b""
-            names += [os.fsdecode(line) for line in content.splitlines() if line.strip()]
+            names += [_decoded(line) for line in content.splitlines() if line.strip()]
         else:
             names.append(path)
     return names
+
+
+def _decoded(name: bytes) -> str:
+    try:
+        return os.fsdecode(name)
+    except UnicodeDecodeError:  # Windows, whose `dir` writes names in the system's encoding
+        return name.decode(locale.getencoding(), "replace")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fastvlm_onnx.console import encodable_json
+
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.captions.caption import Caption
     from fastvlm_onnx.runtime.captions.destination import Destination
@@ -63,7 +65,7 @@ class _StandardOutput:
         pass
 
     def write(self, caption: "Caption") -> None:
-        click.echo(caption.to_json())
+        click.echo(encodable_json(caption.to_json()))
         sys.stdout.flush()
         (self.answered if caption.error is None else self.failed).add(caption.path)
 

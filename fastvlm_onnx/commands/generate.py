@@ -10,6 +10,7 @@ import click
 from fastvlm_onnx.commands.default_package import package_or_default
 from fastvlm_onnx.commands.generation_options import generation_options
 from fastvlm_onnx.commands.load_options import LoadOptions, load_options
+from fastvlm_onnx.console import encodable_json
 from fastvlm_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def generate(
     del fields["timings"]["waiting"]  # here no other answer is waited for
     if final.parsed is None:
         del fields["parsed"]
-    click.echo(json.dumps(fields, ensure_ascii=False) if as_json else "")
+    click.echo(encodable_json(json.dumps(fields, ensure_ascii=False)) if as_json else "")
     if stats:
         timings = final.timings
         click.echo(

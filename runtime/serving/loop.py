@@ -19,9 +19,13 @@ ROW_POSITIONS: Final = 1024
 # A longer prompt is prefilled in parts of this many positions, and answers go on between two parts.
 # A question about an image fits in one part; smaller parts take more time altogether.
 PART_POSITIONS: Final = 384
-# After a newcomer, running answers get this part of its time before the next newcomer. Their steps
-# and a newcomer's encoding do not overlap: each would slow the other down more than by half.
+# Running answers get this part of the newcomers' time. Their steps and a newcomer's encoding do not
+# overlap: each would slow the other down more than by half.
 SHARE: Final = 1 / 8
+# Newcomers join one after the other until they owe running answers more than this many seconds: for
+# a quarter of a second. A step of one row takes nearly half the time of a step of eight, so
+# newcomers that take little time join together.
+MOST_OWED: Final = SHARE * 0.25
 
 log = logging.getLogger("fastvlm_onnx")
 
@@ -39,7 +43,7 @@ class DecodingLoop:
         self._joining: tuple[AnswerJob, Prefill] | None = None
         self._rows: list[AnswerJob] = []
         self._batch = self._new_batch()
-        # Seconds of steps that running answers get before the next newcomer.
+        # Seconds of steps that newcomers owe to running answers.
         self._owed = 0.0
         self.totals: Counter[str] = Counter()
 
@@ -62,6 +66,9 @@ class DecodingLoop:
             if self._joining is not None:
                 self._advance(*self._joining)
             self._owed += SHARE * (time.perf_counter() - began)
+            self._tell_free_rows()
+            if self._is_next_ready():
+                continue
             try:
                 self._drop_over()
                 if self._rows:
@@ -72,10 +79,18 @@ class DecodingLoop:
             self._tell_free_rows()
 
     def _take_ready(self) -> Job | None:
-        if self._joining or (self._rows and self._owed > 0):
+        if not self._may_join():
             return None
-        self._owed = 0.0
+        self._owed = max(0.0, self._owed) if self._rows else 0.0
         return self._queue.take_ready()
+
+    def _is_next_ready(self) -> bool:
+        """Another newcomer joins before the next step."""
+        with self._queue.changed:
+            return self._may_join() and self._queue.find_ready() is not None
+
+    def _may_join(self) -> bool:
+        return not self._joining and (not self._rows or self._owed <= MOST_OWED)
 
     # --- jobs join -----------------------------------------------------------------------------
 

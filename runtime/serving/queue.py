@@ -83,14 +83,21 @@ class RequestQueue:
         """Take the jobs that end without having begun: cancelled, over time, or dropped."""
         return self._take([job for job in self.jobs if self.is_stopped or job.is_over])
 
-    def take_ready(self) -> Job | None:
-        """Take the first job whose images are read, if it needs no row or a row is free."""
+    def find_ready(self) -> Job | None:
+        """The first job whose images are read, if it needs no row or a row is free."""
         for job in self.jobs:
             if job.images.is_read and (self.free_rows or isinstance(job, SeeJob)):
-                # The row is taken at once: a queue that looked idle now would be stopped.
-                self.free_rows -= isinstance(job, AnswerJob)
-                return self._take([job])[0]
+                return job
         return None
+
+    def take_ready(self) -> Job | None:
+        """Take the job that `find_ready` finds."""
+        job = self.find_ready()
+        if job is None:
+            return None
+        # The row is taken at once: a queue that looked idle now would be stopped.
+        self.free_rows -= isinstance(job, AnswerJob)
+        return self._take([job])[0]
 
     def take_failed(self, images: RequestImages) -> list[Job]:
         """Take the jobs with these images, which cannot be read."""

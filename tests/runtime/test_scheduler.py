@@ -25,6 +25,7 @@ from fastvlm_onnx import (
     RunningAnswer,
     Scheduler,
 )
+from fastvlm_onnx.runtime.answering.batch import RunningBatch
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.language_model import LanguageModel
 from fastvlm_onnx.runtime.serving import loop
@@ -230,6 +231,30 @@ def divergence(expected: np.ndarray, found: np.ndarray) -> float:
     p, q = (logits.astype(np.float64) - logits.max() for logits in (expected, found))
     p, q = p - np.log(np.exp(p).sum()), q - np.log(np.exp(q).sum())
     return float((np.exp(p) * (p - q)).sum())
+
+
+def test_newcomers_that_wait_join_before_the_next_step(
+    model: FastVLM, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MOST_OWED", 1e9)  # a slow machine takes long for each newcomer
+    rows: list[int] = []
+    step = RunningBatch.step
+
+    def counted(batch: RunningBatch) -> object:
+        rows.append(len(batch.answers))
+        return step(batch)
+
+    monkeypatch.setattr(RunningBatch, "step", counted)
+    all_wait = threading.Event()
+    first = scheduler.ask(None, PROMPT, on_token=lambda _: all_wait.wait(60), **ENDLESS)
+    others = [scheduler.ask(None, PROMPT, **ENDLESS) for _ in range(3)]
+    all_wait.set()
+    pieces = iter(others[-1])
+    next(pieces), next(pieces)
+    found = set(rows)
+    for running in (first, *others):
+        running.cancel()
+    assert found == {4}
 
 
 # --- ends ----------------------------------------------------------------------------------------

@@ -67,9 +67,7 @@ export class Chat {
    * @returns {AsyncGenerator<Piece, void, void>}
    */
   async *stream(prompt, image = null, options = {}) {
-    if (this.#isAnswering) {
-      throw new FastVLMError("input", "the chat is answering; await the answer or abort it first.");
-    }
+    this.#checkRest();
     this.#isAnswering = true;
     try {
       yield* this.#answer(prompt, imagesOf(image), options);
@@ -78,11 +76,33 @@ export class Chat {
     }
   }
 
+  /**
+   * Take the place of all turns by others, such as those of a chat that was closed. The next question
+   * runs them again.
+   *
+   * @param {readonly {prompt: string, image?: ImageInput | readonly ImageInput[] | null,
+   *   answer: string}[]} turns the oldest first; an answer's tokens may differ from those that the
+   *   model drew
+   * @throws {FastVLMError} as `FastVLM.generate`, or the chat is answering; the chat stays as it was.
+   */
+  async restore(turns) {
+    const { components } = this.#model;
+    const restored = [];
+    for (const { prompt, image = null, answer: text } of turns) {
+      checkPrompt(prompt);
+      const images = imagesOf(image);
+      const { features } = await encodeImages(components, images, { orient: false }, 0);
+      const parts = withFeatures(components.template.userTurn(images.length, prompt), features);
+      const tokenIds = components.tokenizer.encode(text);
+      restored.push({ prompt, hasImage: images.length > 0, tokenIds, parts });
+    }
+    this.reset();
+    this.turns = restored;
+  }
+
   /** Forget all turns and release their keys and values. */
   reset() {
-    if (this.#isAnswering) {
-      throw new FastVLMError("input", "the chat is answering; await the answer or abort it first.");
-    }
+    this.#checkRest();
     this.turns = [];
     this.#forgetCache();
   }
@@ -130,6 +150,11 @@ export class Chat {
     const { template } = this.#model.components;
     const end = template.endOfTurn();
     return [template.system(), ...this.turns.flatMap(({ parts, tokenIds }) => [...parts, tokenIds, end])];
+  }
+
+  #checkRest() {
+    if (!this.#isAnswering) return;
+    throw new FastVLMError("input", "the chat is answering; await the answer or abort it first.");
   }
 
   #forgetCache() {

@@ -175,7 +175,7 @@ function chooseImageSize({ manifest, where }, variant, asked) {
  */
 function variantFiles(manifest, variant, imageSize, device) {
   const chosen = manifest.variants[variant];
-  // The parts are faster on the CPU only: WebAssembly has no fast kernel for the screen's weights.
+  // WebAssembly has no fast kernel for the screen's weights.
   const graphs = graphFiles(chosen, imageSize, device === "cpu");
   const weights = new Set(Object.values(graphs).flatMap((name) => manifest.graphs[name].weights));
   const scale = scaleFile(chosen.embed_tokens);

@@ -92,21 +92,19 @@ export function parseManifest(text, where) {
  *
  * @param {Variant} variant
  * @param {number} imageSize side of the square input in pixels
- * @param {boolean} isSplit take the decoder in parts where the variant has them
+ * @param {boolean} isScreened take the screen of lm_head too, where the variant has the decoder in
+ *   parts
  * @returns {Record<string, string>}
  */
-export function graphFiles(variant, imageSize, isSplit) {
+export function graphFiles(variant, imageSize, isScreened) {
   const { split_decoder: parts, prefill, decoder } = variant;
   const vision_encoder = variant.vision_encoder[imageSize];
   /** @type {Record<string, string>} */
   const graphs = { vision_encoder, projector: variant.projector };
-  if (isSplit && parts) {
-    graphs.decoder = parts.decoder_layers;
-    graphs.lm_head = parts.lm_head;
-    graphs.lm_head_screen = parts.lm_head_screen;
-  } else {
-    graphs.decoder = decoder;
-  }
+  // The parts let `prefill` run the whole prompt.
+  graphs.decoder = parts ? parts.decoder_layers : decoder;
+  if (parts) graphs.lm_head = parts.lm_head;
+  if (parts && isScreened) graphs.lm_head_screen = parts.lm_head_screen;
   if (prefill !== decoder) graphs.prefill = prefill;
   return graphs;
 }

@@ -21,7 +21,8 @@ const ISOLATION = {
 
 /**
  * @param {import("node:test").TestContext | {after: (close: () => void) => void}} context
- * @param {Record<string, string>} folders by the beginning of the path: "/package/"
+ * @param {Record<string, string>} folders by the beginning of the path, such as
+ *   "/package/", and single files by their whole path
  * @param {{isIsolated?: boolean}} [options] isIsolated: pages may use threads
  */
 export async function serveFolders(context, folders, { isIsolated = false } = {}) {
@@ -32,7 +33,8 @@ export async function serveFolders(context, folders, { isIsolated = false } = {}
   const server = http.createServer(async (request, response) => {
     const url = decodeURIComponent((request.url ?? "").split("?")[0]);
     const prefix = Object.keys(folders).sort((a, b) => b.length - a.length).find((begin) => url.startsWith(begin));
-    const file = prefix && path.join(folders[prefix], url.slice(prefix.length) || "index.html");
+    const name = prefix?.endsWith("/") ? url.slice(prefix.length) || "index.html" : "";
+    const file = prefix && path.join(folders[prefix], name);
     const size = file && (await stat(file).then((stats) => stats.size, () => null));
     requests.push(path.basename(url));
     if (!file || typeof size !== "number") return response.writeHead(404).end();

@@ -1,7 +1,7 @@
 // Answers from a fastvlm-onnx server. No other module knows of HTTP, of keys or of `see:` addresses.
 //
-// The page uses four calls and two properties of a client, so another source of answers can take its
-// place: `loadStatus`, `see`, `answer` (stopped by its AbortSignal), `model`, `key`.
+// The page uses the public members of a client alone, so another source of answers can take its place:
+// `--layout web-page` puts clients/javascript/page/client.js there, which answers in the browser.
 
 import { AnswerError } from "./errors.js";
 
@@ -10,9 +10,17 @@ const POLL_MILLISECONDS = 1000;
 const EXPIRY_MARGIN_MILLISECONDS = 2000;
 const KEY_ITEM = "fastvlm-onnx key";
 
-export class ServerClient {
+export class Client {
   #base;
   #seen = new WeakMap(); // Picture -> promise of {url, expires}
+
+  /** Where pictures go, for the user. */
+  privacy =
+    "Pictures and questions go to this server and nowhere else, and the server writes no picture to disk.";
+  /** The source of answers may want a key. */
+  hasKeys = true;
+  /** An answer can have a form: JSON, or a schema. */
+  formsAnswers = true;
 
   /** @param {string} base address of the folder that the API stands in */
   constructor(base) {
@@ -34,8 +42,8 @@ export class ServerClient {
   /**
    * Wait for the model.
    *
-   * @yields {{state: "loading"|"unreachable"|"failed"|"ready", message: string}} each second; "ready"
-   *   is last.
+   * @yields {{state: "loading"|"unreachable"|"failed"|"ready", message: string, short?: string}} each
+   *   second; "ready" is last. short: takes the place of the page's own words for the state.
    * @throws {AnswerError} of kind "key" where the server wants a key that it did not get.
    */
   async *loadStatus() {

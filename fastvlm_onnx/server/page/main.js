@@ -1,6 +1,6 @@
-// Connects the page's elements with the stage, the session and the server.
+// Connects the page's elements with the stage, the session and the source of answers.
 
-import { ServerClient } from "./client.js";
+import { Client } from "./client.js";
 import { askForKey, connectDialogs, connectHistory, connectInfo, connectTheme } from "./dialogs.js";
 import { byId, relabel } from "./elements.js";
 import { AnswerError, PageError, inWords } from "./errors.js";
@@ -24,7 +24,7 @@ const SHUTTER = {
 };
 const EMPTY = "Answers appear here. Take, choose or draw a picture, then ask about it.";
 
-const client = new ServerClient(document.baseURI);
+const client = new Client(document.baseURI);
 const stage = new Stage(byId("video"), byId("pad"));
 const session = new Session(client, stage);
 const prompts = new PromptMenu({
@@ -185,9 +185,9 @@ async function watchServer() {
   client.model = null;
   showSession();
   try {
-    for await (const { state, message } of client.loadStatus()) {
+    for await (const { state, message, short } of client.loadStatus()) {
       const texts = { ready: message, loading: "Loading the model…", unreachable: "No server" };
-      showLoadStatus(state, texts[state] ?? "Refused", message);
+      showLoadStatus(state, short ?? texts[state] ?? "Refused", message);
       if (state === "failed") showNotice(new PageError(message));
     }
   } catch (error) {
@@ -288,6 +288,9 @@ new OptionFields(
   },
   (options) => (session.options = options),
 );
+byId("privacy").textContent = client.privacy;
+byId("change-key").hidden = !client.hasKeys;
+byId("form-of-answer").hidden = !client.formsAnswers;
 connectTheme();
 connectDialogs();
 connectHistory(session);

@@ -1,7 +1,7 @@
 // The decoder's graphs: embeddings in, logits out.
 
 import { KVCache } from "./kv_cache.js";
-import { ScreenedHead } from "./lm_head.js";
+import { LMHead } from "./lm_head.js";
 
 /** @import { DecoderFormat } from "../manifest.js" */
 /** @import { Engine, Graph } from "../engine/engine.js" */
@@ -33,7 +33,7 @@ export class Decoder {
     this.#cacheType = cacheType;
     this.sizes = sizes;
     const { lm_head, lm_head_screen } = graphs;
-    this.#lmHead = lm_head && lm_head_screen ? new ScreenedHead(engine, lm_head, lm_head_screen, sizes) : null;
+    this.#lmHead = lm_head ? new LMHead(engine, lm_head, lm_head_screen ?? null, sizes) : null;
   }
 
   /** An empty cache for one sequence. */

@@ -11,7 +11,7 @@ const CANDIDATES = [64, 1024];
 // square.
 const SAFE_MARGIN = 8;
 
-export class ScreenedHead {
+export class LMHead {
   #engine;
   #lmHead;
   #screen;
@@ -20,7 +20,7 @@ export class ScreenedHead {
   /**
    * @param {Engine} engine
    * @param {Graph} lmHead hidden states to all logits
-   * @param {Graph} screen hidden states to the likeliest tokens and their logits
+   * @param {Graph|null} screen hidden states to the likeliest tokens and their logits
    * @param {DecoderFormat} sizes
    */
   constructor(engine, lmHead, screen, sizes) {
@@ -36,8 +36,9 @@ export class ScreenedHead {
    * @returns {Promise<Logits>} of the likeliest tokens, or of all
    */
   async run(hiddenStates, isGreedy) {
-    for (const count of isGreedy ? CANDIDATES : []) {
-      const candidates = await this.#candidates(hiddenStates, count);
+    const screen = isGreedy ? this.#screen : null;
+    for (const count of screen ? CANDIDATES : []) {
+      const candidates = await this.#candidates(/** @type {Graph} */ (screen), hiddenStates, count);
       if (isSafe(candidates.exact, candidates.rough)) {
         return { values: candidates.exact, ids: candidates.ids };
       }
@@ -46,10 +47,10 @@ export class ScreenedHead {
     return { values: /** @type {Float32Array} */ (logits.data), ids: null };
   }
 
-  /** @param {Tensor} hiddenStates @param {number} count */
-  async #candidates(hiddenStates, count) {
+  /** @param {Graph} screen @param {Tensor} hiddenStates @param {number} count */
+  async #candidates(screen, hiddenStates, count) {
     const wanted = BigInt64Array.of(BigInt(Math.min(count, this.#vocabSize)));
-    const outputs = await this.#screen.run({
+    const outputs = await screen.run({
       hidden_states: hiddenStates,
       num_candidates: new this.#engine.Tensor("int64", wanted, [1]),
     });

@@ -1,6 +1,7 @@
 // ONNX Runtime as the rest of the client sees it: graphs that run, one run at a time.
 
 import { FastVLMError, inOneLine } from "../errors.js";
+import { embedBodyWeights } from "./embed_weights.js";
 import { int8ProductsSaturate } from "./saturation.js";
 
 /** @import * as Ort from "onnxruntime-common" */
@@ -17,6 +18,8 @@ export class Engine {
   #options;
   /** @type {boolean|null} */
   #saturates = null;
+  /** @type {Promise<unknown>} */
+  #lastCreation = Promise.resolve();
 
   /**
    * @param {typeof Ort} ort
@@ -64,17 +67,22 @@ export class Engine {
       options.preferredOutputLocation = Object.fromEntries(onDevice.map((output) => [output, "gpu-buffer"]));
     }
     if (files.path) return this.#create(name, files.path(name), options);
-    const content = await files.read(name);
-    options.externalData = await Promise.all(
+    const model = await files.read(name);
+    const externalData = await Promise.all(
       graph.weights.map(async (path) => ({ path, data: await files.read(path) })),
     );
-    return this.#create(name, content, options);
+    const weights = new Map(externalData.map(({ path, data }) => [path, data]));
+    return this.#create(name, embedBodyWeights(model, weights), { ...options, externalData });
   }
 
   /** @param {string} name @param {any} source @param {Ort.InferenceSession.SessionOptions} options */
   async #create(name, source, options) {
+    const create = () => this.#ort.InferenceSession.create(source, options);
+    // onnxruntime-web opens one WebGPU session at a time.
+    const creation = this.device === "webgpu" ? this.#lastCreation.then(create) : create();
+    this.#lastCreation = creation.catch(() => undefined);
     try {
-      return new Graph(name, await this.#ort.InferenceSession.create(source, options));
+      return new Graph(name, await creation);
     } catch (error) {
       throw new FastVLMError(
         "engine",

@@ -19,7 +19,8 @@ export class UrlFiles {
   #cache;
   /** @type {Map<string, Promise<Uint8Array<ArrayBuffer>>>} */
   #reading = new Map();
-  #loadedBytes = 0;
+  /** Bytes that came, by file. @type {Map<string, number>} */
+  #loaded = new Map();
 
   /**
    * @param {URL} base
@@ -121,10 +122,11 @@ export class UrlFiles {
     return null;
   }
 
-  /** @param {string} file @param {number} bytes */
+  /** @param {string} file @param {number} bytes of the file so far */
   #progress(file, bytes) {
-    this.#loadedBytes += bytes;
-    this.#onProgress?.({ file, loadedBytes: this.#loadedBytes, totalBytes: this.totalBytes });
+    this.#loaded.set(file, bytes);
+    const loadedBytes = [...this.#loaded.values()].reduce((sum, one) => sum + one, 0);
+    this.#onProgress?.({ file, loadedBytes, totalBytes: this.totalBytes });
   }
 }
 
@@ -159,7 +161,7 @@ async function request(url, signal, options) {
  * @param {Response} response
  * @param {AbortSignal|undefined} signal
  * @param {number} expected bytes
- * @param {(bytes: number) => void} onBytes called as bytes come
+ * @param {(bytes: number) => void} onBytes called with the bytes so far
  */
 async function bodyOf(response, signal, expected, onBytes) {
   const content = new Uint8Array(expected);
@@ -171,7 +173,7 @@ async function bodyOf(response, signal, expected, onBytes) {
       // A longer file is no file of the package, however much longer it is.
       if (size > expected) break;
       content.set(part, size - part.length);
-      onBytes(part.length);
+      onBytes(size);
     }
   } catch (error) {
     signal?.throwIfAborted();

@@ -11,6 +11,7 @@ import { parseGolden, preprocess } from "fastvlm-onnx";
 
 import { Sampler } from "../../src/decoder/sampler.js";
 import { isSafe } from "../../src/decoder/lm_head.js";
+import { embedBodyWeights } from "../../src/engine/embed_weights.js";
 import { probe } from "../../src/engine/saturation.js";
 import { readPixels } from "../../src/image/read_node.js";
 import { checkOptions } from "../../src/options.js";
@@ -90,6 +91,22 @@ test("a screen is certain only where no other token can have the largest logit",
   const rough = Float32Array.of(9, 5, 1);
   assert.equal(isSafe(Float32Array.of(9.1, 5, 1), rough), true);
   assert.equal(isSafe(Float32Array.of(9.1, 7, 1), rough), false);
+});
+
+test("weights inside a node's graph are put into the graph, and other bytes stay", async () => {
+  const { graphs } = JSON.parse(await readFile(path.join(PACKAGE, "fastvlm.json"), "utf-8"));
+  const embedded = async (/** @type {string} */ name) => {
+    const weights = new Map();
+    for (const file of graphs[name].weights) weights.set(file, await readFile(path.join(PACKAGE, file)));
+    const model = await readFile(path.join(PACKAGE, name));
+    return { model, weights, changed: embedBodyWeights(model, weights) };
+  };
+  const decoder = await embedded("decoder.fp32.onnx");
+  assert.equal(decoder.changed, decoder.model);
+  const vision = await embedded("vision_encoder.256.int8.onnx");
+  assert.ok(vision.changed.length > vision.model.length + 1_000_000);
+  assert.throws(() => embedBodyWeights(vision.model, new Map()), { code: "package", message: /which are not there/ });
+  assert.throws(() => embedBodyWeights(vision.model.subarray(0, 999), vision.weights), { message: /is cut or damaged/ });
 });
 
 test("pixel_values are those of Python at every size", NEEDS_GOLDEN, async () => {

@@ -1,7 +1,8 @@
-"""Time and memory of the C++ client beside the Python runtime, on one package.
+"""Time and memory of the C++ or the JavaScript client beside the Python runtime, on one package.
 
     cmake --build build --target fastvlm-benchmark
     python benchmarks/cpp_client.py build PACKAGE --variant fast
+    python benchmarks/cpp_client.py clients/javascript/benchmark.js PACKAGE --variant fast
 
 Both run in turns, each round in a process of its own: the same variant, picture, prompt and number
 of threads. A ratio compares the medians of all answers. The script stops where token ids differ.
@@ -21,7 +22,6 @@ from fastvlm_onnx.runtime.ort.hardware import peak_rss_bytes, processor
 from fastvlm_onnx.samples import SAMPLE_PICTURE
 
 PROMPT: Final = "Describe the image."
-CLIENTS: Final = ("Python", "C++")
 # Name, key of a round's record, unit and factor to the unit.
 ROWS: Final = (
     ("load", "load", "s", 1.0),
@@ -58,18 +58,21 @@ def main() -> None:
         return
     case = [str(arguments.package), arguments.variant, str(arguments.picture), PROMPT]
     case += map(str, (arguments.max_new_tokens, arguments.warmup, arguments.repeats))
-    commands = {
-        "Python": [sys.executable, __file__, "--case", *case],
-        "C++": [str(arguments.build / "fastvlm-benchmark"), *case],
-    }
-    rounds: dict[str, list[dict[str, Any]]] = {client: [] for client in CLIENTS}
+    is_script = arguments.client.suffix == ".js"
+    other = (
+        {"Node": ["node", str(arguments.client), *case]}
+        if is_script
+        else {"C++": [str(arguments.client / "fastvlm-benchmark"), *case]}
+    )
+    commands = {"Python": [sys.executable, __file__, "--case", *case], **other}
+    rounds: dict[str, list[dict[str, Any]]] = {client: [] for client in commands}
     for _ in range(arguments.rounds):
-        for client in CLIENTS:
-            done = subprocess.run(commands[client], capture_output=True, text=True, check=False)
+        for client, command in commands.items():
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{client} failed: {done.stderr.strip()}")
             rounds[client].append(json.loads(done.stdout))
-    answers = [record["token_ids"] for client in CLIENTS for record in rounds[client]]
+    answers = [record["token_ids"] for records in rounds.values() for record in records]
     if any(answer != answers[0] for answer in answers):
         sys.exit("the clients drew different tokens; their times cannot be compared.")
     _print_table(arguments, rounds, len(answers[0]))
@@ -82,11 +85,12 @@ def _print_table(
         f"{arguments.package.name}, {arguments.variant}, {tokens} tokens, {processor()}, "
         f"{arguments.rounds} rounds of {arguments.repeats} answers\n"
     )
-    print("| | Python | C++ | C++ / Python |\n|---|---|---|---|")
+    _, other = rounds
+    print(f"| | Python | {other} | {other} / Python |\n|---|---|---|---|")
     for name, key, unit, factor in ROWS:
-        python, cpp = (_median(rounds[client], key) for client in CLIENTS)
-        shown = f"{python * factor:.3g} {unit} | {cpp * factor:.3g} {unit}"
-        print(f"| {name} | {shown} | {cpp / python:.2f} |")
+        python, client = (_median(records, key) for records in rounds.values())
+        shown = f"{python * factor:.3g} {unit} | {client * factor:.3g} {unit}"
+        print(f"| {name} | {shown} | {client / python:.2f} |")
 
 
 def _median(records: list[dict[str, Any]], key: str) -> float:
@@ -98,7 +102,7 @@ def _arguments() -> argparse.Namespace:
     if "--case" in sys.argv:
         return argparse.Namespace(case=sys.argv[sys.argv.index("--case") + 1 :])
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("build", type=Path, help="the client's build folder")
+    parser.add_argument("client", type=Path, help="the C++ client's build folder, or benchmark.js")
     parser.add_argument("package", type=Path)
     parser.add_argument("--variant", default="fast")
     parser.add_argument("--picture", type=Path, default=SAMPLE_PICTURE)

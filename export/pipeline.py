@@ -3,7 +3,7 @@
 import errno
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from fastvlm_onnx.export.layouts.genai import (
     with_genai_graphs,
     write_genai_configs,
 )
+from fastvlm_onnx.export.layouts.web_page import has_web_page, page_sources, write_web_page
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.variants import (
     block_formats,
@@ -47,7 +48,7 @@ from fastvlm_onnx.package import FORMAT_VERSION, DecoderFormat, ImageFormat, Man
 from fastvlm_onnx.package_files import describe_file
 from fastvlm_onnx.progress import Progress, no_progress
 from fastvlm_onnx.runtime.golden.record import record_golden
-from fastvlm_onnx.variants import GENAI_LAYOUT, QDQ_TARGET
+from fastvlm_onnx.variants import GENAI_LAYOUT, LAYOUTS, QDQ_TARGET, WEB_PAGE_LAYOUT
 from fastvlm_onnx.version import __version__
 
 MEGABYTE: Final = 1_000_000
@@ -72,6 +73,7 @@ def export_package(
     split_decoder: bool = False,
     target: str | None = None,
     layout: str | None = None,
+    node_modules: str | Path | None = None,
     progress: Progress = no_progress,
     verify: Verify | None = None,
 ) -> Manifest:
@@ -96,7 +98,10 @@ def export_package(
         target: "openvino" adds a vision encoder in QDQ form to the variants with int8 vision. The
             ranges of its activations are found on the images of `calibrate`, or on built-in ones.
         layout: "genai" adds the files that onnxruntime-genai needs, for the first variant that it
-            can run. A package that has them keeps them when it is added to.
+            can run. "web-page" adds a page that answers from the package in a browser. A package
+            that has such files keeps them when it is added to.
+        node_modules: a folder that has onnxruntime-web and @huggingface/tokenizers, for the page;
+            npm installs them when None.
         progress: called with the stage, the bytes written so far and the bytes in all.
         verify: `verify_package` of verify.py. The manifest and the card state its measurements. A
             package outside its tolerance is kept, and the card says so.
@@ -135,16 +140,22 @@ def export_package(
         existing.check_calibration(
             calibratable(existing.manifest.variants), is_calibrated=bool(calibrate)
         )
+    if layout not in (None, *LAYOUTS):
+        raise InputError(
+            f"layout is {layout!r}, expected {' or '.join(map(repr, LAYOUTS))} or None."
+        )
+    if node_modules is not None and layout != WEB_PAGE_LAYOUT:
+        raise InputError(f"found --node-modules; it belongs to --layout {WEB_PAGE_LAYOUT}.")
+    has_page, has_genai = layout == WEB_PAGE_LAYOUT, layout == GENAI_LAYOUT
+    if existing:
+        has_page |= has_web_page(destination)
+        has_genai |= GENAI_CONFIG in existing.manifest.files
     split = existing.split_variants if existing else []
     if split_decoder:
         split = variants_to_split(precisions)
     if target:
         check_qdq(precisions)
-    if layout not in (None, GENAI_LAYOUT):
-        raise InputError(f"layout is {layout!r}, expected {GENAI_LAYOUT!r} or None.")
-    if existing and GENAI_CONFIG in existing.manifest.files:
-        layout = GENAI_LAYOUT
-    genai_variant = check_genai(precisions) if layout else None
+    genai_variant = check_genai(precisions) if has_genai else None
     calibration_set = None
     if calibrate:
         formats = None if target and not calibratable(precisions) else block_formats(precisions)
@@ -178,7 +189,11 @@ def export_package(
     needed_bytes = writer.total_bytes + (calibration.size_bytes if calibration else 0)
     check_disk_space(destination.parent, needed_bytes, "package")
 
-    with unfinished_folder(destination) as folder:
+    with ExitStack() as stack:
+        page = None
+        if has_page:
+            page = stack.enter_context(page_sources(Path(node_modules) if node_modules else None))
+        folder = stack.enter_context(unfinished_folder(destination))
         # 3. Calibrate: each product is quantised on the activations of those before it.
         record, ranges_record = None, None
         if calibration:
@@ -221,6 +236,8 @@ def export_package(
 
         # 6. The card and then the manifest, last; then the folder takes its name.
         with _disk_errors(destination, folder, writer.total_bytes):
+            if page:
+                write_web_page(folder, page)
             manifest = finish_package(manifest, measured, folder)
     if calibration:
         calibration.remove()

@@ -200,7 +200,8 @@ TARGETS: Final = ("coreml", "cuda")
 QDQ_TARGET: Final = "openvino"
 # Runtimes whose files a package can also have, or be written for.
 GENAI_LAYOUT: Final = "genai"
-LAYOUTS: Final = (GENAI_LAYOUT,)
+WEB_PAGE_LAYOUT: Final = "web-page"
+LAYOUTS: Final = (GENAI_LAYOUT, WEB_PAGE_LAYOUT)
 
 
 def variants_for_provider(provider: str) -> tuple[str, ...]:

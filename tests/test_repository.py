@@ -99,6 +99,15 @@ def test_the_wheel_holds_the_built_in_model_and_its_pictures(wheel: set[str]) ->
     assert "fastvlm_onnx/export/calibration/texts.json" in wheel
 
 
+def test_the_wheel_holds_the_client_for_browsers(wheel: set[str]) -> None:
+    client = ROOT / "clients/javascript"
+    sources = [client / "package.json", *client.glob("page/*.js"), *client.glob("src/**/*.js")]
+    assert len(sources) > 20
+    for path in sources:
+        assert f"fastvlm_onnx/javascript/{path.relative_to(client)}" in wheel
+    assert not any("node_modules" in name for name in wheel)
+
+
 def test_the_wheel_installs_nothing_outside_the_package_but_the_optimum_command(
     wheel: set[str],
 ) -> None:

@@ -45,7 +45,14 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
 @click.option(
     "--layout",
     type=click.Choice(LAYOUTS),
-    help="The runtime that is to open the folder: genai adds the files of onnxruntime-genai.",
+    help="The runtime that is to open the folder: genai adds the files of onnxruntime-genai, "
+    "web-page a page that answers in a browser.",
+)
+@click.option(
+    "--node-modules",
+    type=click.Path(path_type=Path),
+    help="A folder that has onnxruntime-web and @huggingface/tokenizers for --layout web-page; "
+    "npm installs them otherwise.",
 )
 @click.option("--image-size", help="Pixels, with commas; the first is the default.")
 @click.option(
@@ -80,6 +87,7 @@ def export(
     precision: str | None,
     target: str | None,
     layout: str | None,
+    node_modules: Path | None,
     image_size: str | None,
     operators: str,
     base: str | None,
@@ -112,6 +120,7 @@ def export(
         split_decoder=split_decoder,
         target=target if target == QDQ_TARGET else None,
         layout=layout,
+        node_modules=node_modules,
     )
     click.echo(f"wrote {folder}", err=True)
     if verify:

@@ -30,10 +30,11 @@ from fastvlm_onnx.export.layouts.genai import (
 from fastvlm_onnx.export.layouts.web_page import has_web_page, page_sources, write_web_page
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.export.variants import (
-    block_formats,
+    NOT_CALIBRATED,
     build_graphs,
     calibratable,
     calibrated_graphs,
+    calibrated_precisions,
     check_qdq,
     check_variants,
     qdq_graphs,
@@ -91,8 +92,8 @@ def export_package(
         allow_nonfinite: export NaN and infinity instead of refusing the checkpoint.
         overwrite: replace an existing package, once the new package is whole.
         add: keep the variants and image sizes of an existing package, its default size included.
-        calibrate: quantise int4 decoders on the activations of texts and images: those of a folder,
-            or the built-in set when True.
+        calibrate: quantise int4 and int8 decoders on the activations of texts and images: those of
+            a folder, or the built-in set when True.
         split_decoder: export the decoder of `int4` in parts too. Greedy answers come sooner on the
             CPU, and the package has lm_head in int4 as well; `fast` is always exported so.
         target: "openvino" adds a vision encoder in QDQ form to the variants with int8 vision. The
@@ -158,7 +159,7 @@ def export_package(
     genai_variant = check_genai(precisions) if has_genai else None
     calibration_set = None
     if calibrate:
-        formats = None if target and not calibratable(precisions) else block_formats(precisions)
+        to_calibrate = calibrated_precisions(precisions)
         calibration_set = built_in_set() if calibrate is True else read_set(Path(calibrate))
     checkpoint = open_checkpoint(
         source, base=base, allow_nonfinite=allow_nonfinite, progress=progress
@@ -169,8 +170,8 @@ def export_package(
 
     # 2. Declare the graphs; every tensor of the checkpoint is accounted for.
     calibration = None
-    if calibration_set and formats:
-        calibration = Calibration(checkpoint, formats, calibration_set, sizes[0], destination)
+    if calibration_set:
+        calibration = Calibration(checkpoint, to_calibrate, calibration_set, sizes[0], destination)
     range_calibration = None
     if target:
         range_calibration = RangeCalibration(checkpoint, calibration_set, sizes[0])
@@ -179,7 +180,7 @@ def export_package(
         tuple(dict.fromkeys(precisions)),
         sizes,
         operators,
-        calibration.weights if calibration else None,
+        calibration.weights if calibration else NOT_CALIBRATED,
         range_calibration.ranges if range_calibration else None,
         split=split,
     )

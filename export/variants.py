@@ -16,7 +16,7 @@ from fastvlm_onnx.export.graphs.decoder import (
     build_decoder,
     embedding_rows,
 )
-from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS
+from fastvlm_onnx.export.graphs.decoder_precisions import DECODER_PRECISIONS, DecoderPrecision
 from fastvlm_onnx.export.graphs.decoder_standard_operators import STANDARD_OPERATORS
 from fastvlm_onnx.export.graphs.fixed_shapes import fix_axes
 from fastvlm_onnx.export.graphs.float16 import convert_to_float16
@@ -27,7 +27,6 @@ from fastvlm_onnx.export.graphs.qdq import Ranges
 from fastvlm_onnx.export.graphs.vision_encoder import build_vision_encoder
 from fastvlm_onnx.export.graphs.vision_encoder_int8 import build_vision_encoder_int8
 from fastvlm_onnx.export.graphs.vision_encoder_qdq import build_vision_encoder_qdq
-from fastvlm_onnx.export.tensors.block_formats import BlockFormats
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.export.writing.graph_set import GraphSet, UnwrittenGraph
@@ -58,6 +57,12 @@ QDQ: Final = "qdq"
 QDQ_WEIGHTS: Final = weights_file(VISION_ENCODER, QDQ)
 # GroupQueryAttention's rotary embedding on the CPU takes multiples of this number.
 FUSED_HEAD_DIM: Final = 16
+
+
+Calibrated = Mapping[str, CalibratedWeights]
+"""Weights that a calibration quantised, by their form in `DecoderPrecision.calibrated_form`."""
+
+NOT_CALIBRATED: Final[Calibrated] = {}
 
 
 @dataclass(frozen=True)
@@ -123,24 +128,30 @@ def check_qdq(variants: Sequence[str]) -> None:
         )
 
 
-def block_formats(variants: Sequence[str]) -> BlockFormats:
-    """Return the formats of the decoder weights in blocks, which all of these variants share.
+def calibrated_precisions(variants: Sequence[str]) -> dict[str, DecoderPrecision]:
+    """Return a decoder precision of each form of weights that a calibration quantises, by form.
+
+    All decoders of these variants in one form have the same weights.
 
     Raises:
-        InputError: no variant has a decoder with weights in blocks.
+        InputError: no variant has such weights.
     """
+    found: dict[str, DecoderPrecision] = {}
     for name in variants:
-        if formats := _formats_of(name):
-            return formats
-    raise InputError(
-        f"--calibrate quantises int4 decoders, and {', '.join(variants)} has none; add one of "
-        f"{', '.join(calibratable(VARIANTS))} with --precision, or leave --calibrate out."
-    )
+        for form, precision in _calibrated_precisions(name).items():
+            found.setdefault(form, precision)
+    if not found:
+        raise InputError(
+            f"--calibrate quantises int4 and int8 decoders, and {', '.join(variants)} has none; "
+            f"add one of {', '.join(calibratable(VARIANTS))} with --precision, or leave "
+            "--calibrate out."
+        )
+    return found
 
 
 def calibratable(variants: Iterable[str]) -> list[str]:
-    """Return the names of the variants whose decoder has weights in blocks."""
-    return [name for name in variants if _formats_of(name)]
+    """Return the names of the variants whose decoders a calibration quantises."""
+    return [name for name in variants if _calibrated_precisions(name)]
 
 
 def qdq_graphs(graph_set: GraphSet) -> list[str]:
@@ -149,9 +160,9 @@ def qdq_graphs(graph_set: GraphSet) -> list[str]:
 
 
 def calibrated_graphs(graph_set: GraphSet) -> list[str]:
-    """Return the files of the decoders with weights in blocks."""
+    """Return the files of the decoders that a calibration quantises."""
     variants = [graph_set.variants[name] for name in calibratable(graph_set.variants)]
-    wholes = [variant.decoder for variant in variants]
+    wholes = [file for variant in variants for file in (variant.decoder, variant.prefill)]
     parts = [v.split_decoder.decoder_layers for v in variants if v.split_decoder]
     return list(dict.fromkeys((*wholes, *parts)))
 
@@ -172,8 +183,11 @@ def variants_to_split(variants: Sequence[str]) -> list[str]:
     return found
 
 
-def _formats_of(variant: str) -> BlockFormats | None:
-    return DECODER_PRECISIONS[VARIANTS[variant].decoder_precision].formats
+def _calibrated_precisions(variant: str) -> dict[str, DecoderPrecision]:
+    spec = VARIANTS[variant]
+    names = (spec.decoder_precision, spec.prefill_precision)
+    precisions = [DECODER_PRECISIONS[name] for name in names if name]
+    return {each.calibrated_form: each for each in precisions if each.calibrated_form}
 
 
 def build_graphs(
@@ -181,7 +195,7 @@ def build_graphs(
     variants: Sequence[str],
     sizes: Sequence[int],
     operators: str,
-    calibrated: CalibratedWeights | None = None,
+    calibrated: Calibrated = NOT_CALIBRATED,
     ranges: Ranges | None = None,
     *,
     split: Collection[str] = (),
@@ -193,7 +207,7 @@ def build_graphs(
         variants: names of the variants.
         sizes: image sizes in pixels.
         operators: the set of operators, one of OPERATOR_SETS.
-        calibrated: quantised weights for the decoders with weights in blocks.
+        calibrated: the weights that a calibration quantised, by their form.
         ranges: the ranges of the vision encoder's activations, read when a graph is written; None
             for no vision encoders in QDQ form.
         split: names of the variants whose decoder is also declared in parts.
@@ -237,7 +251,8 @@ def build_graphs(
         prefill_file = decoder_file
         if prefill := spec.prefill_precision:
             prefill_file = add(
-                graph_file(PREFILL, prefill), partial(_prefill, weights, config, prefill)
+                graph_file(PREFILL, prefill),
+                partial(_prefill, weights, config, prefill, calibrated),
             )
         split_decoder = None
         if spec.splits or spec.name in split:
@@ -362,33 +377,46 @@ def _decoder(
     config: FastVLMConfig,
     precision: str,
     operators: str,
-    calibrated: CalibratedWeights | None,
+    calibrated: Calibrated,
 ) -> UnwrittenGraph:
     model = build_decoder(
         weights,
         config.decoder,
         precision,
         operators=DECODER_OPERATORS[operators],
-        calibrated=calibrated,
+        calibrated=_in_form_of(precision, calibrated),
     )
     return UnwrittenGraph(model, weights_file(DECODER, precision))
 
 
-def _prefill(weights: Weights, config: FastVLMConfig, precision: str) -> UnwrittenGraph:
-    model = build_decoder(weights, config.decoder, precision, has_lm_head=False)
-    # A decoder of the same precision shares the weights.
-    return UnwrittenGraph(model, weights_file(DECODER, precision))
+def _in_form_of(precision: str, calibrated: Calibrated) -> CalibratedWeights | None:
+    form = DECODER_PRECISIONS[precision].calibrated_form
+    return calibrated.get(form) if form else None
 
 
-def _decoder_layers(
-    weights: Weights, config: FastVLMConfig, precision: str, calibrated: CalibratedWeights | None
+def _prefill(
+    weights: Weights, config: FastVLMConfig, precision: str, calibrated: Calibrated
 ) -> UnwrittenGraph:
     model = build_decoder(
         weights,
         config.decoder,
         precision,
         has_lm_head=False,
-        calibrated=calibrated,
+        calibrated=_in_form_of(precision, calibrated),
+    )
+    # A decoder of the same precision shares the weights.
+    return UnwrittenGraph(model, weights_file(DECODER, precision))
+
+
+def _decoder_layers(
+    weights: Weights, config: FastVLMConfig, precision: str, calibrated: Calibrated
+) -> UnwrittenGraph:
+    model = build_decoder(
+        weights,
+        config.decoder,
+        precision,
+        has_lm_head=False,
+        calibrated=_in_form_of(precision, calibrated),
     )
     return UnwrittenGraph(model, weights_file(DECODER, precision))
 

@@ -1,13 +1,12 @@
-"""Quantise the weights of a decoder layer by layer, on the activations of a calibration set.
+"""Quantise the weights of a checkpoint's decoders on the activations of a calibration set.
 
-Each product sees the activations that the quantised products before it give, so it makes up for a
-part of their error. One layer's weights in float32 are in memory at a time.
+A decoder in another form has other activations, so each form runs its own layers.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -16,20 +15,15 @@ import numpy as np
 
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.calibration.calibration_set import CalibrationSet
-from fastvlm_onnx.export.calibration.gptq import GPTQ, Rounder
-from fastvlm_onnx.export.calibration.input_gram import InputGram
-from fastvlm_onnx.export.calibration.layer_files import read_layer, weights_in, write_layer
-from fastvlm_onnx.export.calibration.layer_runner import LayerRunner
-from fastvlm_onnx.export.calibration.sequences import Limits, Sequences, make_sequences
+from fastvlm_onnx.export.calibration.decoder_forms import form_of
+from fastvlm_onnx.export.calibration.gptq import GPTQ
+from fastvlm_onnx.export.calibration.layer_files import weights_in
+from fastvlm_onnx.export.calibration.layer_quantizer import LayerQuantizer
+from fastvlm_onnx.export.calibration.sequences import Limits, make_sequences
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
-from fastvlm_onnx.export.graphs.recorded_layer import RecordedLayer
-from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, BlockFormats
+from fastvlm_onnx.export.graphs.decoder_precisions import DecoderPrecision
+from fastvlm_onnx.export.tensors.block_formats import PRODUCTS
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
-from fastvlm_onnx.export.tensors.quantization import (
-    Blocks,
-    dequantize_blocks,
-    quantize_blocks,
-)
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 from fastvlm_onnx.export.tensors.weights import Weights
 from fastvlm_onnx.package import CalibrationRecord
@@ -48,26 +42,23 @@ DEFAULT_LIMITS: Final = Limits()
 ARITHMETIC: Final = 1
 # Activations beyond this size are in a file that is mapped into memory.
 MEMORY_BYTES: Final = 256_000_000
-# Rows of a weight that are dequantised at a time.
-PIECE_ROWS: Final = 1024
 # Tokens around an image in a prompt, more than enough.
 PROMPT_TOKENS: Final = 64
-# The part of a layer's time before its output is computed, for the progress.
-QUANTIZED: Final = 0.7
 
 
 class Calibration:
-    """The calibration of one decoder, before and after it has run.
+    """The calibration of a checkpoint's decoders, before and after it has run.
 
     Attributes:
         folder: the hidden folder of finished layers, beside the package that they are for.
-        weights: the quantised weights. They can be read once the calibration has run.
+        weights: the quantised weights by their form, a key of `precisions`. They can be read once
+            the calibration has run.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        formats: BlockFormats,
+        precisions: Mapping[str, DecoderPrecision],
         calibration_set: CalibrationSet,
         image_size: int,
         destination: Path,
@@ -80,7 +71,7 @@ class Calibration:
 
         Args:
             checkpoint: the checkpoint with the weights.
-            formats: the block format of each weight.
+            precisions: a precision of each form to calibrate, by `calibrated_form`.
             calibration_set: texts and images.
             image_size: side of the square input of the vision encoder in pixels.
             destination: the package that the weights are for.
@@ -88,31 +79,35 @@ class Calibration:
             limits: the most that is used of the set.
             threads: threads of ONNX Runtime; one for each physical core when None.
         """
-        self._checkpoint, self._formats, self._set = checkpoint, formats, calibration_set
+        self._checkpoint, self._set = checkpoint, calibration_set
         self._image_size, self._settings, self._limits = image_size, settings, limits
         self._threads = threads
         self.folder = destination.with_name(f".{destination.name}.calibration")
         self._config = config = checkpoint.config.decoder
-        self._layers = config.num_hidden_layers
-        self._shapes = {name: config.shape_of(weights) for name, weights in PRODUCTS.items()}
-        self.weights: CalibratedWeights = weights_in(self.folder, config, formats)
+        self._forms = [form_of(precision, config) for precision in precisions.values()]
+        self.weights: dict[str, CalibratedWeights] = {
+            form.name: weights_in(self.folder, form, config.num_hidden_layers)
+            for form in self._forms
+        }
 
     @property
     def size_bytes(self) -> int:
         """The largest size of the folder: quantised weights, and activations that do not fit."""
+        weights = [found for form in self.weights.values() for found in form.values()]
         tensors = [
             tensor
-            for weight in self.weights.values()
+            for weight in weights
             for tensor in (weight.values, weight.zero_points)
             if tensor is not None
         ]
         stored = sum(tensor.size_bytes // 4 for tensor in tensors)
-        stored += sum(weight.scales.size_bytes for weight in self.weights.values())
-        limits, hidden_size = self._limits, self._checkpoint.config.decoder.hidden_size
+        stored += sum(weight.scales.size_bytes for weight in weights)
+        limits = self._limits
         image_tokens = (self._image_size // VISION_PATCH_SIZE) ** 2 + PROMPT_TOKENS
         images = min(limits.images, len(self._set.images))
         tokens = limits.texts * limits.tokens + images * image_tokens
-        return stored + 4 * tokens * hidden_size
+        # The sequences, and the activations that are made of them.
+        return stored + 2 * 4 * tokens * self._config.hidden_size
 
     def run(self, progress: Progress) -> CalibrationRecord:
         """Quantise all layers, or the layers that an interrupted run left.
@@ -147,9 +142,10 @@ class Calibration:
             graphs=[],
         )
         try:
-            activations = self._activations(sequences)
-            del sequences  # the activations may be on disk
-            self._run_layers(activations, progress)
+            lengths = sequences.lengths
+            inputs_embeds = self._hold("inputs_embeds", sequences.inputs_embeds)
+            del sequences  # what is held may be on disk
+            self._run_forms(inputs_embeds, lengths, progress)
         except Exception:
             self.remove()
             raise
@@ -165,8 +161,8 @@ class Calibration:
             "arithmetic": ARITHMETIC,
             "set": set_digest,
             "settings": [asdict(self._settings[product]) for product in PRODUCTS],
-            "decoder": asdict(self._checkpoint.config.decoder),
-            "formats": [asdict(self._formats[product]) for product in PRODUCTS],
+            "decoder": asdict(self._config),
+            "forms": {form.name: form.describe() for form in self._forms},
         }
         key = json.dumps(described, indent=1)
         key_file = self.folder / "calibration.json"
@@ -175,99 +171,35 @@ class Calibration:
             self.folder.mkdir(parents=True)
             key_file.write_text(key, encoding="utf-8")
 
-    def _run_layers(self, activations: Sequence[FloatArray], progress: Progress) -> None:
-        weights = Weights(self._checkpoint.tensors)
-        config = self._checkpoint.config.decoder
-        runner = LayerRunner(weights, config, max(map(len, activations)), self._threads)
-        layer_bytes = 4 * sum(out_size * in_size for out_size, in_size in self._shapes.values())
-        digest = hashlib.blake2b(digest_size=16)
-        for layer in range(self._layers):
-
-            def report(share: float, layer: int = layer) -> None:
-                stage = f"calibration, layer {layer + 1} of {self._layers}"
-                done = int((layer + share) * layer_bytes)
-                progress(stage, done, self._layers * layer_bytes)
-
-            report(0)
-            graph = runner.layer(layer)
-            for name, array in graph.weights.items():
-                runner.load({name: array.read()}, digest.update)
-            blocks = read_layer(self.folder, layer, digest.hexdigest())
-            if blocks is None:
-                blocks = self._quantize_layer(runner, graph, activations, report)
-                write_layer(self.folder, layer, blocks, digest.hexdigest())
-            elif layer < self._layers - 1:
-                for product in PRODUCTS:
-                    self._load(runner, graph, product, blocks)
-            if layer < self._layers - 1:
-                for done, part in enumerate(activations):
-                    part[:] = runner.run(part)
-                    report(QUANTIZED + (1 - QUANTIZED) * (done + 1) / len(activations))
-            runner.release(*graph.weights)
-
-    def _activations(self, sequences: Sequences) -> list[FloatArray]:
-        """Return the inputs of the first layer by sequence, float32 [tokens, hidden_size]."""
-        given = sequences.inputs_embeds
-        if given.nbytes > MEMORY_BYTES:
-            path = self.folder / "activations"
-            held: FloatArray = np.memmap(path, np.float32, "w+", shape=given.shape)
+    def _hold(self, name: str, array: FloatArray) -> FloatArray:
+        """Return a copy of an array, in a file of the folder if the array is large."""
+        if array.nbytes > MEMORY_BYTES:
+            held: FloatArray = np.memmap(self.folder / name, np.float32, "w+", shape=array.shape)
         else:
-            held = np.empty_like(given)
-        held[:] = given
-        return np.split(held, np.cumsum(sequences.lengths)[:-1])
+            held = np.empty_like(array)
+        held[:] = array
+        return held
 
-    def _quantize_layer(
-        self,
-        runner: LayerRunner,
-        graph: RecordedLayer,
-        activations: Sequence[FloatArray],
-        report: Callable[[float], None],
-    ) -> dict[str, Blocks]:
-        """Quantise the products of a loaded layer one after the other.
-
-        Each product's inputs are those of a layer whose products before it are quantised.
-        """
-        found: dict[str, Blocks] = {}
-        for i, product in enumerate(PRODUCTS):
-            form = self._formats[product]
-            name = graph.products[product]
-            gram = None
-            if form.bits == 4:
-                gram = InputGram(self._shapes[product][1])
-                for part in activations:
-                    gram.add(runner.run(part, product))
-            runner.release(name)
-            weight = np.ascontiguousarray(graph.weights[name].read().T)
-            if gram is None:  # weights of 8 bits are rounded to the nearest
-                found[product] = quantize_blocks(weight, form.block_size, form.bits)
-            else:
-                rounder = Rounder(gram.upper, self._settings[product])
-                found[product] = rounder.quantize(weight, form.block_size)
-                del rounder
-            del weight, gram
-            self._load(runner, graph, product, found)
-            report(QUANTIZED * (i + 1) / len(PRODUCTS))
-        return found
-
-    def _load(
-        self,
-        runner: LayerRunner,
-        graph: RecordedLayer,
-        product: str,
-        blocks: Mapping[str, Blocks],
+    def _run_forms(
+        self, inputs_embeds: FloatArray, lengths: Sequence[int], progress: Progress
     ) -> None:
-        """Give the runner the quantised weight of one product."""
-        weight = _dequantize(blocks[product], self._shapes[product])
-        runner.load({graph.products[product]: weight})
+        config, weights = self._config, Weights(self._checkpoint.tensors)
+        layers = config.num_hidden_layers
+        shapes = [config.shape_of(names) for names in PRODUCTS.values()]
+        layer_bytes = 4 * sum(out_size * in_size for out_size, in_size in shapes)
+        stops = np.cumsum(lengths)[:-1]
+        given = np.split(inputs_embeds, stops)
+        activations = np.split(self._hold("activations", inputs_embeds), stops)
+        for number, form in enumerate(self._forms):
 
+            def report(
+                layer: int, share: float, before: int = number * layers, name: str = form.name
+            ) -> None:
+                stage = f"calibration of {name}, layer {layer + 1} of {layers}"
+                done = int((before + layer + share) * layer_bytes)
+                progress(stage, done, len(self._forms) * layers * layer_bytes)
 
-def _dequantize(blocks: Blocks, shape: tuple[int, int]) -> FloatArray:
-    """Return a weight as the layer's graph reads it, float32 [in, out]."""
-    out_size, in_size = shape
-    weight = np.empty((in_size, out_size), np.float32)
-    for start in range(0, out_size, PIECE_ROWS):
-        rows = slice(start, start + PIECE_ROWS)
-        zeros = None if blocks.zero_points is None else blocks.zero_points[rows]
-        piece = Blocks(blocks.packed[rows], blocks.scales[rows], zeros)
-        weight[:, rows] = dequantize_blocks(piece, in_size).T
-    return weight
+            for part, embeds in zip(activations, given, strict=True):
+                part[:] = form.stream(embeds)
+            quantizer = LayerQuantizer(form, config, self.folder, self._settings, self._threads)
+            quantizer.run(weights, activations, report)

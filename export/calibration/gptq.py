@@ -7,6 +7,7 @@ after the other, and moves the columns that follow so that they make up for the 
 Source: GPTQ (arXiv 2210.17323); as Babai's nearest plane algorithm, arXiv 2507.18553.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,7 @@ from fastvlm_onnx.export.tensors.quantization import (
     Blocks,
     pack_int4_blocks,
     search_int4,
+    search_int8,
 )
 
 # Columns whose errors are added to later columns in one matrix product.
@@ -50,6 +52,26 @@ class GPTQ:
     has_activation_order: bool = True
 
 
+@dataclass(frozen=True)
+class Levels:
+    """The integers of a number format.
+
+    Attributes:
+        largest: an integer plus the zero point of its block is in 0 .. largest.
+        search: finds the integers, scales and zero points of blocks, given the importance of their
+            columns and the shares of their range to try.
+    """
+
+    largest: int
+    search: Callable[
+        [FloatArray, FloatArray, Sequence[float]], tuple[FloatArray, FloatArray, FloatArray]
+    ]
+
+
+INT4: Final = Levels(15, search_int4)
+INT8: Final = Levels(254, search_int8)
+
+
 class Rounder:
     """Rounds weights of products that have the same inputs."""
 
@@ -76,15 +98,38 @@ class Rounder:
             weight: float32 [out, in].
             block_size: consecutive values of a row that share a scale.
         """
+        integers, scales, zeros = self._round(weight, block_size, INT4)
+        return pack_int4_blocks(integers, scales, zeros, block_size)
+
+    def quantize_channels(self, weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
+        """Quantise a weight to int8 with a scale for each output channel.
+
+        Args:
+            weight: float32 [out, in].
+
+        Returns:
+            int8 [out, in] in -127 .. 127, and scales float32 [out].
+        """
+        integers, scales, _ = self._round(weight, weight.shape[1], INT8)
+        return integers, scales[:, 0]
+
+    def _round(
+        self, weight: FloatArray, block_size: int, levels: Levels
+    ) -> tuple[NDArray[np.int8], FloatArray, NDArray[np.uint8]]:
         # Rows are independent of each other, and pieces of them take little memory.
         pieces = [
             _round_columns(
-                weight[i : i + PIECE_ROWS], self._factor, self._order, block_size, self._settings
+                weight[i : i + PIECE_ROWS],
+                self._factor,
+                self._order,
+                block_size,
+                self._settings,
+                levels,
             )
             for i in range(0, len(weight), PIECE_ROWS)
         ]
         integers, scales, zeros = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-        return pack_int4_blocks(integers, scales, zeros, block_size)
+        return integers, scales, zeros
 
 
 def _round_columns(
@@ -93,6 +138,7 @@ def _round_columns(
     order: NDArray[np.int64],
     block_size: int,
     settings: GPTQ,
+    levels: Levels,
 ) -> tuple[NDArray[np.int8], FloatArray, NDArray[np.uint8]]:
     """Round the columns of a weight in a given order.
 
@@ -106,6 +152,7 @@ def _round_columns(
         order: the columns of the weight in the order in which they are rounded.
         block_size: consecutive columns that share a scale.
         settings: the settings of GPTQ.
+        levels: the integers.
 
     Returns:
         Integers int8 [out, in], scales float32 [out, blocks] and zero points uint8 [out, blocks].
@@ -123,11 +170,13 @@ def _round_columns(
         importance[order] = np.einsum("ij,ij->i", factor, factor)
         for block in range(blocks):
             columns = slice(block * block_size, min((block + 1) * block_size, in_size))
-            _, scale, zero = search_int4(weight[:, columns], importance[columns], SHARES)
+            _, scale, zero = levels.search(weight[:, columns], importance[columns], SHARES)
             scales[block], zeros[block] = scale[:, 0], zero[:, 0]
 
-    for start in range(0, in_size, max(LAZY_COLUMNS, block_size)):
-        stop = min(start + max(LAZY_COLUMNS, block_size), in_size)
+    # Scales that are found on moved columns need all columns of their block at once.
+    step = LAZY_COLUMNS if settings.has_activation_order else max(LAZY_COLUMNS, block_size)
+    for start in range(0, in_size, step):
+        stop = min(start + step, in_size)
         inverse = np.linalg.inv(factor[start:stop, start:stop].astype(np.float64))
         inverse = inverse.astype(np.float32)
         # The values that make up for the errors of all columns before `start`.
@@ -142,12 +191,12 @@ def _round_columns(
                     width = min(block_size, stop - column)
                     spread = np.diagonal(factor)[column : column + width] ** 2
                     values = np.ascontiguousarray(moved[k : k + width].T)
-                    _, scale, zero = search_int4(values, spread, SHARES)
+                    _, scale, zero = levels.search(values, spread, SHARES)
                     scales[block], zeros[block] = scale[:, 0], zero[:, 0]
                 scale, zero = scales[block], zeros[block]
                 with np.errstate(divide="ignore", invalid="ignore"):
                     nearest = np.nan_to_num(moved[k] / scale)
-                rounded = np.clip(np.rint(nearest), -zero, 15 - zero)
+                rounded = np.clip(np.rint(nearest), -zero, levels.largest - zero)
                 integers[column] = rounded
                 change[column] = original[column] - rounded * scale
                 errors[k - inner] = (moved[k] - rounded * scale) / inverse[k, k]

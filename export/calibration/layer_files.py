@@ -13,67 +13,61 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvlm_onnx.export.architecture.config import DecoderConfig
-from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, BlockFormats
-from fastvlm_onnx.export.tensors.quantization import Blocks
-from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights, stored_blocks
+from fastvlm_onnx.export.calibration.decoder_forms import Arrays, DecoderForm
+from fastvlm_onnx.export.tensors.block_formats import PRODUCTS
+from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 
 DIGEST = "digest"
 
 
-def layer_file(folder: Path, layer: int) -> Path:
-    return folder / f"layer.{layer}.npz"
+def layer_file(folder: Path, form: DecoderForm, layer: int) -> Path:
+    return folder / f"{form.name}.layer.{layer}.npz"
 
 
-def write_layer(folder: Path, layer: int, blocks: Mapping[str, Blocks], digest: str) -> None:
+def write_layer(path: Path, products: Mapping[str, Arrays], digest: str) -> None:
     """Write the quantised weights of a layer by product, all at once."""
     arrays: dict[str, Any] = {DIGEST: np.frombuffer(bytes.fromhex(digest), np.uint8)}
-    for name, found in blocks.items():
-        arrays[f"{name}.packed"], arrays[f"{name}.scales"] = found.packed, found.scales
-        if found.zero_points is not None:
-            arrays[f"{name}.zero_points"] = found.zero_points
-    path = layer_file(folder, layer)
+    for product, found in products.items():
+        arrays |= {f"{product}.{name}": array for name, array in found.items()}
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         np.savez(file, **arrays)
     unfinished.replace(path)
 
 
-def read_layer(folder: Path, layer: int, digest: str) -> dict[str, Blocks] | None:
+def read_layer(path: Path, digest: str) -> dict[str, Arrays] | None:
     """Return the weights by product; None if missing, damaged or of other weights."""
     try:
         # numpy would leave a damaged file open.
-        with layer_file(folder, layer).open("rb") as file, np.load(file) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             if arrays[DIGEST].tobytes().hex() != digest:
                 return None
             return {
-                name: Blocks(
-                    arrays[f"{name}.packed"],
-                    arrays[f"{name}.scales"],
-                    arrays.get(f"{name}.zero_points"),
-                )
-                for name in PRODUCTS
+                product: {
+                    key.removeprefix(f"{product}."): arrays[key]
+                    for key in arrays.files
+                    if key.startswith(f"{product}.")
+                }
+                for product in PRODUCTS
             }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 
-def weights_in(folder: Path, config: DecoderConfig, formats: BlockFormats) -> CalibratedWeights:
+def weights_in(folder: Path, form: DecoderForm, num_layers: int) -> CalibratedWeights:
     """Return the weights of all layers, which are read from the folder when they are used.
 
     Args:
         folder: the folder of the layers' files, which need not exist yet.
-        config: the decoder's sizes.
-        formats: the format of each product.
+        form: the form of the weights.
+        num_layers: the number of layers.
     """
     return {
-        (layer, product): stored_blocks(
-            config.shape_of(weights),
-            formats[product],
-            partial(_read_array, layer_file(folder, layer), product),
+        (layer, product): form.tensors(
+            product, partial(_read_array, layer_file(folder, form, layer), product)
         )
-        for layer in range(config.num_hidden_layers)
-        for product, weights in PRODUCTS.items()
+        for layer in range(num_layers)
+        for product in PRODUCTS
     }
 
 

@@ -34,12 +34,16 @@ class LayerRunner:
     """The layers of one decoder, of which one is loaded."""
 
     def __init__(
-        self, weights: Weights, config: DecoderConfig, context_length: int, threads: int | None
+        self,
+        layers: Callable[[int], Weights],
+        config: DecoderConfig,
+        context_length: int,
+        threads: int | None,
     ) -> None:
         """Open the sessions; no weight is read.
 
         Args:
-            weights: the checkpoint at its root.
+            layers: returns the tensors of a layer, counted from 0.
             config: the decoder's sizes.
             context_length: the length of the longest sequence.
             threads: threads of ONNX Runtime; one for each physical core when None.
@@ -47,7 +51,7 @@ class LayerRunner:
         Raises:
             ProviderError: ONNX Runtime is not installed.
         """
-        self._weights = weights
+        self._layers = layers
         self._config = replace(config, max_position_embeddings=context_length)
         self._loaded: dict[str, FloatArray] = {}
         kv_shape = (1, config.num_key_value_heads, 0, config.head_dim)
@@ -56,13 +60,13 @@ class LayerRunner:
         with tempfile.TemporaryDirectory() as folder:
             for output in (NEXT_HIDDEN_STATES, *PRODUCTS):
                 path = Path(folder) / f"{output}.onnx"
-                model = build_recorded_layer(weights, self._config, 0, output).model
+                model = build_recorded_layer(layers(0), self._config, output).model
                 ir.save(model, path)
                 self._sessions[output] = GraphSession(path, ProviderChoice(CPU), threads)
 
     def layer(self, layer: int) -> RecordedLayer:
         """Return the graph and the unread weights of one layer, counted from 0."""
-        return build_recorded_layer(self._weights, self._config, layer)
+        return build_recorded_layer(self._layers(layer), self._config)
 
     def load(
         self,

@@ -4,6 +4,7 @@ Source: Qwen2 (arXiv 2407.10671); transformers 4.48.3 modeling_qwen2.py.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 from onnxscript import nn
@@ -116,11 +117,10 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = norm(weights / "input_layernorm", width, eps)
         self.self_attn = operators.attention(weights / "self_attn", config, qkv, o)
         self.post_attention_layernorm = norm(weights / "post_attention_layernorm", width, eps)
-        self.mlp: nn.Module
-        if precision.mlp is None:
-            self.mlp = MLP(weights / "mlp", config, gate_up, down)
-        else:
-            self.mlp = precision.mlp(weights / "mlp", config)
+        mlp = precision.mlp_of(layer, calibrated) or partial(
+            MLP, gate_up_linear=gate_up, down_linear=down
+        )
+        self.mlp: nn.Module = mlp(weights / "mlp", config)
 
     def forward(
         self,
@@ -186,7 +186,7 @@ def build_decoder(
         operators: the building blocks to use.
         has_lm_head: end with logits; otherwise with lm_head's input, `hidden_states`. A graph
             without lm_head is for the CPU, where attention without tiles is faster.
-        calibrated: the weights of all products, quantised; for a precision with block formats.
+        calibrated: the weights of all products, quantised in the precision's `calibrated_form`.
 
     Returns:
         A graph with logits float32 [B, 1, vocab_size], or hidden states float32

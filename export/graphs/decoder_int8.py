@@ -6,7 +6,7 @@ the output and down projections are transformed in the graph. At a down projecti
 token's largest value is 20 times the root mean square of its values, and up to 65 times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -24,6 +24,7 @@ from fastvlm_onnx.export.graphs.layers import Op, parameter
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear, QuantizedActivation
 from fastvlm_onnx.export.graphs.linear import MatMulNBits
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
+from fastvlm_onnx.export.tensors.quantized_weight import QuantizedTensors
 from fastvlm_onnx.export.tensors.weights import Weights
 
 # A token's largest magnitude becomes this distance from the zero point 128.
@@ -35,6 +36,7 @@ SMALLEST_PEAK: Final = 1e-30
 # more time; docs/quantisation.md has the figures.
 STREAM_BLOCK: Final = 128
 INPUT_BLOCK: Final = 64
+SPREAD_PRODUCTS: Final = ("o_proj", "down_proj")
 # 8 tokens leave a fifth more of lm_head's divergence, 64 leave a quarter less.
 NUM_REFINED: Final = 16
 
@@ -59,6 +61,25 @@ def quantize_tokens(op: Op, x: ir.Value, width: int) -> tuple[QuantizedActivatio
     return QuantizedActivation(values, 1.0, zero_point), scale
 
 
+def int8_products(
+    weights: Sequence[LazyArray], quantized: QuantizedTensors | None
+) -> list[Int8Linear]:
+    """Return a product for each weight.
+
+    Args:
+        weights: torch's weights [out, in].
+        quantized: all weights, one below the other; they are rounded to the nearest when None.
+    """
+    if quantized is None:
+        return [Int8Linear(weight) for weight in weights]
+    stops = np.cumsum([weight.shape[0] for weight in weights]).tolist()
+    starts = [0, *stops[:-1]]
+    return [
+        Int8Linear(weight, quantized=quantized.columns(start, stop))
+        for weight, start, stop in zip(weights, starts, stops, strict=True)
+    ]
+
+
 class PerTokenInt8Linear(nn.Module):
     """int8 weights with a scale for each output, uint8 activations with a scale for each token.
 
@@ -66,10 +87,24 @@ class PerTokenInt8Linear(nn.Module):
     a scale for each token, they do not coarsen the other rows.
     """
 
-    def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None):
+    def __init__(
+        self,
+        weights: Sequence[LazyArray],
+        bias: LazyArray | None = None,
+        *,
+        quantized: QuantizedTensors | None = None,
+    ):
+        """Declare the layer.
+
+        Args:
+            weights: torch's weights [out, in].
+            bias: [out], for a single weight.
+            quantized: all weights, one below the other, as a calibration quantised them; they are
+                rounded to the nearest when None.
+        """
         super().__init__()
         self.in_size = weights[0].shape[1]
-        self.products = nn.ModuleList([Int8Linear(weight) for weight in weights])
+        self.products = nn.ModuleList(int8_products(weights, quantized))
         self.bias = None if bias is None else parameter(bias)
 
     def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
@@ -84,10 +119,24 @@ class PerTokenInt8Linear(nn.Module):
 class SpreadInt8Linear(PerTokenInt8Linear):
     """PerTokenInt8Linear behind a Hadamard transform, which spreads the input's large values."""
 
-    def __init__(self, weights: Sequence[LazyArray], bias: LazyArray | None = None):
+    def __init__(
+        self,
+        weights: Sequence[LazyArray],
+        bias: LazyArray | None = None,
+        *,
+        quantized: QuantizedTensors | None = None,
+    ):
+        """Declare the layer; the arguments are those of `PerTokenInt8Linear`.
+
+        Args:
+            weights: torch's weights [out, in], for an input that is not transformed.
+            bias: [out], for a single weight.
+            quantized: the transformed weights, quantised; None as there.
+        """
         in_size = weights[0].shape[1]
-        block_size = hadamard_block(in_size, INPUT_BLOCK)
-        super().__init__([transform_inputs(weight, block_size) for weight in weights], bias)
+        block_size = input_block("o_proj", in_size)
+        transformed = [transform_inputs(weight, block_size) for weight in weights]
+        super().__init__(transformed, bias, quantized=quantized)
         self.hadamard = Hadamard(in_size, block_size)
 
     def forward(self, op: Op, x: ir.Value) -> list[ir.Value]:
@@ -97,18 +146,40 @@ class SpreadInt8Linear(PerTokenInt8Linear):
 class PerTokenInt8MLP(nn.Module):
     """down(silu(gate(x)) * up(x)), with a Hadamard transform before the down projection."""
 
-    def __init__(self, weights: Weights, config: DecoderConfig) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        config: DecoderConfig,
+        quantized: Mapping[str, QuantizedTensors] | None = None,
+    ) -> None:
+        """Declare the layers.
+
+        Args:
+            weights: the checkpoint at the MLP.
+            config: the decoder's sizes.
+            quantized: `gate_up_proj` and `down_proj` (of the transformed input) as a calibration
+                quantised them; all are rounded to the nearest when None.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape.
+        """
         super().__init__()
         hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
         self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
-        block_size = hadamard_block(intermediate_size, INPUT_BLOCK)
-        self.gate_proj, self.up_proj = (
-            Int8Linear(weights.take(f"{name}_proj.weight", intermediate_size, hidden_size))
+        block_size = input_block("down_proj", intermediate_size)
+        gate_up = [
+            weights.take(f"{name}_proj.weight", intermediate_size, hidden_size)
             for name in ("gate", "up")
+        ]
+        self.gate_proj, self.up_proj = int8_products(
+            gate_up, None if quantized is None else quantized["gate_up_proj"]
         )
         self.hadamard = Hadamard(intermediate_size, block_size)
         down = weights.take("down_proj.weight", hidden_size, intermediate_size)
-        self.down_proj = Int8Linear(transform_inputs(down, block_size))
+        (self.down_proj,) = int8_products(
+            [transform_inputs(down, block_size)],
+            None if quantized is None else quantized["down_proj"],
+        )
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         activation, scale = quantize_tokens(op, x, self.hidden_size)
@@ -138,9 +209,24 @@ class RefinedInt8Head(MatMulNBits):
         return op.ScatterElements(logits, tokens, refined, axis=-1)
 
 
+def stream_block(config: DecoderConfig) -> int:
+    """Return the number of channels in a block of the residual stream's transform."""
+    return hadamard_block(config.hidden_size, STREAM_BLOCK)
+
+
+def input_block(product: str, in_size: int) -> int:
+    """Return the number of channels in a block of the transform before a product; 1 for none.
+
+    Args:
+        product: a key of `block_formats.PRODUCTS`.
+        in_size: the product's input channels.
+    """
+    return hadamard_block(in_size, INPUT_BLOCK) if product in SPREAD_PRODUCTS else 1
+
+
 def stream_transform(config: DecoderConfig) -> Hadamard:
     """Return the layer that transforms the residual stream, or turns it back."""
-    return Hadamard(config.hidden_size, hadamard_block(config.hidden_size, STREAM_BLOCK))
+    return Hadamard(config.hidden_size, stream_block(config))
 
 
 def transform_layer(weights: Weights, config: DecoderConfig) -> Weights:
@@ -158,7 +244,7 @@ def transform_layer(weights: Weights, config: DecoderConfig) -> Weights:
         CheckpointError: a tensor is missing or has another shape.
     """
     hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
-    block_size = hadamard_block(hidden_size, STREAM_BLOCK)
+    block_size = stream_block(config)
     q_width = config.num_attention_heads * config.head_dim
     kv_width = config.num_key_value_heads * config.head_dim
     norms = {

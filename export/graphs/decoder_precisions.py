@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import onnx_ir as ir
 from onnxscript import nn
@@ -27,6 +28,11 @@ from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.tensors.quantization import INT8_BLOCK
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 from fastvlm_onnx.export.tensors.weights import Weights
+
+# The forms in which a calibration can quantise the weights of a decoder: int4 in blocks, and int8
+# with a scale for each output channel.
+INT4_BLOCKS: Final = "int4"
+INT8_CHANNELS: Final = "int8"
 
 LinearFactory = Callable[..., Linear]
 """Makes a linear layer from torch's weights, and a bias if there is one."""
@@ -63,8 +69,10 @@ class DecoderPrecision:
         cache_dtype: the dtype of keys and values.
         o_linear: makes the output projection of every attention; `linear` makes it when None.
         down_linear: makes the down projection of every MLP; `linear` makes it when None.
-        mlp: makes every MLP from its tensors; `linear` and `down_linear` make its layers when None.
+        mlp: makes every MLP from its tensors, and from its quantised tensors if there are any;
+            `linear` and `down_linear` make its layers when None.
         transforms_stream: the residual stream goes through a Hadamard transform.
+        has_int8_channels: every weight is int8 with a scale for each output channel.
         formats: the block formats of all products, of which every linear layer is made; None where
             weights are not in blocks.
         avoids_tiling: attention does without ONNX Runtime's tiled kernel; see AttentionInputs.
@@ -75,10 +83,21 @@ class DecoderPrecision:
     cache_dtype: ir.DataType = ir.DataType.FLOAT
     o_linear: LinearFactory | None = None
     down_linear: LinearFactory | None = None
-    mlp: Callable[[Weights, DecoderConfig], nn.Module] | None = None
+    mlp: Callable[..., nn.Module] | None = None
     transforms_stream: bool = False
+    has_int8_channels: bool = False
     formats: BlockFormats | None = None
     avoids_tiling: bool = False
+
+    @property
+    def calibrated_form(self) -> str | None:
+        """The form in which a calibration quantises the weights.
+
+        INT4_BLOCKS or INT8_CHANNELS; None for a precision that no calibration changes.
+        """
+        if self.formats is not None:
+            return INT4_BLOCKS
+        return INT8_CHANNELS if self.has_int8_channels else None
 
     def linear_of(
         self,
@@ -91,8 +110,8 @@ class DecoderPrecision:
         Args:
             layer: the layer, counted from 0.
             product: a key of `block_formats.PRODUCTS`.
-            calibrated: weights that a calibration quantised; weights in blocks are rounded as they
-                are written when None.
+            calibrated: weights that a calibration quantised in this precision's form; weights are
+                rounded as they are written when None.
         """
         if self.formats is not None:
             form = self.formats[product]
@@ -105,7 +124,18 @@ class DecoderPrecision:
         special = {"o_proj": self.o_linear, "down_proj": self.down_linear}.get(product)
         chosen = special or self.linear
         assert chosen is not None
-        return chosen
+        return (
+            chosen if calibrated is None else partial(chosen, quantized=calibrated[layer, product])
+        )
+
+    def mlp_of(
+        self, layer: int, calibrated: CalibratedWeights | None = None
+    ) -> Callable[[Weights, DecoderConfig], nn.Module] | None:
+        """Return `mlp` for one layer; the arguments are those of `linear_of`."""
+        if self.mlp is None or calibrated is None:
+            return self.mlp
+        products = ("gate_up_proj", "down_proj")
+        return partial(self.mlp, quantized={name: calibrated[layer, name] for name in products})
 
 
 # In an int4 decoder this int8 layer takes a third of a token's time. It stays in int8 because it
@@ -135,6 +165,7 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
         o_linear=SpreadInt8Linear,
         mlp=PerTokenInt8MLP,
         transforms_stream=True,
+        has_int8_channels=True,
         avoids_tiling=True,
     ),
     "int4": DecoderPrecision(None, _int8_head, formats=INT4_FORMATS),

@@ -56,16 +56,16 @@ def hadamard_block(width: int, largest: int) -> int:
 
 def transform_inputs(weight: LazyArray, block_size: int) -> LazyArray:
     """Transform torch's weight [out, in] for an input that Hadamard has transformed."""
-    return weight.each_row(lambda rows, _: _transform_columns(rows, block_size))
+    return weight.each_row(lambda rows, _: transform_columns(rows, block_size))
 
 
 def transform_outputs(weight: LazyArray, block_size: int) -> LazyArray:
     """Transform torch's weight [out, in], so that its output is transformed as by Hadamard."""
-    return weight.then(lambda whole: _transform_columns(whole.T, block_size).T, *weight.shape)
+    return weight.then(lambda whole: transform_columns(whole.T, block_size).T, *weight.shape)
 
 
-def _transform_columns(matrix: FloatArray, block_size: int) -> FloatArray:
-    """Return matrix @ H for each block of columns.
+def transform_columns(matrix: FloatArray, block_size: int) -> FloatArray:
+    """Return matrix @ H for each block of columns of a float32 matrix.
 
     The order of these sums is fixed, and so are their last bits on every processor. A matrix
     product would let two machines round a weight to different integers.

@@ -16,7 +16,7 @@ from onnxscript import nn
 
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, Shape, parameter
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
-from fastvlm_onnx.export.tensors.quantized_weight import quantize_channels_lazily
+from fastvlm_onnx.export.tensors.quantized_weight import QuantizedTensors, quantize_channels_lazily
 
 # The intermediate activations of a ConvFFN are computed in tiles of at most this size, so that they
 # stay in the processor's cache between the two products.
@@ -40,9 +40,22 @@ def quantize_activation(op: Op, x: ir.Value) -> QuantizedActivation:
 class Int8Linear(nn.Module):
     """x @ weight.T + bias over the last axis; `weight` is torch's [out, in]."""
 
-    def __init__(self, weight: LazyArray, bias: LazyArray | None = None):
+    def __init__(
+        self,
+        weight: LazyArray,
+        bias: LazyArray | None = None,
+        quantized: QuantizedTensors | None = None,
+    ):
+        """Declare the product.
+
+        Args:
+            weight: torch's weight [out, in].
+            bias: [out].
+            quantized: values int8 [in, out] and scales [out]; the weight is rounded to the nearest
+                when it is written when None.
+        """
         super().__init__()
-        columns = quantize_channels_lazily(weight)
+        columns = quantized or quantize_channels_lazily(weight)
         self.weight = parameter(columns.values, ir.DataType.INT8)
         self.scale = parameter(columns.scales)
         self.bias = None if bias is None else parameter(bias)

@@ -13,7 +13,7 @@ from onnxscript import nn
 
 from fastvlm_onnx.export.graphs.layers import MICROSOFT, Op, parameter
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray, stacked, transposed
-from fastvlm_onnx.export.tensors.quantized_weight import BlockTensors, quantize_blocks_lazily
+from fastvlm_onnx.export.tensors.quantized_weight import QuantizedTensors, quantize_blocks_lazily
 
 # MatMulNBits: quantise activations to int8, with a scale for each block of each row.
 ACCURACY_INT8: Final = 4
@@ -97,7 +97,7 @@ class BlockLinear(nn.Module):
         *,
         block_size: int,
         bits: int,
-        quantized: BlockTensors | None = None,
+        quantized: QuantizedTensors | None = None,
     ):
         super().__init__()
         self.sizes = [weight.shape[0] for weight in weights]
@@ -119,7 +119,7 @@ class MatMulNBits(nn.Module):
         weight: LazyArray,
         block_size: int,
         bits: int,
-        quantized: BlockTensors | None = None,
+        quantized: QuantizedTensors | None = None,
     ):
         """Declare the product.
 

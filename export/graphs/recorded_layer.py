@@ -86,16 +86,15 @@ class RecordedLayer:
 
 
 def build_recorded_layer(
-    weights: Weights, config: DecoderConfig, layer: int, output: str = NEXT_HIDDEN_STATES
+    weights: Weights, config: DecoderConfig, output: str = NEXT_HIDDEN_STATES
 ) -> RecordedLayer:
     """Build the graph of one layer.
 
     The graph has the nodes that the output needs, and no others.
 
     Args:
-        weights: the checkpoint at its root.
+        weights: the tensors of the layer.
         config: the decoder's sizes. The rotary tables have its context length.
-        layer: the layer, counted from 0.
         output: NEXT_HIDDEN_STATES, or one of `block_formats.PRODUCTS` for that product's input.
 
     Raises:
@@ -104,7 +103,7 @@ def build_recorded_layer(
     fp32 = DECODER_PRECISIONS["fp32"]
     precision = RecordedPrecision(None, fp32.lm_head)
     operators = DecoderOperators()
-    module = DecoderLayer(weights / f"model.layers.{layer}", config, precision, layer, operators)
+    module = DecoderLayer(weights, config, precision, 0, operators)
     module._set_name("layer")
     graph = Graph("decoder_layer", operators.opset)
     shape: list[int | str] = [BATCH_SIZE, SEQUENCE_LENGTH, config.hidden_size]

@@ -203,6 +203,41 @@ def search_int4(
     return integers, best_scale, best_zero
 
 
+def search_int8(
+    blocks: FloatArray, importance: FloatArray, shares: Sequence[float]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Quantise blocks to -127 .. 127; several scales are tried, and the best are taken.
+
+    Least squares refines each scale. The errors are computed as sums of squares. The quotients that
+    `search_int4` compares differ by less than float32 resolves in 8 bits.
+
+    Args:
+        blocks: float32 [n, block_size].
+        importance: the weight of each column's squared error, float32 [block_size].
+        shares: the shares of a block's largest magnitude that are tried as the ends of the range.
+
+    Returns:
+        Integers [n, block_size], scales [n, 1] and zero points [n, 1], all float32. A block of
+        zeros has scale 1. The zero points are 127: an integer plus 127 is in 0 .. 254.
+    """
+    peak = np.abs(blocks).max(axis=1, keepdims=True)
+    best_error = np.full_like(peak, np.inf)
+    best_scale, integers = np.ones_like(peak), np.zeros_like(blocks)
+    for share in shares:
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            inverse = np.nan_to_num(np.float32(127 / share) / peak, posinf=0)
+        tried = np.clip(np.rint(blocks * inverse), -127, 127)
+        weighted = tried * importance
+        norm = np.einsum("ij,ij->i", weighted, tried)[:, None]
+        dot = np.einsum("ij,ij->i", weighted, blocks)[:, None]
+        scale = np.divide(dot, norm, out=np.ones_like(dot), where=norm > 0)
+        error = np.einsum("ij,j->i", np.square(blocks - tried * scale), importance)[:, None]
+        better = error < best_error
+        for best, found in ((best_error, error), (best_scale, scale), (integers, tried)):
+            np.copyto(best, found, where=better)
+    return integers, best_scale, np.full_like(best_scale, 127)
+
+
 def _round_int4(blocks: FloatArray, inverse: FloatArray, zero: FloatArray, out: FloatArray) -> None:
     np.multiply(blocks, inverse, out=out)
     np.rint(out, out=out)

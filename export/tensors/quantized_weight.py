@@ -17,21 +17,28 @@ Quantize = Callable[[FloatArray], Sequence[Array]]
 
 
 @dataclass(frozen=True)
-class BlockTensors:
-    """The tensors of a weight in blocks, in the shapes of `quantization.Blocks`.
+class QuantizedTensors:
+    """The tensors of a weight that was quantised before, in the shapes that its product reads.
 
     Attributes:
-        values: the packed integers, uint8.
-        scales: float32 [out, blocks].
+        values: the integers.
+        scales: float32.
         zero_points: uint8, two in a byte; None with 8 bits.
     """
 
     values: LazyArray
     scales: LazyArray
-    zero_points: LazyArray | None
+    zero_points: LazyArray | None = None
+
+    def columns(self, start: int, stop: int) -> "QuantizedTensors":
+        """Return some output channels of an int8 weight with a scale for each channel."""
+        return QuantizedTensors(
+            self.values.then(lambda v: v[:, start:stop], self.values.shape[0], stop - start),
+            self.scales.then(lambda s: s[start:stop], stop - start),
+        )
 
 
-CalibratedWeights = Mapping[tuple[int, str], BlockTensors]
+CalibratedWeights = Mapping[tuple[int, str], QuantizedTensors]
 """Weights that a calibration quantised, by layer (counted from 0) and product: "qkv_proj"."""
 
 
@@ -162,10 +169,22 @@ def quantize_blocks_lazily(weight: LazyArray, block_size: int, bits: int) -> Qua
     return QuantizedWeight(weight, quantize, *shapes, by_rows=True)
 
 
+def stored_channels(shape: tuple[int, ...], read: Callable[[str], Array]) -> QuantizedTensors:
+    """Return the tensors of an int8 weight that was quantised before.
+
+    Args:
+        shape: the shape of the weight, [out, in].
+        read: reads "values", int8 [out, in], or "scales", float32 [out].
+    """
+    out_size, in_size = shape
+    values = LazyArray((in_size, out_size), lambda: read("values").T)
+    return QuantizedTensors(values, LazyArray((out_size,), partial(read, "scales")))
+
+
 def stored_blocks(
     shape: tuple[int, ...], form: BlockFormat, read: Callable[[str], Array]
-) -> BlockTensors:
-    """Return the tensors of a weight that was quantised before.
+) -> QuantizedTensors:
+    """Return the tensors of a weight in blocks that was quantised before.
 
     Args:
         shape: the shape of the weight, [out, in].
@@ -175,7 +194,7 @@ def stored_blocks(
     names = ("packed", "scales", "zero_points")
     shapes = _block_shapes(shape, form)
     arrays = [LazyArray(s, partial(read, name)) for name, s in zip(names, shapes, strict=False)]
-    return BlockTensors(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
+    return QuantizedTensors(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
 
 
 def _block_shapes(shape: tuple[int, ...], form: BlockFormat) -> list[tuple[int, ...]]:

@@ -72,8 +72,8 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
     is_flag=False,
     flag_value=BUILT_IN_SET,
     metavar="[FOLDER]",
-    help="Quantise int4 decoders, and find the ranges for --target openvino, on texts and images: "
-    "FOLDER's, or built-in ones.",
+    help="Quantise int4 and int8 decoders, and find the ranges for --target openvino, on texts and "
+    "images: FOLDER's, or built-in ones.",
 )
 @click.option(
     "--split-decoder",

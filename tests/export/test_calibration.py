@@ -1,5 +1,6 @@
 """`export --calibrate`: int4 decoders that are quantised on the activations of texts and images."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def interrupted(tmp_path: Path, texts: Path) -> Path:
 def finish(destination: Path, texts: Path) -> tuple[Manifest, set[str]]:
     """Export again, and return the layers' files that were kept from before."""
     folder = destination.with_name(f".{destination.name}.calibration")
-    before = {path.name: path.stat().st_ino for path in folder.glob("layer.*.npz")}
+    before = {path.name: path.stat().st_ino for path in folder.glob("int4.layer.*.npz")}
     kept = set()
 
     def look(stage: str, done: int, total: int) -> None:
@@ -211,17 +212,17 @@ def test_an_interrupted_calibration_goes_on_to_the_same_bytes(
     interrupted: Path, calibrated: Path, texts: Path
 ) -> None:
     manifest, kept = finish(interrupted, texts)
-    assert kept == {"layer.0.npz", "layer.1.npz"}
+    assert kept == {"int4.layer.0.npz", "int4.layer.1.npz"}
     assert manifest == read_manifest(calibrated)
 
 
 def test_a_damaged_layer_is_calibrated_again(
     interrupted: Path, calibrated: Path, texts: Path
 ) -> None:
-    path = interrupted.with_name(".onnx.calibration") / "layer.1.npz"
+    path = interrupted.with_name(".onnx.calibration") / "int4.layer.1.npz"
     path.write_bytes(path.read_bytes()[:1000])
     manifest, kept = finish(interrupted, texts)
-    assert kept == {"layer.0.npz"}
+    assert kept == {"int4.layer.0.npz"}
     assert manifest == read_manifest(calibrated)
 
 
@@ -252,6 +253,10 @@ def test_progress_counts_the_layers(tmp_path: Path, texts: Path) -> None:
 # --- activations ---------------------------------------------------------------------------------
 
 
+def layers_of(weights: Weights) -> Callable[[int], Weights]:
+    return lambda layer: weights / f"model.layers.{layer}"
+
+
 def test_the_layers_one_by_one_give_the_logits_of_the_decoder(
     package: Path, model: FastVLM
 ) -> None:
@@ -260,7 +265,7 @@ def test_the_layers_one_by_one_give_the_logits_of_the_decoder(
     ids = token_ids(3 * TEXT, package)
     embeds = model.language_model.embed([ids])
     hidden_states = embeds[0].copy()
-    runner = LayerRunner(weights, config, len(ids), threads=1)
+    runner = LayerRunner(layers_of(weights), config, len(ids), threads=1)
     for layer in range(config.num_hidden_layers):
         runner.load({name: array.read() for name, array in runner.layer(layer).weights.items()})
         hidden_states = runner.run(hidden_states)
@@ -275,7 +280,7 @@ def test_the_layers_one_by_one_give_the_logits_of_the_decoder(
 def test_a_product_s_input_is_what_the_layer_computes_before_it() -> None:
     checkpoint = open_checkpoint("demo")
     config, weights = checkpoint.config.decoder, Weights(checkpoint.tensors)
-    runner = LayerRunner(weights, config, 12, threads=1)
+    runner = LayerRunner(layers_of(weights), config, 12, threads=1)
     loaded = {name: array.read() for name, array in runner.layer(1).weights.items()}
     runner.load(loaded)
     x = np.random.default_rng(1).standard_normal((12, config.hidden_size)).astype(np.float32)
@@ -313,7 +318,12 @@ def test_an_addition_to_a_calibrated_package_takes_the_same_set(
         export_package("demo", folder, precisions=["int8"], add=True)
     manifest = export_package("demo", folder, precisions=["int8"], add=True, calibrate=texts)
     assert list(manifest.variants) == ["int4", "int8"]
-    assert manifest.calibration == read_manifest(calibrated).calibration
+    weights = "decoder.int4.onnx.data"
+    assert manifest.files[weights] == read_manifest(calibrated).files[weights]
+    record = read_manifest(calibrated).calibration
+    assert record is not None
+    both = ["decoder.int4.onnx", "decoder.int8.onnx"]
+    assert manifest.calibration == replace(record, graphs=both)
 
 
 def test_an_addition_does_not_calibrate_old_weights(tmp_path: Path, texts: Path) -> None:

@@ -201,9 +201,10 @@ def write_pictures(folder: Path, count: int) -> Path:
 
 
 def test_the_ranges_come_from_a_folders_images(
-    qdq_package: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    qdq_package: Path, tmp_path: Path, texts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_pictures(tmp_path / "pictures", 9)
+    shutil.copy(texts / "one.txt", folder)
     (folder / "broken.png").write_bytes(b"no picture")
     with caplog.at_level(logging.WARNING, "fastvlm_onnx"):
         manifest = export_package(
@@ -213,7 +214,8 @@ def test_the_ranges_come_from_a_folders_images(
     assert manifest.ranges is not None
     assert (manifest.ranges.set, manifest.ranges.images) == ("pictures", 9)
     assert manifest.ranges.sha256 != read_manifest(qdq_package).ranges.sha256
-    assert manifest.calibration is None  # int8 has no weights that a calibration quantises
+    assert manifest.calibration is not None  # of the decoder, on the same folder
+    assert (manifest.calibration.set, manifest.calibration.images) == ("pictures", 9)
 
 
 def test_made_pictures_are_in_the_range_of_pixel_values() -> None:

@@ -1,0 +1,188 @@
+"""The forms of a decoder's weights that a calibration quantises: int4 in blocks, int8 by channels.
+
+A form says on which inputs a product's weight is quantised, and how. The layers run in float32,
+with the quantised weights of the products before.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from fastvlm_onnx.export.architecture.config import DecoderConfig
+from fastvlm_onnx.export.calibration.gptq import Rounder
+from fastvlm_onnx.export.graphs.decoder_int8 import (
+    input_block,
+    stream_block,
+    transform_layer,
+)
+from fastvlm_onnx.export.graphs.decoder_precisions import (
+    INT4_BLOCKS,
+    INT8_CHANNELS,
+    DecoderPrecision,
+)
+from fastvlm_onnx.export.graphs.hadamard import transform_columns
+from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, BlockFormats
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray
+from fastvlm_onnx.export.tensors.quantization import (
+    Blocks,
+    dequantize_blocks,
+    quantize_blocks,
+)
+from fastvlm_onnx.export.tensors.quantized_weight import (
+    QuantizedTensors,
+    stored_blocks,
+    stored_channels,
+)
+from fastvlm_onnx.export.tensors.weights import Weights
+
+Arrays = Mapping[str, NDArray[Any]]
+"""The arrays of a quantised weight, by names that the form chooses."""
+
+
+class DecoderForm(Protocol):
+    """One form of the weights of a decoder."""
+
+    name: str
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that the integers depend on beside checkpoint and set, for JSON."""
+
+    def layer(self, weights: Weights) -> Weights:
+        """Return a layer's tensors as the layers run, from those of the checkpoint."""
+
+    def stream(self, inputs_embeds: FloatArray) -> FloatArray:
+        """Return the residual stream before the first layer, [tokens, hidden_size]."""
+
+    def is_calibrated(self, product: str) -> bool:
+        """Return whether a product's inputs matter for its integers."""
+
+    def transform(self, product: str, rows: FloatArray) -> FloatArray:
+        """Transform the inputs of a product [tokens, in], or its weight [out, in].
+
+        The transform is its own inverse.
+        """
+
+    def quantize(self, product: str, weight: FloatArray, rounder: Rounder | None) -> Arrays:
+        """Quantise a transformed weight.
+
+        Args:
+            product: a key of `block_formats.PRODUCTS`.
+            weight: float32 [out, in].
+            rounder: of the product's transformed inputs; None where `is_calibrated` is False.
+        """
+
+    def dequantize(self, product: str, arrays: Arrays, rows: slice) -> FloatArray:
+        """Return some rows of a transformed weight that `quantize` has quantised, float32."""
+
+    def tensors(self, product: str, read: Callable[[str], NDArray[Any]]) -> QuantizedTensors:
+        """Return a weight as the decoder's graph reads it.
+
+        Args:
+            product: a key of `block_formats.PRODUCTS`.
+            read: reads one of the arrays that `quantize` returned.
+        """
+
+
+class BlockForm:
+    """int4 in blocks with zero points by GPTQ; int8 in blocks is rounded to the nearest."""
+
+    name = INT4_BLOCKS
+
+    def __init__(self, config: DecoderConfig, formats: BlockFormats) -> None:
+        """Take the decoder's sizes, and the format of each product."""
+        self._config, self._formats = config, formats
+
+    def describe(self) -> dict[str, Any]:
+        return {"formats": [asdict(self._formats[product]) for product in PRODUCTS]}
+
+    def layer(self, weights: Weights) -> Weights:
+        return weights
+
+    def stream(self, inputs_embeds: FloatArray) -> FloatArray:
+        return inputs_embeds
+
+    def is_calibrated(self, product: str) -> bool:
+        return self._formats[product].bits == 4
+
+    def transform(self, product: str, rows: FloatArray) -> FloatArray:  # noqa: ARG002
+        return rows
+
+    def quantize(self, product: str, weight: FloatArray, rounder: Rounder | None) -> Arrays:
+        form = self._formats[product]
+        if rounder is None:
+            found = quantize_blocks(weight, form.block_size, form.bits)
+        else:
+            found = rounder.quantize(weight, form.block_size)
+        arrays: dict[str, NDArray[Any]] = {"packed": found.packed, "scales": found.scales}
+        if found.zero_points is not None:
+            arrays["zero_points"] = found.zero_points
+        return arrays
+
+    def dequantize(self, product: str, arrays: Arrays, rows: slice) -> FloatArray:
+        zeros = arrays.get("zero_points")
+        blocks = Blocks(
+            arrays["packed"][rows], arrays["scales"][rows], None if zeros is None else zeros[rows]
+        )
+        return dequantize_blocks(blocks, self._config.shape_of(PRODUCTS[product])[1])
+
+    def tensors(self, product: str, read: Callable[[str], NDArray[Any]]) -> QuantizedTensors:
+        shape = self._config.shape_of(PRODUCTS[product])
+        return stored_blocks(shape, self._formats[product], read)
+
+
+class ChannelForm:
+    """int8 with a scale for each output channel by GPTQ, behind the int8 decoder's transforms."""
+
+    name = INT8_CHANNELS
+
+    def __init__(self, config: DecoderConfig) -> None:
+        """Take the decoder's sizes."""
+        self._config = config
+
+    def describe(self) -> dict[str, Any]:
+        shapes = [self._config.shape_of(weights) for weights in PRODUCTS.values()]
+        return {
+            "stream_block": stream_block(self._config),
+            "input_blocks": [
+                input_block(product, in_size)
+                for product, (_, in_size) in zip(PRODUCTS, shapes, strict=True)
+            ],
+        }
+
+    def layer(self, weights: Weights) -> Weights:
+        return transform_layer(weights, self._config)
+
+    def stream(self, inputs_embeds: FloatArray) -> FloatArray:
+        return transform_columns(inputs_embeds, stream_block(self._config))
+
+    def is_calibrated(self, product: str) -> bool:  # noqa: ARG002
+        return True
+
+    def transform(self, product: str, rows: FloatArray) -> FloatArray:
+        return transform_columns(rows, input_block(product, rows.shape[1]))
+
+    def quantize(
+        self,
+        product: str,  # noqa: ARG002
+        weight: FloatArray,
+        rounder: Rounder | None,
+    ) -> Arrays:
+        assert rounder is not None
+        values, scales = rounder.quantize_channels(weight)
+        return {"values": values, "scales": scales}
+
+    def dequantize(self, product: str, arrays: Arrays, rows: slice) -> FloatArray:  # noqa: ARG002
+        found: FloatArray = arrays["values"][rows] * arrays["scales"][rows, None]
+        return found
+
+    def tensors(self, product: str, read: Callable[[str], NDArray[Any]]) -> QuantizedTensors:
+        return stored_channels(self._config.shape_of(PRODUCTS[product]), read)
+
+
+def form_of(precision: DecoderPrecision, config: DecoderConfig) -> DecoderForm:
+    """Return the form of the weights of a precision that has a `calibrated_form`."""
+    if precision.formats is None:
+        return ChannelForm(config)
+    return BlockForm(config, precision.formats)

@@ -20,7 +20,7 @@ from fastvlm_onnx.runtime.ort.coreml import with_model_cache
 from fastvlm_onnx.runtime.ort.lazy_session import DeferredSession, LazySession
 from fastvlm_onnx.runtime.ort.plugins import plugin_devices
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
-from fastvlm_onnx.runtime.ort.providers import COREML, PROVIDERS
+from fastvlm_onnx.runtime.ort.providers import COREML, CPU, PROVIDERS
 from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession
 
 VISION_GRAPHS: Final = (VISION_ENCODER, PROJECTOR)
@@ -84,7 +84,10 @@ def open_sessions(
 
     def open_graph(graph: str) -> GraphRunner:
         file, choice = files[graph], _choice(choices, graph)
-        provider = PROVIDERS.get(choice.name)
+        record, provider = manifest.graphs[file], PROVIDERS.get(choice.name)
+        # ONNX Runtime's int8 vision encoder is sooner so, and no other image moves its scales.
+        is_int8_on_cpu = choice.ep == CPU and record.int8_products
+        one_image = is_int8_on_cpu or (provider is not None and provider.fixes_batch)
         place = compiled.get(graph)
         if place and choice.ep == COREML:
             choice, place = with_model_cache(choice, place), None
@@ -92,9 +95,9 @@ def open_sessions(
             folder / file,
             choice,
             threads,
-            has_int8_products=manifest.graphs[file].int8_products,
+            has_int8_products=record.int8_products,
             record_placement=record_placement,
-            fixes_batch=provider is not None and provider.fixes_batch and graph in VISION_GRAPHS,
+            fixes_batch=one_image and graph in VISION_GRAPHS,
             compiled=place,
         )
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastvlm_onnx
@@ -46,3 +47,18 @@ def test_the_best_variant_that_runs_is_chosen(variants_package: Path) -> None:
     expected = [name for name in variants_for_provider("cpu") if name in there and runs(name)]
     with fastvlm_onnx.load(variants_package, providers="cpu") as model:
         assert model.precision == expected[0]
+
+
+@pytest.mark.parametrize("variant", [name for name in CPU_VARIANTS if name not in ("fp32", "fp16")])
+def test_an_int8_image_does_not_depend_on_the_other_images_of_its_batch(
+    variants_package: Path, variant: str
+) -> None:
+    if not runs(variant):
+        pytest.skip(f"{variant} needs ONNX Runtime {VARIANTS[variant].least_onnxruntime}")
+    with fastvlm_onnx.load(variants_package, precision=variant, providers="cpu") as model:
+        size = model.image_size
+        pixel_values = np.random.default_rng(0).random((2, 3, size, size), np.float32)
+        pixel_values[1] *= 0.1  # one scale for both would leave a few steps to the second image
+        together = model.image_encoder.encode_pixel_values(pixel_values)
+        alone = model.image_encoder.encode_pixel_values(pixel_values[1:])
+    np.testing.assert_array_equal(together[1:], alone)

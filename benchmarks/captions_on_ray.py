@@ -47,15 +47,21 @@ def main() -> None:
     parser.add_argument("package")
     parser.add_argument("--few", type=int, default=200)
     parser.add_argument("--many", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=2, help="of plain's sessions and an actor's")
     options = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} logical processors")
     seconds: dict[str, list[float]] = {"plain": [], "ray": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "pictures")
         folder.mkdir()
+        warm_up = Path(name, "warm-up")
+        warm_up.mkdir()
+        draw(warm_up, 0, 1)
+        seconds_of(options.package, warm_up, Path(name, "warm-up.jsonl"))
+        threads = ["--threads", str(options.threads)]
         for first, end in ((0, options.few), (options.few, options.many)):
             draw(folder, first, end)
-            for side, more in (("plain", []), ("ray", ["--ray", "local"])):
+            for side, more in (("plain", threads), ("ray", ["--ray", "local", *threads])):
                 output = Path(name, f"{side}-{end}.jsonl")
                 seconds[side].append(seconds_of(options.package, folder, output, *more))
                 print(f"{side}: {end} pictures in {seconds[side][-1]:.1f} s", flush=True)

@@ -14,7 +14,6 @@ from fastvlm_onnx.runtime.captions.prompts import PromptTemplate
 from fastvlm_onnx.runtime.captions.table import caption_table
 from fastvlm_onnx.runtime.loading import load
 
-# Ray Data shows an actor's class by its name; one actor opens the package once.
 PATH, CONTENT, ERROR = "path", "bytes", "error"
 
 
@@ -93,9 +92,9 @@ class Captioner:
         return table.set_column(0, self._id_column, pa.array(ids))
 
 
-def _picture(content: Any, error: str | None) -> Any:
+def _picture(content: Any, error: Any) -> Any:
     """Return a picture in a form that the model takes, or the error in its place."""
-    if error is not None:
+    if isinstance(error, str):
         return FastVLMError(error)
     if isinstance(content, Mapping):  # an image as the `datasets` library stores it
         content = content.get(CONTENT)

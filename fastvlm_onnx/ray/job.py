@@ -15,7 +15,7 @@ import ray.data
 import ray.exceptions
 from ray.data.checkpoint import CheckpointConfig
 
-from fastvlm_onnx.errors import FastVLMError, InputError
+from fastvlm_onnx.errors import FastVLMError, InputError, ProviderError
 from fastvlm_onnx.ray.captioner import CONTENT, ERROR, PATH, Captioner
 from fastvlm_onnx.ray.cluster import connected, default_threads, fitting_actors, node_cpus
 from fastvlm_onnx.ray.json_lines import JsonLinesFiles
@@ -229,4 +229,7 @@ def _plain_errors() -> Iterator[None]:
                 if isinstance(one, FastVLMError):
                     raise one from None
             found = found.__cause__ or cause
-        raise
+        reason = str(error).strip().splitlines()[-1][:200]
+        raise ProviderError(
+            f"Ray ended the job ({reason}); see to the machines, then go on with --resume."
+        ) from None

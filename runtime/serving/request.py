@@ -42,10 +42,12 @@ class Request:
         Raises:
             InputError: the parts, the images or the options are of another type.
         """
-        num_images = len(items("images", self.images))
-        for index, part in enumerate(items("parts", self.parts)):
+        # The fields may be iterators, which are used up here.
+        object.__setattr__(self, "images", items("images", self.images))
+        object.__setattr__(self, "parts", items("parts", self.parts))
+        for index, part in enumerate(self.parts):
             if isinstance(part, ImagePlace):
-                is_good = 0 <= part.index < num_images
+                is_good = 0 <= part.index < len(self.images)
             else:
                 is_good = isinstance(part, list) and all(
                     type(token_id) is int and token_id >= 0 for token_id in part
@@ -55,6 +57,8 @@ class Request:
                     f"parts[{index}] is a {type(part).__name__}; expected a list of token ids, or "
                     "the ImagePlace of an image of this request."
                 )
+        if not any(isinstance(part, ImagePlace) or len(part) for part in self.parts):
+            raise InputError("parts is empty; give token ids, or the place of an image.")
         instance("config", self.config, GenerationConfig)
 
 

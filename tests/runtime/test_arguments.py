@@ -8,6 +8,7 @@ import pytest
 
 from fastvlm_onnx import FastVLM, InputError, Request, Scheduler
 from fastvlm_onnx.arguments import ARGUMENTS, checks_arguments
+from fastvlm_onnx.runtime.text.prompt import ImagePlace
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,12 @@ def test_a_scheduler_refuses_other_objects(model: FastVLM) -> None:
         Scheduler(5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="config is None"):
         Request([[1]], (), None)  # type: ignore[arg-type]
+    for parts in ([], [[]], [[-1]], [[1.5]], ["text"], [ImagePlace(0)]):
+        with pytest.raises(InputError, match=r"^parts"):
+            Request(parts)  # type: ignore[arg-type]
     with Scheduler(model) as scheduler:
+        with pytest.raises(InputError, match="parts has the token id 1000000"):
+            scheduler.submit(Request([[10**6]]))
         with pytest.raises(InputError, match="request is None"):
             scheduler.submit(None)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="id is 5"):

@@ -24,9 +24,11 @@ def problems(command: Command, outcome: Outcome, room: Path) -> list[str]:
     """
     if outcome.is_late:
         return ["hang"]
+    # A limit on files holds for the file that is stderr here.
+    is_silent = 2 in {*command.closed, *command.full} or command.limits.file_bytes == 0
     return [
         *_of_code(command, outcome),
-        *_of_stderr(outcome, is_silent=2 in {*command.closed, *command.full}),
+        *_of_stderr(outcome, is_silent=is_silent),
         *_leftovers(command, outcome, room),
     ]
 

@@ -44,6 +44,8 @@ CLASSES: Final[dict[str, tuple[int, Make | None]]] = {
     "surroundings": (7, command_cases.surroundings),
     "signals": (3, command_cases.signals),
 }
+ALL_SHARES: Final = sum(share for share, _ in CLASSES.values())
+PART: Final = 1000  # cases of all classes that run before the next of each
 
 
 @dataclass
@@ -124,21 +126,26 @@ class Runner:
         return self._material.package
 
     def run(self, cases: int, only: str | None, progress: Progress) -> None:
-        """Run the cases that are not done yet."""
-        total = sum(share for share, _ in CLASSES.values())
-        for name, (share, _) in CLASSES.items():
-            if only not in (None, name):
-                continue
-            count = cases if only else round(cases * share / total)
-            if name == API:
-                self._run_calls(count, progress)
-                continue
-            for number in range(progress.done.get(name, 0), count):
-                outcome, found = self._case(name, number)[1:]
-                progress.add(name, number, outcome, found)
-                if number % 50 == 0:
-                    progress.write()
-            progress.write()
+        """Run the cases that are not done yet, some of each class at a time."""
+        parts = max(1, cases // PART)
+        for part in range(1, parts + 1):
+            for name, (share, _) in CLASSES.items():
+                if only not in (None, name):
+                    continue
+                count = cases if only else round(cases * share / ALL_SHARES)
+                self._run_class(name, count * part // parts, progress)
+
+    def _run_class(self, name: str, count: int, progress: Progress) -> None:
+        """Run the cases of a class up to `count`."""
+        if name == API:
+            self._run_calls(count, progress)
+            return
+        for number in range(progress.done.get(name, 0), count):
+            outcome, found = self._case(name, number)[1:]
+            progress.add(name, number, outcome, found)
+            if number % 20 == 0:
+                progress.write()
+        progress.write()
 
     def show(self, name: str, number: int) -> None:
         """Run a case, and print its command, its output and its problems."""

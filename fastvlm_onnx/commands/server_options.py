@@ -43,7 +43,7 @@ class FiniteRange(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if math.isnan(number):
-            self.fail(f"{value} is not a number; expected {self._describe_range()}.", param, ctx)
+            self.fail(f"{value} is not a number; give a number in the range.", param, ctx)
         return number
 
 

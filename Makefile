@@ -84,6 +84,13 @@ test-javascript: .venv/installed-all
 test-clients: test-javascript
 .PHONY: test-javascript
 
+# The client in C++. ONNXRUNTIME_ROOT names ONNX Runtime's headers and library; without it they are
+# downloaded, and the tests are skipped where they cannot be.
+test-cpp: .venv/installed-all
+	.venv/bin/python -m pytest -m slow tests/clients/test_cpp.py
+test-clients: test-cpp
+.PHONY: test-cpp
+
 # --- lint and types ------------------------------------------------------------------------------
 
 check: .venv/installed-all .types

@@ -1,4 +1,4 @@
-"""`export --calibrate`: int4 decoders that are quantised on the activations of texts and images."""
+"""`export --calibrate`: decoders that are quantised on the activations of texts and images."""
 
 from collections.abc import Callable
 from dataclasses import replace

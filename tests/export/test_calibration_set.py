@@ -122,7 +122,7 @@ def test_the_command_refuses_a_set_without_texts(tmp_path: Path) -> None:
 
 def test_a_calibration_of_float_variants_is_refused(tmp_path: Path) -> None:
     line = refusal("export", "demo", "-o", tmp_path / "onnx", "--calibrate", "--precision", "fp16")
-    assert "--calibrate quantises int4 decoders, and fp16 has none; add one of int4, fast" in line
+    assert "quantises int4 and int8 decoders, and fp16 has none; add one of int8, int4" in line
     assert not names_in(tmp_path)
 
 
@@ -142,6 +142,6 @@ def test_a_command_without_a_folder_takes_the_built_in_set(tmp_path: Path) -> No
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     record = read_manifest(tmp_path / "onnx").calibration
     assert record is not None
-    # fast has its decoder whole and in parts.
-    decoders = ["decoder.int4.onnx", "decoder_layers.int4.onnx"]
+    # fast has its int4 decoder whole and in parts.
+    decoders = ["decoder.int4.onnx", "prefill.int8.onnx", "decoder_layers.int4.onnx"]
     assert (record.set, record.graphs) == (BUILT_IN, decoders)

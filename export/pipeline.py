@@ -75,6 +75,7 @@ def export_package(
     target: str | None = None,
     layout: str | None = None,
     node_modules: str | Path | None = None,
+    golden: bool = True,
     progress: Progress = no_progress,
     verify: Verify | None = None,
 ) -> Manifest:
@@ -103,6 +104,8 @@ def export_package(
             that has such files keeps them when it is added to.
         node_modules: a folder that has onnxruntime-web and @huggingface/tokenizers, for the page;
             npm installs them when None.
+        golden: run the variants for the values of golden.json, where the CPU and the memory allow;
+            the file holds pixels and token ids alone when False.
         progress: called with the stage, the bytes written so far and the bytes in all.
         verify: `verify_package` of verify.py. The manifest and the card state its measurements. A
             package outside its tolerance is kept, and the card says so.
@@ -231,7 +234,7 @@ def export_package(
         # 5. Run and measure, while the folder has no name that a reader could take for a package.
         progress("golden values", writer.total_bytes, writer.total_bytes)
         with _disk_errors(destination, folder, writer.total_bytes):
-            manifest = _add_golden(manifest, folder)
+            manifest = _add_golden(manifest, folder, runs_graphs=golden)
         if verify is not None:
             measured = {**measured, **verify(folder, checkpoint).variants}
 
@@ -245,10 +248,10 @@ def export_package(
     return manifest
 
 
-def _add_golden(manifest: Manifest, folder: Path) -> Manifest:
+def _add_golden(manifest: Manifest, folder: Path, *, runs_graphs: bool) -> Manifest:
     """Write golden.json, and return the manifest that lists it."""
     manifest.write(folder)  # the runtime opens the folder as a package
-    record_golden(folder, manifest).write(folder)
+    record_golden(folder, manifest, runs_graphs=runs_graphs).write(folder)
     files = manifest.files | {GOLDEN_FILE: describe_file(folder / GOLDEN_FILE)}
     manifest = replace(manifest, files=files)
     manifest.write(folder)

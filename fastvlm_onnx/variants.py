@@ -116,7 +116,7 @@ _ROWS: Final = (
         providers={"cpu": 2},
         # Weights and activations have 255 levels, and the errors of all layers add up.
         tolerance=Tolerance(0.2, cosine=0.98, kl_divergence=0.02, argmax_agreement=0.9),
-        golden_tolerance=GoldenTolerance(0.1, logits=0.15),
+        golden_tolerance=GoldenTolerance(0.1, logits=0.2),
         has_int8_embeddings=True,
         least_onnxruntime="1.23",  # attention with a sink
     ),
@@ -128,7 +128,7 @@ _ROWS: Final = (
         providers={"cpu": 3, "mlx": 3},
         # As int8 up to image_features; the decoder's weights have 16 levels.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
-        golden_tolerance=GoldenTolerance(0.1, logits=0.2),
+        golden_tolerance=GoldenTolerance(0.1, logits=0.4),
         has_int8_embeddings=True,
         can_split=True,
         least_onnxruntime="1.22",  # MatMulNBits with 8 bits
@@ -143,7 +143,7 @@ _ROWS: Final = (
         providers={"cpu": 1},
         # The prompt as int8, the answer as int4.
         tolerance=Tolerance(0.4, cosine=0.92, kl_divergence=0.1, argmax_agreement=0.8),
-        golden_tolerance=GoldenTolerance(0.1, logits=0.2),
+        golden_tolerance=GoldenTolerance(0.1, logits=0.4),
         prefill_precision="int8",
         has_int8_embeddings=True,
         can_split=True,
@@ -159,7 +159,7 @@ _ROWS: Final = (
         providers={"coreml": 1, "cpu": 7},
         # image_features as fp16, the decoder as int4.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
-        golden_tolerance=GoldenTolerance(0.1, logits=0.2),
+        golden_tolerance=GoldenTolerance(0.1, logits=0.4),
         has_int8_embeddings=True,
         targets=("coreml",),
         least_onnxruntime="1.22",
@@ -186,7 +186,7 @@ _ROWS: Final = (
         providers={"mlx": 2, "cuda": 3, "cpu": 6},
         # image_features as fp16, the decoder as int4.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
-        golden_tolerance=GoldenTolerance(0.01, logits=0.2),
+        golden_tolerance=GoldenTolerance(0.01, logits=0.4),
         has_int8_embeddings=True,
         targets=("cuda",),
         least_onnxruntime="1.22",

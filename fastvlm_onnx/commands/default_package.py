@@ -30,4 +30,4 @@ def package_or_default(package: str | None) -> str:
 def export_demo_once(folder: Path) -> None:
     """Export the built-in model, unless the folder exists."""
     if not folder.is_dir():
-        export_with_progress("demo", folder)
+        export_with_progress("demo", folder, golden=False)

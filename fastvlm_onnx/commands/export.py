@@ -80,6 +80,11 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
     is_flag=True,
     help="Let int4 answer sooner on the CPU, for an int4 copy of lm_head. fast does always.",
 )
+@click.option(
+    "--golden/--no-golden",
+    default=True,
+    help="Run the variants for the values of golden.json.  [default: golden]",
+)
 @click.option("--verify", is_flag=True, help="Measure the package, as `fastvlm-onnx verify` does.")
 def export(
     checkpoint: str,
@@ -96,6 +101,7 @@ def export(
     add: bool,
     calibrate: str | None,
     split_decoder: bool,
+    golden: bool,
     verify: bool,
 ) -> None:
     """Export CHECKPOINT to ONNX graphs.
@@ -121,6 +127,7 @@ def export(
         target=target if target == QDQ_TARGET else None,
         layout=layout,
         node_modules=node_modules,
+        golden=golden,
     )
     click.echo(f"wrote {folder}", err=True)
     if verify:

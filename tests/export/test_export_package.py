@@ -12,6 +12,7 @@ import pytest
 import fastvlm_onnx
 from fastvlm_onnx import InputError, PackageError, UnsupportedError
 from fastvlm_onnx.export.pipeline import export_package
+from fastvlm_onnx.golden import read_golden
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.package_files import check_files
 
@@ -85,6 +86,16 @@ def test_progress_counts_every_byte_of_the_weights(tmp_path: Path) -> None:
     assert written == sorted(written)
     (total,) = {total for _, _, total in calls}
     assert written[-1] == total
+
+
+def test_an_export_without_golden_values_has_pixels_and_ids_alone(tmp_path: Path) -> None:
+    done = run("export", "demo", "-o", "onnx", "--no-golden", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    golden = read_golden(tmp_path / "onnx/golden.json")
+    assert golden.variants == {}
+    assert golden.missing == {"fp32": "the export was told not to run it"}
+    assert golden.pictures
+    assert golden.conversations
 
 
 # --- destinations --------------------------------------------------------------------------------

@@ -66,7 +66,8 @@ test-openvino: .venv/installed-all .venv-openvino/installed .venv-openvino-plugi
 
 # Programs that run packages without this project's runtime. Debian has what they need beside these
 # environments: npm, cmake, chromium, clang.
-test-clients: .venv/installed-all .venv-engines/installed .venv-genai/installed
+test-clients: .venv/installed-all .venv-engines/installed .venv-genai/installed \
+		tests/clients/transformers_js/node_modules
 	$(MAKE) test-packages
 	.venv/bin/fastvlm-onnx export demo -o $(TEST_STANDARD) --overwrite --operators standard
 	FASTVLM_ONNX_TEST_STANDARD=$(TEST_STANDARD) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
@@ -75,6 +76,7 @@ test-clients: .venv/installed-all .venv-engines/installed .venv-genai/installed
 		-o $(TEST_GENAI)-$$variant --precision $$variant || exit; done
 	FASTVLM_ONNX_TEST_GENAI_FP32=$(TEST_GENAI)-fp32 FASTVLM_ONNX_TEST_GENAI_INT4=$(TEST_GENAI)-int4 \
 		.venv-genai/bin/python -m pytest -m slow tests/clients/test_genai.py
+	.venv/bin/python -m pytest -m slow tests/clients/test_transformers_js.py
 
 # The client for Node and browsers: types, then the tests.
 test-javascript: .venv/installed-all
@@ -159,6 +161,10 @@ format: .venv/installed-all
 	$(PYTHON) -m venv .venv-genai
 	.venv-genai/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt -e ".[cpu]" onnxruntime-genai==0.18.0 pytest
+	touch $@
+
+tests/clients/transformers_js/node_modules: tests/clients/transformers_js/package-lock.json
+	cd tests/clients/transformers_js && ONNXRUNTIME_NODE_INSTALL=skip npm ci --no-audit --no-fund
 	touch $@
 
 # --- the built-in model, from nothing (about six hours on two cores; it resumes) ---------------------

@@ -49,7 +49,7 @@ from fastvlm_onnx.package import FORMAT_VERSION, DecoderFormat, ImageFormat, Man
 from fastvlm_onnx.package_files import describe_file
 from fastvlm_onnx.progress import Progress, no_progress
 from fastvlm_onnx.runtime.golden.record import record_golden
-from fastvlm_onnx.variants import GENAI_LAYOUT, LAYOUTS, QDQ_TARGET, WEB_PAGE_LAYOUT
+from fastvlm_onnx.variants import GENAI_LAYOUT, PACKAGE_LAYOUTS, QDQ_TARGET, WEB_PAGE_LAYOUT
 from fastvlm_onnx.version import __version__
 
 MEGABYTE: Final = 1_000_000
@@ -144,9 +144,9 @@ def export_package(
         existing.check_calibration(
             calibratable(existing.manifest.variants), is_calibrated=bool(calibrate)
         )
-    if layout not in (None, *LAYOUTS):
+    if layout not in (None, *PACKAGE_LAYOUTS):
         raise InputError(
-            f"layout is {layout!r}, expected {' or '.join(map(repr, LAYOUTS))} or None."
+            f"layout is {layout!r}, expected {' or '.join(map(repr, PACKAGE_LAYOUTS))} or None."
         )
     if node_modules is not None and layout != WEB_PAGE_LAYOUT:
         raise InputError(f"found --node-modules; it belongs to --layout {WEB_PAGE_LAYOUT}.")

@@ -201,7 +201,9 @@ QDQ_TARGET: Final = "openvino"
 # Runtimes whose files a package can also have, or be written for.
 GENAI_LAYOUT: Final = "genai"
 WEB_PAGE_LAYOUT: Final = "web-page"
-LAYOUTS: Final = (GENAI_LAYOUT, WEB_PAGE_LAYOUT)
+TRANSFORMERS_JS_LAYOUT: Final = "transformers-js"
+PACKAGE_LAYOUTS: Final = (GENAI_LAYOUT, WEB_PAGE_LAYOUT)
+LAYOUTS: Final = (*PACKAGE_LAYOUTS, TRANSFORMERS_JS_LAYOUT)
 
 
 def variants_for_provider(provider: str) -> tuple[str, ...]:

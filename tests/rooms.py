@@ -13,6 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     "commands": {
         "fastvlm_onnx",
         "export.checkpoint",
+        "export.layouts",
         "export.pipeline",
         "export.sources",
         "export.verification",
@@ -70,8 +71,11 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.golden",
     },
     "export.layouts": {
+        "export.architecture",
         "export.checkpoint",
+        "export.disk",
         "export.graphs",
+        "export.sources",
         "export.tensors",
         "export.variants",
         "export.writing",

@@ -1,5 +1,6 @@
 """`fastvlm-onnx export`."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fastvlm_onnx.commands.download import with_license_notice
 from fastvlm_onnx.commands.load_options import parse_numbers
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
+from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.user_data import remember_export
 from fastvlm_onnx.variants import (
@@ -23,6 +25,7 @@ from fastvlm_onnx.variants import (
     OPERATOR_SETS,
     QDQ_TARGET,
     TARGETS,
+    TRANSFORMERS_JS_LAYOUT,
     VARIANTS,
     takes_qdq,
     variants_for_target,
@@ -46,7 +49,7 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
     "--layout",
     type=click.Choice(LAYOUTS),
     help="The runtime that is to open the folder: genai adds the files of onnxruntime-genai, "
-    "web-page a page that answers in a browser.",
+    "web-page a page that answers in a browser; transformers-js writes a folder of another form.",
 )
 @click.option(
     "--node-modules",
@@ -111,12 +114,37 @@ def export(
     for the built-in model.
     """
     folder = output or Path(f"{Path(checkpoint).resolve().name.removesuffix('.zip')}-onnx")
+    sizes = None if image_size is None else parse_numbers(image_size, "--image-size")
+    if layout == TRANSFORMERS_JS_LAYOUT:
+        _refuse(
+            {
+                "--add": add,
+                "--calibrate": calibrate,
+                "--node-modules": node_modules,
+                "--operators": operators != OPERATOR_SETS[0],
+                "--overwrite": overwrite,
+                "--split-decoder": split_decoder,
+                "--target": target,
+                "--verify": verify,
+                "several --image-size": sizes is not None and len(sizes) > 1,
+            }
+        )
+        _export_transformers_js(
+            checkpoint,
+            folder,
+            precisions=_precisions(precision, None, False),
+            image_size=sizes[0] if sizes else None,
+            base=base,
+            allow_nonfinite=allow_nonfinite,
+        )
+        click.echo(f"wrote {folder}", err=True)
+        return
     measured = export_with_progress(
         checkpoint,
         folder,
         verify,
         precisions=_precisions(precision, target, add),
-        image_sizes=None if image_size is None else parse_numbers(image_size, "--image-size"),
+        image_sizes=sizes,
         operators=operators,
         base=base,
         allow_nonfinite=allow_nonfinite,
@@ -134,6 +162,25 @@ def export(
         click.echo(f"{summary_table(measured)}\n\n{first_choice_lines(measured)}", err=True)
     exit_if_outside(Agreement(measured))
     remember_export(folder.absolute())
+
+
+def _refuse(given: Mapping[str, object]) -> None:
+    """Refuse options that only packages have."""
+    if found := [option for option, value in given.items() if value]:
+        raise InputError(
+            f"--layout {TRANSFORMERS_JS_LAYOUT} is given with {', '.join(found)}, which only "
+            "packages have; leave out either."
+        )
+
+
+def _export_transformers_js(checkpoint: str, folder: Path, **options: Any) -> None:
+    """Export with a progress bar; for the options see `export_transformers_js`."""
+    with optional_packages("exporting", "export"):
+        from fastvlm_onnx.export.layouts.transformers_js import export_transformers_js
+    with progress_bar("export", BYTES) as progress:
+        export_transformers_js(
+            checkpoint, folder, progress=with_license_notice(progress), **options
+        )
 
 
 def export_with_progress(

@@ -30,6 +30,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 @pytest.fixture(scope="session")
+def node_folder() -> Path:
+    """Where `make test-clients` installs transformers.js."""
+    folder = Path(__file__).parent / "transformers_js"
+    if not (folder / "node_modules").is_dir():
+        pytest.skip("transformers.js is not installed (make test-clients)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def standard_package(exported: Export) -> Path:
     """The built-in model in fp32 with `--operators standard`."""
     return exported("FASTVLM_ONNX_TEST_STANDARD", operators="standard")

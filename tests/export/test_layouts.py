@@ -6,14 +6,20 @@ tests/clients opens them in the runtimes themselves.
 import json
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import onnxruntime
 import pytest
+from command_line import run
+from tokenizers import Tokenizer
 
 import fastvlm_onnx
-from fastvlm_onnx import InputError
+from fastvlm_onnx import FastVLM, InputError
+from fastvlm_onnx.export.layouts.transformers_js import export_transformers_js
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.package import read_manifest
+from fastvlm_onnx.runtime.text.prompt import PromptTemplate, question
+from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 
 GENAI_FILES = {"genai_config.json", "tokenizer_config.json"}
@@ -86,4 +92,55 @@ def test_variants_that_genai_cannot_run_are_refused(tmp_path: Path) -> None:
         export_package("demo", tmp_path / "onnx", precisions=["fast"], layout="genai")
     with pytest.raises(InputError, match="layout is 'gguf', expected 'genai' or None"):
         export_package("demo", tmp_path / "onnx", layout="gguf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def transformers_js_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layouts") / "transformers-js"
+    export_transformers_js("demo", folder, precisions=["int4"])
+    return folder
+
+
+def test_transformers_js_gets_the_ids_of_the_package(
+    transformers_js_folder: Path, package: Path, model: FastVLM
+) -> None:
+    """transformers.js fills the template and tokenises the text; `<image>` is one token there."""
+    content = [{"type": "image"}, {"type": "text", "text": "Describe the image."}]
+    config = json.loads((transformers_js_folder / "tokenizer_config.json").read_text("utf-8"))
+    text = jinja2.Template(config["chat_template"]).render(
+        messages=[{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    found = Tokenizer.from_file(str(transformers_js_folder / "tokenizer.json")).encode(text).ids
+    template = PromptTemplate(TextTokenizer(package / "tokenizer.json"), model.manifest.prompt)
+    expected: list[int] = []
+    for part in template.prompt(question("Describe the image.", 1)):
+        expected += part if isinstance(part, list) else [model.manifest.decoder.vocab_size]
+    assert found == expected
+
+
+def test_transformers_js_finds_the_weights_that_its_configuration_names(
+    transformers_js_folder: Path,
+) -> None:
+    config = json.loads((transformers_js_folder / "config.json").read_text("utf-8"))
+    graphs = transformers_js_folder / "onnx"
+    named = config["transformers.js_config"]["use_external_data_format"]
+    assert {f"{file}_data" for file in named} == {path.name for path in graphs.glob("*_data")}
+    assert {path.name for path in graphs.glob("*.onnx")} == {
+        "vision_encoder_q4.onnx",
+        "embed_tokens_q4.onnx",
+        "decoder_model_merged_q4.onnx",
+    }
+    for path in graphs.glob("*.onnx"):
+        session(path)
+
+
+def test_options_of_packages_are_refused_for_transformers_js(tmp_path: Path) -> None:
+    command = ["export", "demo", "-o", tmp_path / "x", "--layout", "transformers-js"]
+    done = run(*command, "--calibrate", "--overwrite")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is given with --calibrate, --overwrite, which only packages have" in done.stderr
+    with pytest.raises(InputError, match="precision is 'fast', expected one of fp32, fp16, int8,"):
+        export_transformers_js("demo", tmp_path / "x", precisions=["fast"])
     assert not list(tmp_path.iterdir())

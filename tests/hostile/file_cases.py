@@ -124,7 +124,8 @@ def package_tokenizers(random: Random, material: Material, room: Path) -> Comman
 
 def checkpoints(random: Random, material: Material, room: Path) -> Command:
     """A checkpoint with a damaged JSON or text file."""
-    checkpoint = material.linked(material.checkpoint, room / "checkpoint")
+    good = random.choice((material.checkpoint, material.native))
+    checkpoint = material.linked(good, room / "checkpoint")
     names = [path.name for path in checkpoint.iterdir() if path.suffix in (".json", ".txt")]
     path = checkpoint / random.choice(sorted([*names, *["config.json"] * 4]))
     content = path.read_bytes()
@@ -137,7 +138,7 @@ def checkpoints(random: Random, material: Material, room: Path) -> Command:
 
 def templates(random: Random, material: Material, room: Path) -> Command:
     """A checkpoint with a hostile chat template."""
-    checkpoint = material.linked(material.checkpoint, room / "checkpoint")
+    checkpoint = material.linked(material.native, room / "checkpoint")
     template = random.choice(_TEMPLATES)
     if random.random() < 0.3:
         template = damaged_bytes(random, template.encode()).decode("utf-8", "replace")
@@ -145,6 +146,7 @@ def templates(random: Random, material: Material, room: Path) -> Command:
         content = template.encode("utf-8", "surrogateescape")
         replace(checkpoint / "chat_template.jinja", content)
     else:
+        (checkpoint / "chat_template.jinja").unlink()
         replace(checkpoint / "chat_template.json", json.dumps({"chat_template": template}).encode())
     return _export(checkpoint, room)
 

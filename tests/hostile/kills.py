@@ -18,7 +18,7 @@ from typing import Final
 from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.package_files import check_files
-from tests.hostile.material import DEMO
+from tests.hostile.material import DEMO, imported
 
 PICTURES: Final = sorted(str(path) for path in (DEMO / "pictures").glob("*.*g"))
 PROGRAM: Final = (sys.executable, "-m", "fastvlm_onnx")
@@ -226,13 +226,8 @@ def _checkpoint(room: Path) -> str | None:
 @contextmanager
 def _archive_server() -> Iterator[str]:
     """A slow local server of the built-in checkpoint, under the name of Apple's smallest."""
-    tests = Path(__file__).resolve().parents[1]
-    sys.path.insert(0, str(tests / "export"))
-    try:
-        from apple_archive import NAME, apple_archive
-        from archive_server import ArchiveServer, serve
-    finally:
-        sys.path.remove(str(tests / "export"))
-    archive = apple_archive(DEMO / "checkpoint")
-    with serve(ArchiveServer(f"/datasets/{NAME}.zip", archive, seconds=0.005)) as started:
+    apple, server = imported("apple_archive"), imported("archive_server")
+    content = apple.apple_archive(DEMO / "checkpoint")
+    archive = server.ArchiveServer(f"/datasets/{apple.NAME}.zip", content, seconds=0.005)
+    with server.serve(archive) as started:
         yield f"{started.address}/datasets"

@@ -4,9 +4,12 @@ import io
 import json
 import os
 import shutil
+import sys
 import zipfile
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -18,10 +21,19 @@ DEMO = Path(fastvlm_onnx.__file__).parent / "demo"
 
 @dataclass(frozen=True)
 class Material:
-    """Folders on the disk that cases stand on, so that files can be linked instead of copied."""
+    """Folders on the disk that cases stand on, so that files can be linked instead of copied.
+
+    Attributes:
+        package: the built-in model, exported.
+        checkpoint: its checkpoint in Apple's layout.
+        native: the same in transformers' own layout.
+        zipped: a zip of `checkpoint`.
+        pictures: a file name's suffix and the content of each picture.
+    """
 
     package: Path
     checkpoint: Path
+    native: Path
     zipped: Path
     pictures: tuple[tuple[str, bytes], ...]
 
@@ -29,7 +41,11 @@ class Material:
     def found(cls, folder: Path) -> "Material":
         """The material that `make_material` made."""
         return cls(
-            folder / "package", folder / "checkpoint", folder / "checkpoint.zip", _pictures()
+            folder / "package",
+            folder / "checkpoint",
+            folder / "native",
+            folder / "checkpoint.zip",
+            _pictures(),
         )
 
     def linked(self, folder: Path, to: Path) -> Path:
@@ -47,10 +63,22 @@ def make_material(folder: Path) -> None:
     package, checkpoint = folder / "package", folder / "checkpoint"
     export_package("demo", package)
     shutil.copytree(DEMO / "checkpoint", checkpoint)
+    # A chat template is read in this layout only.
+    imported("native_checkpoint").write_native_checkpoint(checkpoint, folder / "native")
     zipped = folder / "checkpoint.zip"
     with zipfile.ZipFile(zipped, "w") as archive:
         for file in sorted(checkpoint.iterdir()):
             archive.write(file, file.name)
+
+
+def imported(name: str) -> Any:
+    """Import a module that the tests of the export side share."""
+    folder = str(Path(__file__).resolve().parents[1] / "export")
+    sys.path.insert(0, folder)
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(folder)
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -158,6 +158,9 @@ def _compare_features(
     if list(array.shape) != expected.shape:
         result.expect(f"{where}, shape", list(array.shape), expected.shape)
         return 0.0
+    if not np.isfinite(array).all():
+        result.differences.append(f"{where}: found NaN or infinity, expected finite numbers")
+        return 0.0
     found = describe_features(array)
     return result.expect_near(
         where,

@@ -28,10 +28,11 @@ from fastvlm_onnx.names import GOLDEN_FILE
 from fastvlm_onnx.package import PromptFormat, read_manifest
 from fastvlm_onnx.package_files import describe_file
 from fastvlm_onnx.runtime.golden import describe, record
-from fastvlm_onnx.runtime.golden.compare import Comparison, check_package
+from fastvlm_onnx.runtime.golden.compare import Comparison, check_package, compare_variant
 from fastvlm_onnx.runtime.golden.describe import describe_inputs
 from fastvlm_onnx.runtime.golden.inputs import built_in_inputs, inputs_of
 from fastvlm_onnx.runtime.golden.record import NotFiniteError, describe_features, record_golden
+from fastvlm_onnx.runtime.golden.run import VariantRun
 from fastvlm_onnx.runtime.ort.hardware import available_memory_bytes
 from fastvlm_onnx.runtime.text.prompt import ImagePlace
 from fastvlm_onnx.runtime.vision import image_encoder
@@ -362,6 +363,19 @@ def test_inspect_golden_of_a_package_without_golden_json(old_package: Path) -> N
 
 def test_inspect_golden_and_json_are_refused_together(package: Path) -> None:
     assert "both --json and --golden" in refusal("inspect", package, "--golden", "--json")
+
+
+def test_image_features_that_are_not_finite_differ() -> None:
+    committed = read_golden(GOLDEN_PICTURES / GOLDEN_FILE).variants["fp32"]
+    features = {
+        name: np.full(wanted.shape, np.nan, np.float32)
+        for name, wanted in committed.image_features.items()
+    }
+    result = Comparison()
+    compare_variant(result, "fp32", VariantRun(features, {}), committed)
+    assert [line.partition(":")[2] for line in result.differences] == [
+        " found NaN or infinity, expected finite numbers"
+    ] * 2
 
 
 def test_values_that_are_not_finite_are_refused() -> None:

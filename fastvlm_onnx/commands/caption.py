@@ -83,6 +83,8 @@ def caption(
         raise click.MissingParameter(param_hint="'PATHS...'", param_type="argument")
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; expected 1 or more.")
+    if output is not None and not Path(output).name:
+        raise InputError(f"-o is {output!r}; expected a file.")
     if txt and output is not None:
         raise InputError("found --txt and -o; expected only one of them.")
     if resume and output is None and not txt:

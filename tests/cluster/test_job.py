@@ -231,9 +231,10 @@ def test_a_job_reads_parquet_with_a_schema_for_the_answers(
 
 @pytest.mark.slow
 def test_an_error_of_an_actor_is_one_line(many: Path, package: Path, tmp_path: Path) -> None:
-    output = tmp_path / "captions.parquet"
-    command = ("--ray", many, "-o", output, "--model", package, "--prompt", "long " * 40_000)
-    process = caption_on_ray(*command)
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("long " * 40_000)
+    command = ("--ray", many, "-o", tmp_path / "captions.parquet", "--model", package)
+    process = caption_on_ray(*command, "--prompt-file", prompt)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 2
     assert "shorten the prompt" in errors.splitlines()[-1]

@@ -144,6 +144,7 @@ def test_a_prompt_file_that_cannot_be_used_is_refused(
     [
         (["--prompt", "a", "--template", "b"], "found --prompt and --template"),
         (["--txt", "-o", "x"], "found --txt and -o"),
+        (["-o", ""], "-o is ''; expected a file"),
         (["--shard", "2/1"], "--shard is '2/1'"),
         (["--top-p", "3"], "top_p is 3.0"),
     ],

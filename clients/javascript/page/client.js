@@ -19,9 +19,9 @@ export class Client {
   formsAnswers = false;
   key = "";
 
-  /** @param {string} base address of the folder of the page and the package */
+  /** @param {string} base address of the page, which is in the package's folder */
   constructor(base) {
-    this.#base = base;
+    this.#base = new URL(".", base).href;
     /** What the page shows of the model: {id, ...}; null before it is ready. */
     this.model = null;
   }

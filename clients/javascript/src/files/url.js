@@ -48,6 +48,7 @@ export class UrlFiles {
    */
   static async open(address, options) {
     const base = new URL(address);
+    base.search = base.hash = "";
     if (!base.pathname.endsWith("/")) base.pathname += "/";
     if (!globalThis.crypto?.subtle) {
       throw new FastVLMError(

@@ -68,8 +68,7 @@ std::string first_line(std::string_view message) {
   return std::string(message.substr(0, message.find('\n')));
 }
 
-// --- files
-// ----------------------------------------------------------------------------------------
+// --- files ---------------------------------------------------------------------------------------
 
 /// A regular file mapped into memory. Throws std::system_error where it cannot be opened.
 class MappedFile {
@@ -136,8 +135,7 @@ std::string sha256_of(const MappedFile& file) {
   return hex;
 }
 
-// --- JSON
-// -----------------------------------------------------------------------------------------
+// --- JSON ----------------------------------------------------------------------------------------
 
 Json read_json(const fs::path& path, std::size_t largest) {
   const MappedFile file = map_package_file(path);
@@ -233,8 +231,7 @@ class Fields {
   const Json& object_;
 };
 
-// --- the manifest
-// -----------------------------------------------------------------------------------
+// --- the manifest --------------------------------------------------------------------------------
 
 constexpr int kFormatVersion = 2;
 constexpr std::size_t kLargestManifest = 4'000'000;  // bytes
@@ -522,8 +519,7 @@ void check_hash(const Manifest& manifest, const std::string& name) {
   }
 }
 
-// --- images
-// ---------------------------------------------------------------------------------------
+// --- images --------------------------------------------------------------------------------------
 
 // Pillow's limit on pixels, and the longest side that a JPEG can have.
 constexpr std::int64_t kMaxPixels = 178'956'970;
@@ -773,8 +769,7 @@ Bytes resize_columns(const Bytes& rows, const std::vector<Taps>& line, int top, 
   return out;
 }
 
-// --- text
-// -----------------------------------------------------------------------------------------
+// --- text ----------------------------------------------------------------------------------------
 
 /// Return the character at a byte of UTF-8, and move to the next; below 0 for an invalid byte.
 UChar32 next_character(std::string_view text, std::int32_t& i) {
@@ -1063,8 +1058,7 @@ std::vector<float> preprocess(const Image& image, int image_size) {
   return values;
 }
 
-// --- the tokenizer
-// --------------------------------------------------------------------------------
+// --- the tokenizer -------------------------------------------------------------------------------
 
 struct Tokenizer::Impl {
   struct Merge {
@@ -1311,8 +1305,7 @@ std::string Tokenizer::decode(const TokenIds& ids) const {
   return text + stream.finish();
 }
 
-// --- ONNX Runtime
-// ---------------------------------------------------------------------------------
+// --- ONNX Runtime --------------------------------------------------------------------------------
 
 namespace {
 
@@ -1432,8 +1425,7 @@ std::size_t cgroup_cores() {
                                : 0;
 }
 
-/// Physical cores that this process may use; 0, ONNX Runtime's own choice, where Linux tells
-/// nothing.
+/// Physical cores that this process may use; 0, ONNX Runtime's own choice, where they are unknown.
 int physical_cores() {
 #ifdef __linux__
   cpu_set_t allowed;
@@ -1590,8 +1582,7 @@ bool int8_products_saturate(const OrtEnv& env) {
   return std::any_of(sums, sums + 4 * 32, [](std::int32_t sum) { return sum != 64 * 127 * 255; });
 }
 
-// --- the language model
-// ---------------------------------------------------------------------------
+// --- the language model --------------------------------------------------------------------------
 
 float float_of_half(std::uint16_t half) {
   const std::uint32_t sign = std::uint32_t{half & 0x8000U} << 16;
@@ -1925,8 +1916,7 @@ class Sampler {
   std::mt19937_64 random_;
 };
 
-// --- answers
-// --------------------------------------------------------------------------------------
+// --- answers -------------------------------------------------------------------------------------
 
 void check_options(const GenerationOptions& options) {
   const auto expect = [](bool fits, const char* name, double found, const char* expected) {
@@ -2212,8 +2202,7 @@ const std::string& Model::name() const { return impl_->manifest.name; }
 const std::string& Model::variant() const { return impl_->manifest.variant.name; }
 int Model::image_size() const { return impl_->manifest.image_size; }
 
-// --- conversations
-// --------------------------------------------------------------------------------
+// --- conversations -------------------------------------------------------------------------------
 
 struct Chat::Impl {
   const Model::Impl& model;

@@ -199,6 +199,7 @@ async function watchServer() {
     return;
   }
   isWatching = false;
+  if (client.model === null) return; // it cannot be opened, and the status says why
   prompts.suggest(client.model);
   stage.maxSide = Math.max(1024, client.model.image_size ?? 0);
   showSession();

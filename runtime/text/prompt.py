@@ -151,6 +151,7 @@ class PromptTemplate:
         pending = ""
         for item in content:
             if isinstance(item, str):
+                check_unicode(item)
                 pending += item
                 continue
             if not isinstance(item, ImagePlace):

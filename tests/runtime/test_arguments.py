@@ -104,3 +104,10 @@ def test_a_scheduler_refuses_other_objects(model: FastVLM) -> None:
             scheduler.submit(None)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="id is 5"):
             scheduler.seen(5)  # type: ignore[arg-type]
+
+
+def test_a_prompt_template_refuses_other_content(model: FastVLM) -> None:
+    with pytest.raises(InputError, match="content has a int; expected texts and ImagePlaces"):
+        model.template.prompt([5])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="Unicode"):
+        model.template.prompt(["\udcff"])

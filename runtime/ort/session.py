@@ -314,7 +314,9 @@ def session_options(threads: int | None) -> Any:
     """
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads or physical_cores() or 0
-    options.log_severity_level = 3
+    options.log_severity_level = (
+        4  # errors come as exceptions; a log line would be a second message
+    )
     # The memory-pattern allocator costs 20 % more memory for the vision encoder and is no faster.
     options.enable_mem_pattern = False
     # Sessions take turns: spinning workers of an idle session take a core from the busy session.

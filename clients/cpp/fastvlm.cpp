@@ -306,12 +306,13 @@ std::string joined(const std::vector<std::string>& texts) {
 
 /// "1.23.2" as {1, 23}: patch releases run the same graphs.
 std::pair<int, int> parse_version(const std::string& version) {
-  int major = 0, minor = 0;
-  if (std::sscanf(version.c_str(), "%d.%d", &major, &minor) != 2) {
-    throw PackageError("onnxruntime is " + version +
+  static const std::regex rule("([0-9]{1,4})\\.([0-9]{1,4})(\\..*)?");
+  std::smatch found;
+  if (!std::regex_match(version, found, rule)) {
+    throw PackageError("a graph's onnxruntime is " + version +
                        ", expected a version like 1.22; export the package again.");
   }
-  return {major, minor};
+  return {std::stoi(found[1]), std::stoi(found[2])};
 }
 
 /// A variant's files, with those that it has for the CPU alone.
@@ -420,7 +421,7 @@ Variant choose_variant(const Manifest& manifest, const Fields& variants, const s
 Manifest read_manifest(const fs::path& folder, const LoadOptions& options,
                        const std::string& installed) {
   const fs::path path = folder / kManifestFile;
-  if (!fs::exists(path)) {
+  if (std::error_code ignored; !fs::exists(path, ignored)) {
     throw PackageError(text_of(folder) + ": has no " + kManifestFile +
                        ", so it is no exported package; give the folder that export wrote.");
   }
@@ -1612,18 +1613,21 @@ class Matrix {
     offset_ = 10 + length;
     if (offset_ > file_.size() || length > 10'000) throw refuse("its header is cut off");
     const std::string header(file_.text().substr(10, length));
-    static const std::regex type_rule("'descr': *'([<|][fu][124])'"),
+    static const std::regex type_rule("'descr': *'(<f2|<f4|[|]u1)'"),
         order("'fortran_order': *False"), shape("'shape': *\\(([0-9]{1,9}), *([0-9]{1,9})\\)");
     std::smatch type, sizes;
     if (!std::regex_search(header, type, type_rule) || !std::regex_search(header, order) ||
         !std::regex_search(header, sizes, shape)) {
       throw refuse("its header is no matrix of <f2, <f4 or |u1 in C order");
     }
-    type_ = type[1];
+    const std::string name = type[1];
+    if (name == "<f2") type_ = Type::float16;
+    if (name == "<f4") type_ = Type::float32;
+    if (name == "|u1") type_ = Type::uint8;
     rows = std::stoul(sizes[1]);
     columns = std::stoul(sizes[2]);
-    const std::size_t expected =
-        offset_ + rows * columns * static_cast<std::size_t>(type_[2] - '0');
+    const auto width = static_cast<std::size_t>(name[2] - '0');
+    const std::size_t expected = offset_ + rows * columns * width;
     if (expected != file_.size()) {
       throw refuse("has " + std::to_string(file_.size()) + " bytes, and its header describes " +
                    std::to_string(expected));
@@ -1631,15 +1635,14 @@ class Matrix {
   }
 
   std::size_t rows = 0, columns = 0;
-  bool is_uint8() const { return type_ == "|u1"; }
-  bool is_float() const { return type_ == "<f2" || type_ == "<f4"; }
+  bool is_uint8() const { return type_ == Type::uint8; }
 
   /// The value at a flat index, as it is stored.
   float at(std::size_t index) const {
     const std::uint8_t* begin = file_.data() + offset_;
-    if (type_ == "|u1") return begin[index];
-    if (type_ == "<f4") return read<float>(begin, index);
-    return float_of_half(read<std::uint16_t>(begin, index));
+    if (type_ == Type::uint8) return begin[index];
+    if (type_ == Type::float16) return float_of_half(read<std::uint16_t>(begin, index));
+    return read<float>(begin, index);
   }
 
  private:
@@ -1650,9 +1653,11 @@ class Matrix {
     return value;
   }
 
+  enum class Type { float16, float32, uint8 };
+
   MappedFile file_;
   std::size_t offset_ = 0;
-  std::string type_;
+  Type type_ = Type::float32;
 };
 
 /// Token embeddings: float16, float32, or uint8 around 128 with a scale for each block of a row.
@@ -1664,7 +1669,7 @@ class TokenEmbedding {
     bool fits = rows_.rows == static_cast<std::size_t>(decoder.vocab_size);
     if (rows_.is_uint8()) {
       if (!scales.empty()) scales_.emplace(scales);
-      fits = fits && scales_ && rows_.columns >= hidden_size_ && scales_->is_float() &&
+      fits = fits && scales_ && rows_.columns >= hidden_size_ && !scales_->is_uint8() &&
              scales_->rows == rows_.rows && scales_->columns > 0 &&
              rows_.columns % scales_->columns == 0;
     } else {
@@ -1838,8 +1843,11 @@ class Decoder {
                  {hidden_states(sequence), tensor_over(&candidates, {1})},
                  {"token_ids", "token_logits", "screened_logits"}, outputs);
     const auto [tokens, count] = content_of<std::int64_t>(outputs[0]);
-    const float* exact = content_of<float>(outputs[1]).first;
-    const float* rough = content_of<float>(outputs[2]).first;
+    const auto [exact, exact_count] = content_of<float>(outputs[1]);
+    const auto [rough, rough_count] = content_of<float>(outputs[2]);
+    if (count == 0 || exact_count != count || rough_count != count) {
+      throw OrtFailure("the screen's outputs have different lengths");
+    }
     std::size_t best = 0;
     double squares = 0;
     float least = std::numeric_limits<float>::infinity();

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 import fastvlm_onnx
-from fastvlm_onnx import FastVLM
+from fastvlm_onnx import FastVLM, Generation
 from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 from fastvlm_onnx.samples import SAMPLE_PICTURES, SAMPLE_QUESTIONS
@@ -69,6 +69,7 @@ def write_vectors(package: Path, folder: Path) -> None:
         "decoded": _decoded(tokenizer),
         "pictures": [_pixels(folder / name) for name in pictures],
         "answers": _answers(package),
+        "chat": _chat(package),
     }
     content = json.dumps(vectors, ensure_ascii=False)
     (folder / "vectors.json").write_text(content, encoding="utf-8")
@@ -197,9 +198,31 @@ def _answers(package: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _answer(model: FastVLM, picture: str, prompt: str) -> dict[str, Any]:
     answer = model.generate(SAMPLE_PICTURES / picture, prompt)
+    return {"picture": picture, "prompt": prompt} | _compared(answer)
+
+
+def _compared(answer: Generation) -> dict[str, Any]:
     names = ("token_ids", "text", "finish_reason", "prompt_tokens")
-    fields = {name: getattr(answer, name) for name in names}
-    return {"picture": picture, "prompt": prompt} | fields
+    return {name: getattr(answer, name) for name in names}
+
+
+def _chat(package: Path) -> dict[str, Any]:
+    """A conversation of answers that are cut, some with an image, some without."""
+    asked = [
+        ("shapes.png", "Describe the image."),
+        (None, "What color is the heart?"),
+        ("shapes-wide.jpg", "Describe the image."),
+        (None, "How many arrows are there?"),
+    ]
+    variant, most = "fp32", 4
+    turns = []
+    with fastvlm_onnx.load(package, precision=variant, providers="cpu") as model:
+        chat = model.chat()
+        for picture, prompt in asked:
+            image = SAMPLE_PICTURES / picture if picture else None
+            answer = chat.ask(prompt, image, max_new_tokens=most)
+            turns.append({"picture": picture, "prompt": prompt} | _compared(answer))
+    return {"variant": variant, "max_new_tokens": most, "turns": turns}
 
 
 if __name__ == "__main__":

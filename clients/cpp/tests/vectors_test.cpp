@@ -1,4 +1,6 @@
 // Compares pixels, token ids and answers with those that Python's runtime wrote in vectors.json.
+#include <optional>
+
 #include "fastvlm.hpp"
 #include "testing.hpp"
 
@@ -70,6 +72,28 @@ void check_answers(const std::filesystem::path& package, const std::filesystem::
   }
 }
 
+/// A conversation whose answers are cut: the last token of an answer begins the next run.
+void check_chat(const std::filesystem::path& package, const std::filesystem::path& folder,
+                const json& golden) {
+  fastvlm::LoadOptions options;
+  options.variant = golden["variant"];
+  const fastvlm::Model model(package, options);
+  fastvlm::Chat chat = model.chat();
+  for (const json& turn : golden["turns"]) {
+    std::optional<fastvlm::Image> image;
+    if (!turn["picture"].is_null()) {
+      image = fastvlm::read_image(folder / turn["picture"].get<std::string>());
+    }
+    fastvlm::GenerationOptions generation;
+    generation.max_new_tokens = golden["max_new_tokens"];
+    const auto prompt = turn["prompt"].get<std::string>();
+    const auto answer = chat.ask(prompt, image ? &*image : nullptr, generation);
+    expect(answer.token_ids == turn["token_ids"] && answer.prompt_tokens == turn["prompt_tokens"] &&
+               answer.finish_reason == turn["finish_reason"],
+           "chat, " + prompt + ": the answer is " + answer.text);
+  }
+}
+
 /// A seed repeats its answer; a temperature near 0 gives the greedy answer.
 void check_sampling(const std::filesystem::path& package, const std::filesystem::path& folder,
                     const json& golden) {
@@ -105,6 +129,7 @@ int main() {
   check_decoded(tokenizer, vectors["decoded"]);
   check_pictures(folder, vectors["pictures"]);
   check_answers(package, folder, vectors["answers"]);
+  check_chat(package, folder, vectors["chat"]);
   check_sampling(package, folder, vectors["answers"].begin().value().at(0));
   return testing::finish();
 }

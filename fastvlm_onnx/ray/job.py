@@ -1,6 +1,7 @@
 """A job: pictures of a source to captions in a folder, each exactly once."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,8 @@ import ray.data
 import ray.exceptions
 from ray.data.checkpoint import CheckpointConfig
 
-from fastvlm_onnx.errors import FastVLMError, InputError, ProviderError
+from fastvlm_onnx import errors
+from fastvlm_onnx.errors import InputError, ProviderError
 from fastvlm_onnx.ray.captioner import CONTENT, ERROR, PATH, Captioner
 from fastvlm_onnx.ray.cluster import connected, default_threads, fitting_actors, node_cpus
 from fastvlm_onnx.ray.json_lines import JsonLinesFiles
@@ -27,6 +29,8 @@ from fastvlm_onnx.runtime.captions.prompts import PromptTemplate
 _FILTER_BYTES: Final = 100_000_000
 # An actor gets this many batches at once: it reads a batch while it answers the batch before.
 _BATCHES_AT_ONCE: Final = 16
+# The end of a traceback: one of this library's errors, and its message.
+_OWN_ERROR: Final = re.compile(r"^fastvlm_onnx\.errors\.(\w+): (.+)$", re.MULTILINE)
 _FORMATS: Final = {".parquet": "parquet", ".jsonl": "json"}
 
 
@@ -218,18 +222,17 @@ def _count(folder: _Folder) -> Counts:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise the library's own error in the place of Ray's, whose text is a stack of many lines."""
+    """Raise the library's own error in the place of Ray's, whose text is a stack of many lines.
+
+    An error of an actor comes as text: Ray pickles it without the errors that it was raised from.
+    """
     try:
         yield
     except ray.exceptions.RayError as error:
-        found: BaseException | None = error
-        while found is not None:
-            cause = getattr(found, "cause", None)
-            for one in (found, cause):
-                if isinstance(one, FastVLMError):
-                    raise one from None
-            found = found.__cause__ or cause
-        reason = str(error).strip().splitlines()[-1][:200]
+        text = str(error)
+        for name, message in reversed(_OWN_ERROR.findall(text)):
+            raise getattr(errors, name)(message) from None
+        reason = text.strip().splitlines()[-1][:200]
         raise ProviderError(
             f"Ray ended the job ({reason}); see to the machines, then go on with --resume."
         ) from None

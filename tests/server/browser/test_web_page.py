@@ -15,7 +15,6 @@ from playwright.sync_api import Page, expect
 
 from fastvlm_onnx import load
 from fastvlm_onnx.export import export_package
-from fastvlm_onnx.samples import DEMO_CHECKPOINT
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +25,7 @@ def web_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     folder = tmp_path_factory.mktemp("web") / "page"
-    export_package(DEMO_CHECKPOINT, folder, precisions=("int8",), layout="web-page")
+    export_package("demo", folder, precisions=("int8",), layout="web-page")
     return folder
 
 
@@ -127,7 +126,7 @@ def test_a_damaged_file_is_named_and_no_question_is_taken(
 def test_the_page_is_still_a_package_that_is_added_to(web_page: Path, picture: Path) -> None:
     folder = web_page.with_name("added")
     shutil.copytree(web_page, folder)
-    export_package(DEMO_CHECKPOINT, folder, precisions=("fp32",), add=True)
+    export_package("demo", folder, precisions=("fp32",), add=True)
     assert (folder / "index.html").is_file()
     with load(folder, precision="fp32") as model:
         assert model.generate(picture, "Describe the image.").text

@@ -6,7 +6,7 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c con
 TEST_PACKAGE = $(CURDIR)/.venv/demo-package
 # Every variant that some CPU can run, for the tests that choose by the version of ONNX Runtime.
 TEST_VARIANTS = $(CURDIR)/.venv/demo-variants
-CPU_VARIANTS = fp32,fp16,int8,int4,fast
+CPU_VARIANTS = fp32,fp16,int8,web,int4,fast
 TEST_OPENVINO = $(CURDIR)/.venv/demo-openvino
 
 # The graphs of `--operators standard`, for engines other than ONNX Runtime.

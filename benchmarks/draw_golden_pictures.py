@@ -1,7 +1,7 @@
 """Draw the two pictures whose values golden.json holds.
 
     python benchmarks/draw_golden_pictures.py
-    fastvlm-onnx export demo -o DIR --precision fp32,fp16,int8,int4,fast
+    fastvlm-onnx export demo -o DIR --precision fp32,fp16,int8,web,int4,fast
     cp DIR/golden.json fastvlm_onnx/demo/golden/
 
 New pictures change golden.json of every package. Another version of Pillow may write other bytes

@@ -55,6 +55,8 @@ DECODER_OPERATORS: Final[Mapping[str, DecoderOperators]] = {
 # The graph precision of a vision encoder in QDQ form, for its file names.
 QDQ: Final = "qdq"
 QDQ_WEIGHTS: Final = weights_file(VISION_ENCODER, QDQ)
+# The tensors of lm_head that a decoder has beside those of the decoder whose weights it shares.
+CHANNEL_HEAD: Final = "lm_head.by_channel."
 # GroupQueryAttention's rotary embedding on the CPU takes multiples of this number.
 FUSED_HEAD_DIM: Final = 16
 
@@ -386,7 +388,15 @@ def _decoder(
         operators=DECODER_OPERATORS[operators],
         calibrated=_in_form_of(precision, calibrated),
     )
-    return UnwrittenGraph(model, weights_file(DECODER, precision))
+    shared = DECODER_PRECISIONS[precision].shared_weights
+    if shared is None:
+        return UnwrittenGraph(model, weights_file(DECODER, precision))
+    # The other decoder's file stays as it is, whether both are exported or one.
+    own_file = weights_file(LM_HEAD, precision)
+    own_tensors = [name for name in model.graph.initializers if name.startswith(CHANNEL_HEAD)]
+    return UnwrittenGraph(
+        model, weights_file(DECODER, shared), dict.fromkeys(own_tensors, own_file)
+    )
 
 
 def _in_form_of(precision: str, calibrated: Calibrated) -> CalibratedWeights | None:

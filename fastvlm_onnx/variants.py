@@ -35,7 +35,7 @@ class VariantSpec:
         can_split: the decoder can also be exported in parts, with a screen before lm_head; on the
             CPU it then finds the likeliest token sooner.
         splits: the decoder is always exported in parts too.
-        targets: kinds of machine that the variant is made for ("cpu", "cuda", "coreml").
+        targets: kinds of machine that the variant is made for ("cpu", "cuda", "coreml", "web").
         operator_sets: the sets of operators in which the decoder can be built.
         least_onnxruntime: the oldest ONNX Runtime that runs the graphs, measured on the CPU.
         least_compute_capability: the oldest NVIDIA card that computes in the number format; None
@@ -79,7 +79,7 @@ _ROWS: Final = (
             "migraphx": 2,
             "qnn": 2,
             "webgpu": 2,
-            "cpu": 4,
+            "cpu": 5,
         },
         # Folded and fused layers only reorder sums: 1e-6 on true sizes, and room for depth.
         tolerance=Tolerance(1e-4, cosine=0.99999, kl_divergence=1e-6, argmax_agreement=1.0),
@@ -100,7 +100,7 @@ _ROWS: Final = (
             "webgpu": 1,
             "cuda": 2,
             "openvino": 2,
-            "cpu": 5,
+            "cpu": 6,
         },
         # Weights have 11 bits of mantissa; sums are float32.
         tolerance=Tolerance(0.01, cosine=0.9999, kl_divergence=1e-4, argmax_agreement=0.99),
@@ -120,12 +120,26 @@ _ROWS: Final = (
         has_int8_embeddings=True,
         least_onnxruntime="1.23",  # attention with a sink
     ),
+    # WebAssembly has no fast kernel for lm_head as `int8` has it.
+    VariantSpec(
+        "web",
+        "int8 throughout, in the products that WebAssembly is fast at; for browsers",
+        vision_precision="int8",
+        decoder_precision="web",
+        providers={"cpu": 3},
+        # As int8: the logits of the likeliest tokens are the same.
+        tolerance=Tolerance(0.2, cosine=0.98, kl_divergence=0.02, argmax_agreement=0.9),
+        golden_tolerance=GoldenTolerance(0.1, logits=0.2),
+        has_int8_embeddings=True,
+        targets=("cpu", "web"),
+        least_onnxruntime="1.23",  # attention with a sink
+    ),
     VariantSpec(
         "int4",
         "int8 vision, int4 decoder; the smallest",
         vision_precision="int8",
         decoder_precision="int4",
-        providers={"cpu": 3, "mlx": 3},
+        providers={"cpu": 4, "mlx": 3},
         # As int8 up to image_features; the decoder's weights have 16 levels.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
         golden_tolerance=GoldenTolerance(0.1, logits=0.4),
@@ -156,7 +170,7 @@ _ROWS: Final = (
         "float16 vision for CoreML, int4 decoder for the CPU",
         vision_precision="coreml",
         decoder_precision="int4",
-        providers={"coreml": 1, "cpu": 7},
+        providers={"coreml": 1, "cpu": 8},
         # image_features as fp16, the decoder as int4.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
         golden_tolerance=GoldenTolerance(0.1, logits=0.4),
@@ -183,7 +197,7 @@ _ROWS: Final = (
         "float16 vision, int4 decoder; for NVIDIA cards with little memory",
         vision_precision="fp16",
         decoder_precision="int4_cuda",
-        providers={"mlx": 2, "cuda": 3, "cpu": 6},
+        providers={"mlx": 2, "cuda": 3, "cpu": 7},
         # image_features as fp16, the decoder as int4.
         tolerance=Tolerance(0.5, cosine=0.9, kl_divergence=0.15, argmax_agreement=0.8),
         golden_tolerance=GoldenTolerance(0.01, logits=0.4),
@@ -194,7 +208,9 @@ _ROWS: Final = (
 )
 VARIANTS: Final[dict[str, VariantSpec]] = {spec.name: spec for spec in _ROWS}
 CPU_VARIANTS: Final = tuple(spec.name for spec in _ROWS if "cpu" in spec.targets)
-TARGETS: Final = ("coreml", "cuda")
+# Browsers run the CPU provider in WebAssembly, so their target names no provider.
+WEB_TARGET: Final = "web"
+TARGETS: Final = ("coreml", "cuda", WEB_TARGET)
 # The provider whose int8 kernels read a vision encoder in QDQ form. The graph is an addition to the
 # variants with int8 vision, which stay as they are on other providers.
 QDQ_TARGET: Final = "openvino"
@@ -218,7 +234,9 @@ def variants_for_provider(provider: str) -> tuple[str, ...]:
 
 def variants_for_target(target: str) -> tuple[str, ...]:
     """Names of the variants that are made for one kind of machine, the best first."""
-    return tuple(name for name in variants_for_provider(target) if target in VARIANTS[name].targets)
+    provider = "cpu" if target == WEB_TARGET else target
+    named = variants_for_provider(provider)
+    return tuple(name for name in named if target in VARIANTS[name].targets)
 
 
 def variants_with_vision(precision: str) -> tuple[str, ...]:

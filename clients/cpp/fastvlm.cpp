@@ -238,7 +238,7 @@ constexpr std::size_t kLargestManifest = 4'000'000;  // bytes
 constexpr const char* kManifestFile = "fastvlm.json";
 constexpr const char* kTokenizerFile = "tokenizer.json";
 // Variants that a processor runs, the best first.
-constexpr std::array kVariantsForCpu = {"fast", "int8", "int4", "fp32", "fp16"};
+constexpr std::array kVariantsForCpu = {"fast", "int8", "web", "int4", "fp32", "fp16"};
 
 struct FileEntry {
   std::uint64_t bytes = 0;

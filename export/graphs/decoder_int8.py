@@ -201,12 +201,35 @@ class RefinedInt8Head(MatMulNBits):
     """
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
-        logits = super().forward(op, x)
+        logits = self.rounded_logits(op, x)
         count = min(NUM_REFINED, self.out_size)
         _, tokens = op.TopK(logits, [count], axis=-1, sorted=0, _outputs=2)
         rows = self.rows(op, tokens)
         refined = op.Squeeze(op.MatMul(rows, op.Unsqueeze(x, [-1])), [-1])
         return op.ScatterElements(logits, tokens, refined, axis=-1)
+
+    def rounded_logits(self, op: Op, x: ir.Value) -> ir.Value:
+        """Return all logits of x, rounded to 8 bits: [B, 1, in] -> [B, 1, out]."""
+        return super().forward(op, x)
+
+
+class ChannelInt8Head(RefinedInt8Head):
+    """RefinedInt8Head whose product is that of the layers, with a scale for each output channel.
+
+    WebAssembly has fast kernels for this product and none for MatMulNBits, which rounds x in
+    blocks. Here x has one scale, so a Hadamard transform spreads its large values first. The
+    blocks of RefinedInt8Head stay: the likeliest tokens' rows are read from them, and token
+    embeddings share their bytes.
+    """
+
+    def __init__(self, weight: LazyArray, block_size: int, bits: int) -> None:
+        """Declare the layer; the arguments are those of `MatMulNBits`."""
+        super().__init__(weight, block_size, bits)
+        self.by_channel = SpreadInt8Linear([weight])
+
+    def rounded_logits(self, op: Op, x: ir.Value) -> ir.Value:
+        (logits,) = self.by_channel(op, x)
+        return logits
 
 
 def stream_block(config: DecoderConfig) -> int:

@@ -1,7 +1,7 @@
 """The decoder's precisions: the linear layers, lm_head and cache of each."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -10,6 +10,7 @@ from onnxscript import nn
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.graphs.decoder_int8 import (
+    ChannelInt8Head,
     PerTokenInt8Linear,
     PerTokenInt8MLP,
     RefinedInt8Head,
@@ -76,6 +77,8 @@ class DecoderPrecision:
         formats: the block formats of all products, of which every linear layer is made; None where
             weights are not in blocks.
         avoids_tiling: attention does without ONNX Runtime's tiled kernel; see AttentionInputs.
+        shared_weights: the precision whose weights this decoder shares, but for the tensors of
+            lm_head that it has alone; None where no other decoder has its weights.
     """
 
     linear: LinearFactory | None
@@ -88,6 +91,7 @@ class DecoderPrecision:
     has_int8_channels: bool = False
     formats: BlockFormats | None = None
     avoids_tiling: bool = False
+    shared_weights: str | None = None
 
     @property
     def calibrated_form(self) -> str | None:
@@ -144,6 +148,15 @@ def _int8_head(weight: LazyArray) -> MatMulNBits:
     return MatMulNBits(weight, INT8_BLOCK, 8)
 
 
+_INT8: Final = DecoderPrecision(
+    PerTokenInt8Linear,
+    partial(RefinedInt8Head, block_size=INT8_BLOCK, bits=8),
+    o_linear=SpreadInt8Linear,
+    mlp=PerTokenInt8MLP,
+    transforms_stream=True,
+    has_int8_channels=True,
+    avoids_tiling=True,
+)
 DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
     "fp32": DecoderPrecision(FloatLinear, partial(LMHead, dtype=ir.DataType.FLOAT)),
     "fp16": DecoderPrecision(
@@ -159,14 +172,11 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
         partial(LMHead, dtype=ir.DataType.BFLOAT16),
         ir.DataType.BFLOAT16,
     ),
-    "int8": DecoderPrecision(
-        PerTokenInt8Linear,
-        partial(RefinedInt8Head, block_size=INT8_BLOCK, bits=8),
-        o_linear=SpreadInt8Linear,
-        mlp=PerTokenInt8MLP,
-        transforms_stream=True,
-        has_int8_channels=True,
-        avoids_tiling=True,
+    "int8": _INT8,
+    "web": replace(
+        _INT8,
+        lm_head=partial(ChannelInt8Head, block_size=INT8_BLOCK, bits=8),
+        shared_weights="int8",
     ),
     "int4": DecoderPrecision(None, _int8_head, formats=INT4_FORMATS),
     # CUDA's attention has no float32 kernel.

@@ -27,6 +27,7 @@ from fastvlm_onnx.variants import (
     TARGETS,
     TRANSFORMERS_JS_LAYOUT,
     VARIANTS,
+    WEB_PAGE_LAYOUT,
     takes_qdq,
     variants_for_target,
 )
@@ -39,11 +40,14 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
 @click.command(epilog=f"\b\nVariants for --precision:\n{VARIANT_LINES}")
 @click.argument("checkpoint", default="demo")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--precision", help="Variants, with commas.  [default: fp32]")
+@click.option(
+    "--precision", help="Variants, with commas.  [default: fp32; web with --layout web-page]"
+)
 @click.option(
     "--target",
     type=click.Choice((*TARGETS, QDQ_TARGET)),
-    help="The variants for a provider; openvino adds a graph to variants with int8 vision.",
+    help="The variants for a provider, or for browsers (web); openvino adds a graph to variants "
+    "with int8 vision.",
 )
 @click.option(
     "--layout",
@@ -132,7 +136,7 @@ def export(
         _export_transformers_js(
             checkpoint,
             folder,
-            precisions=_precisions(precision, None, False),
+            precisions=_precisions(precision, None, False, layout),
             image_size=sizes[0] if sizes else None,
             base=base,
             allow_nonfinite=allow_nonfinite,
@@ -143,7 +147,7 @@ def export(
         checkpoint,
         folder,
         verify,
-        precisions=_precisions(precision, target, add),
+        precisions=_precisions(precision, target, add, layout),
         image_sizes=sizes,
         operators=operators,
         base=base,
@@ -219,8 +223,12 @@ def export_with_progress(
     return manifest.measured
 
 
-def _precisions(precision: str | None, target: str | None, add: bool) -> list[str]:
-    """Return the named variants and the target's; without any, fp32 for a new package.
+def _precisions(
+    precision: str | None, target: str | None, add: bool, layout: str | None
+) -> list[str]:
+    """Return the named variants and the target's; without any, the default of a new package.
+
+    The default is `web` for a web page, and fp32 otherwise.
 
     The target openvino adds a graph to variants. A new package has `fast` for it, unless a named
     variant takes the graph.
@@ -228,4 +236,5 @@ def _precisions(precision: str | None, target: str | None, add: bool) -> list[st
     named = [] if precision is None else precision.split(",")
     if target == QDQ_TARGET and not add and not any(takes_qdq(n) for n in named if n in VARIANTS):
         named.append("fast")
-    return [*named, *variants_for_target(target or "")] or ([] if add else ["fp32"])
+    default = "web" if layout == WEB_PAGE_LAYOUT else "fp32"
+    return [*named, *variants_for_target(target or "")] or ([] if add else [default])

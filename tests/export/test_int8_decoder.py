@@ -11,6 +11,7 @@ from fastvlm_onnx.export.graphs import decoder_int8, decoder_precisions
 from fastvlm_onnx.export.graphs.decoder import build_decoder
 from fastvlm_onnx.export.graphs.decoder_int8 import (
     NUM_REFINED,
+    ChannelInt8Head,
     PerTokenInt8MLP,
     RefinedInt8Head,
     quantize_tokens,
@@ -209,3 +210,23 @@ def test_the_likeliest_tokens_have_the_logits_of_a_float32_input(
         )
         np.testing.assert_array_equal(refined[row, 0, others], plain[row, 0, others])
         assert np.abs(plain - exact)[row, 0, likeliest].max() > 0.01
+
+
+def test_a_head_with_a_scale_for_each_channel_is_as_near_to_float32(tmp_path: Path) -> None:
+    """One channel of its input is far above the others, of which MatMulNBits coarsens a block."""
+    rng = np.random.default_rng(7)
+    weight = rng.standard_normal((300, 256), np.float32)
+    x = rng.standard_normal((2, 1, 256), np.float32)
+    x[..., 7] = 100
+    graph = Graph("head")
+    value = graph.input("x", ir.DataType.FLOAT, ["B", 1, 256])
+    for kind in (RefinedInt8Head, ChannelInt8Head):
+        head = kind(lazy(weight), INT8_BLOCK, 8)
+        head._set_name(kind.__name__)
+        graph.output(f"{kind.__name__}.logits", head(graph.op, value), ["B", 1, 300])
+    in_blocks, by_channel = run(graph, tmp_path, x)
+    exact = x @ weight.T
+    assert np.abs(by_channel - exact).max() < 1.5 * np.abs(in_blocks - exact).max()
+    likeliest = np.argsort(-exact)[..., : NUM_REFINED // 4]
+    refined = [np.take_along_axis(logits, likeliest, -1) for logits in (in_blocks, by_channel)]
+    np.testing.assert_allclose(*refined, atol=1e-3, rtol=1e-5)

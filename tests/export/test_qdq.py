@@ -244,7 +244,7 @@ def test_a_folder_with_too_few_images_is_refused(count: int, tmp_path: Path, tex
 
 
 def test_a_variant_without_int8_vision_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="fp32 has none; add one of int8, int4, fast"):
+    with pytest.raises(InputError, match="fp32 has none; add one of int8, web, int4, fast"):
         export_package("demo", tmp_path / "onnx", precisions=["fp32"], target="openvino")
 
 

@@ -29,6 +29,7 @@ from fastvlm_onnx.variants import (
     QDQ_TARGET,
     TARGETS,
     VARIANTS,
+    WEB_TARGET,
     VariantSpec,
     variants_for_provider,
     variants_for_target,
@@ -58,14 +59,15 @@ def test_no_graph_precision_is_without_a_variant() -> None:
 def test_the_providers_and_targets_of_a_variant_exist(spec: VariantSpec) -> None:
     assert set(spec.providers) <= set(PROVIDERS)
     assert set(spec.targets) <= {"cpu", *TARGETS}
-    assert all(spec.name in variants_for_provider(target) for target in spec.targets)
+    providers_of = {target: "cpu" if target == WEB_TARGET else target for target in spec.targets}
+    assert all(spec.name in variants_for_provider(name) for name in providers_of.values())
 
 
 @every_variant
 def test_auto_runs_a_variant_where_its_target_is_installed(
     spec: VariantSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for target in spec.targets:
+    for target in set(spec.targets) - {WEB_TARGET}:
         ep = PROVIDERS[target].ep
         monkeypatch.setattr(provider_selection, "usable_providers", lambda ep=ep: [ep, CPU])
         choices = assign_providers({}, spec.name)
@@ -74,9 +76,14 @@ def test_auto_runs_a_variant_where_its_target_is_installed(
 
 def test_auto_chooses_the_variants_of_every_target() -> None:
     rules = {(rule.provider, rule.variants) for rule in AUTO_RULES}
-    for target in TARGETS:
+    for target in set(TARGETS) - {WEB_TARGET}:
         assert (target, variants_for_target(target)) in rules
     assert ("cpu", ()) in rules
+
+
+def test_the_target_of_browsers_has_a_variant_of_its_own() -> None:
+    assert variants_for_target(WEB_TARGET) == ("web",)
+    assert WEB_TARGET not in PROVIDERS
 
 
 @every_variant

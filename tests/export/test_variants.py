@@ -22,7 +22,7 @@ from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 from fastvlm_onnx.variants import CPU_VARIANTS
 
 # Least cosine with fp32 of each stage on the built-in model; fp16 is float32 rounded once.
-COSINES = {"fp16": 0.99999, "int8": 0.999, "int4": 0.98, "fast": 0.98}
+COSINES = {"fp16": 0.99999, "int8": 0.999, "web": 0.999, "int4": 0.98, "fast": 0.98}
 OUTLIERS = (90, 91)
 
 
@@ -189,8 +189,8 @@ def test_a_tied_lm_head_is_stored_in_the_file_of_the_token_embeddings(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tied-onnx"
-    manifest = export_package(checkpoint, folder, precisions=["fp32", "int8", "int4"])
-    for graph in ("decoder.int8.onnx", "decoder.int4.onnx"):
+    manifest = export_package(checkpoint, folder, precisions=["fp32", "int8", "web", "int4"])
+    for graph in ("decoder.int8.onnx", "decoder.web.onnx", "decoder.int4.onnx"):
         files = external(folder, graph)
         assert files["lm_head.weight"] == "embed_tokens.int8.npy"
         assert files["lm_head.scales"] == "embed_tokens.int8.scale.npy"
@@ -213,6 +213,23 @@ def test_variants_share_equal_graphs_and_weights(variants: Path) -> None:
     assert manifest["fast"].decoder == manifest["int4"].decoder
     assert manifest["fast"].embed_tokens == manifest["int8"].embed_tokens
     assert set(external(variants, "prefill.int8.onnx").values()) == {"decoder.int8.onnx.data"}
+
+
+def test_web_shares_the_weights_of_int8_and_leaves_them_as_they_are(
+    variants: Path, tmp_path: Path
+) -> None:
+    files = external(variants, "decoder.web.onnx")
+    own = {name for name, file in files.items() if file == "lm_head.web.onnx.data"}
+    assert own
+    assert all(name.startswith("lm_head.by_channel.") for name in own)
+    shared = external(variants, "decoder.int8.onnx")
+    assert {name: file for name, file in files.items() if name not in own} == shared
+    export_package("demo", tmp_path / "web", precisions=["web"], golden=False)
+    export_package("demo", tmp_path / "int8", precisions=["int8"], golden=False)
+    for precision in ("web", "int8"):
+        alone, beside = read_manifest(tmp_path / precision).files, read_manifest(variants).files
+        weights = [name for name in alone if name.endswith((".onnx", ".data", ".npy"))]
+        assert {name: alone[name] for name in weights} == {name: beside[name] for name in weights}
 
 
 def test_the_prefill_graph_has_no_logits(variants: Path) -> None:

@@ -127,7 +127,7 @@ def test_openvino_does_not_change_the_variant_of_auto(
     monkeypatch.setattr(provider_selection, "usable_providers", lambda: [OPENVINO, CPU])
     variants = with_float_vision(read_manifest(variants_package)).variants
     made = [name for name, variant in variants.items() if "openvino" in variant.per_provider]
-    assert sorted(made) == ["fast", "int4", "int8"]
+    assert sorted(made) == ["fast", "int4", "int8", "web"]
     assert preferred_variants({}, made) == variants_for_provider("cpu")
     on_openvino = ProviderChoice(OPENVINO)
     vision = {VISION_ENCODER: on_openvino, PROJECTOR: on_openvino}

@@ -6,7 +6,7 @@ import { FastVLMError, inOneLine } from "./errors.js";
 import { UrlFiles } from "./files/url.js";
 import { GOLDEN_FILE, GoldenCheck, parseGolden } from "./golden.js";
 import { readPixels } from "./image/read_web.js";
-import { checkLoadOptions, openModel } from "./load.js";
+import { checkLoadOptions, lackOfVariant, openModel } from "./load.js";
 
 /** @import { LoadOptions } from "./load.js" */
 /** @import { FastVLM } from "./model.js" */
@@ -53,7 +53,7 @@ export async function load(address, options = {}) {
  * @returns {Promise<{model: FastVLM|null, reason: string}>}
  */
 async function loadOnWebGPU(files, options, began) {
-  const lack = await lackOfWebGPU();
+  const lack = (await lackOfWebGPU()) || lackOfVariant(files.manifest, options.variant);
   if (lack) return { model: null, reason: lack };
   if (!Object.hasOwn(files.manifest.files, GOLDEN_FILE)) {
     return { model: null, reason: `the package has no ${GOLDEN_FILE} to check it with` };

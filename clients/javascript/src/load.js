@@ -41,11 +41,12 @@ import { TextTokenizer } from "./text/tokenizer.js";
  * @property {Components["readPixels"]} readPixels
  */
 
-// The fastest first, measured. WebAssembly has no fast kernel for weights in int4.
+// The fastest first, measured. WebAssembly has no fast kernel for weights in blocks: those of int4,
+// and lm_head of int8, whose place `web` takes.
 /** @type {Record<Device, string[]>} */
 const PREFERRED = {
-  cpu: ["fast", "int8", "int4", "fp32", "fp16"],
-  wasm: ["int8", "fp32", "int4", "fast", "fp16"],
+  cpu: ["fast", "int8", "web", "int4", "fp32", "fp16"],
+  wasm: ["web", "int8", "fp32", "int4", "fast", "fp16"],
   webgpu: ["int4", "fp16", "fp32", "int8", "fast"],
 };
 
@@ -128,6 +129,19 @@ export async function openModel(platform, files, engine, options, { began, devic
     await Promise.all(Object.values(open).map((graph) => graph.close()));
     throw error;
   }
+}
+
+/**
+ * Why no variant is for WebGPU; empty where one is. `web` is not: WebGPU leaves its products to the
+ * processor.
+ *
+ * @param {Manifest} manifest
+ * @param {string} [asked] the only variant that the caller takes
+ */
+export function lackOfVariant(manifest, asked) {
+  const names = asked ? [asked] : Object.keys(manifest.variants);
+  if (names.some((name) => PREFERRED.webgpu.includes(name))) return "";
+  return `${names.join(", ")} is not made for WebGPU; add int4 with \`fastvlm-onnx export ... --add --precision int4\``;
 }
 
 /**

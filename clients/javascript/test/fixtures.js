@@ -12,7 +12,7 @@ import { GOLDEN_FILE } from "../src/golden.js";
 
 const REPOSITORY = fileURLToPath(new URL("../../../", import.meta.url));
 export const PICTURES = path.join(REPOSITORY, "fastvlm_onnx/demo/pictures/");
-export const VARIANTS = ["fp32", "fp16", "int8", "int4", "fast"];
+export const VARIANTS = ["fp32", "fp16", "int8", "web", "int4", "fast"];
 
 const folder = process.env.FASTVLM_ONNX_TEST_VARIANTS;
 if (!folder) {

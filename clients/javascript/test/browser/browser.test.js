@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import path from "node:path";
 import { describe, test } from "node:test";
 
-import { ANSWER, NEEDS_GOLDEN, PROMPT, QUESTIONS, VARIANTS, copyOfPackage, damage } from "../fixtures.js";
+import { ANSWER, NEEDS_GOLDEN, PROMPT, QUESTIONS, VARIANTS, changeManifest, copyOfPackage, damage } from "../fixtures.js";
 import { NEEDS_CHROMIUM, SWIFTSHADER, openPage } from "./chromium.js";
 
 /** @typedef {import("playwright-core").Page} Page */
@@ -75,6 +75,25 @@ describe("in Chromium", NEEDS_CHROMIUM, () => {
     assert.deepEqual([found.device, found.code], ["wasm", "engine"]);
     assert.match(found.deviceReason, /its results are wrong here \(logit/);
     assert.match(found.message, /WebGPU cannot be used: its results are wrong here .*take the device wasm or auto/);
+  });
+
+  test("WebAssembly answers with `web`, also where there is WebGPU", async (context) => {
+    const folder = await copyOfPackage(context);
+    await changeManifest(folder, (manifest) => {
+      const { web, int8 } = manifest.variants;
+      manifest.variants = { int8, web };
+    });
+    const { page } = await openPage(context, { package: folder, args: SWIFTSHADER });
+    const found = await page.evaluate(async ({ web }) => {
+      const { load } = await import(web);
+      const { variant } = await load("/package", { device: "wasm" });
+      const { device, deviceReason } = await load("/package", { variant: "web" });
+      const error = await load("/package", { variant: "web", device: "webgpu" }).catch((/** @type {any} */ e) => e);
+      return { variant, device, deviceReason, message: error.message };
+    }, { web: WEB });
+    assert.deepEqual([found.variant, found.device], ["web", "wasm"]);
+    assert.match(found.deviceReason, /^web is not made for WebGPU; add int4 with/);
+    assert.match(found.message, /WebGPU cannot be used: web is not made for WebGPU; .*; take the device wasm or auto/);
   });
 
   test("every kind of image gives the same features", async (context) => {

@@ -270,7 +270,8 @@ ARGUMENTS: Final[Mapping[str, Check]] = {
     "add": flag,
     "split_decoder": flag,
     "precisions": Optional(ListOf(text)),
-    "image_sizes": Optional(ListOf(COUNT)),
+    # export says which sizes are built.
+    "image_sizes": Optional(ListOf(Whole(-LARGEST_NUMBER, "a whole number of pixels"))),
     "calibrate": flag_or_path,
     "steps": COUNT,
     "progress": function,

@@ -261,7 +261,7 @@ def test_a_closed_chat_says_so(model: FastVLM) -> None:
     [
         ("", None, {}, "the prompt is empty"),
         ("Hi", "nowhere.png", {}, "nowhere.png: no such picture"),
-        ("Hi", None, {"stop": [""]}, "none of them empty"),
+        ("Hi", None, {"stop": [""]}, r"stop\[0\] is ''; expected a text that is not empty"),
         ("Hi", None, {"max_new_tokens": 0}, "max_new_tokens is 0"),
     ],
 )

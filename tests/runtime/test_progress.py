@@ -28,11 +28,16 @@ def test_a_terminal_shows_stage_share_rate_and_remaining_time(picture: Path, pac
     except OSError:  # Linux's way to say that the terminal was closed
         pass
     os.close(ours)
-    last = shown.decode().strip().split("\r")[-1]
+    *bars, summary = filter(str.strip, shown.decode().split("\r"))
+    last = bars[-1]
     for words in ("caption", picture.name, "100%", "1/1", "00:00", "pictures"):
         assert words in last
+    assert summary.strip().startswith("pictures: 1 in ")
     assert b"100%" not in done.stdout
 
 
-def test_nothing_is_shown_where_stderr_is_not_a_terminal(picture: Path, package: Path) -> None:
-    assert run(*caption_command(picture, package)).stderr == ""
+def test_only_a_summary_is_shown_where_stderr_is_not_a_terminal(
+    picture: Path, package: Path
+) -> None:
+    (line,) = run(*caption_command(picture, package)).stderr.splitlines()
+    assert line.startswith("pictures: 1 in ")

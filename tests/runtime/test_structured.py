@@ -283,7 +283,7 @@ def nested(levels: int) -> dict[str, Any]:
         ({"regex": "a" * 5000}, "regex has 5000 bytes; expected at most"),
         ({"regex": "(" * 2000 + "a" + ")" * 2000}, "regex cannot be used"),
         ({"choices": []}, r"choices is \[\]; expected at least one text"),
-        ({"choices": ["a", ""]}, "none of them empty"),
+        ({"choices": ["a", ""]}, r"choices\[1\] is ''; expected a text that is not empty"),
         ({"choices": "yes"}, "choices is a text; expected a list"),
         ({"choices": ["a"] * (MAX_CHOICES + 1)}, "choices has 1001 texts; expected at most"),
         ({"choices": ["a" * 40_000]}, "choices has 40000 bytes; expected at most"),

@@ -104,7 +104,8 @@ test("weights inside a node's graph are put into the graph, and other bytes stay
   const decoder = await embedded("decoder.fp32.onnx");
   assert.equal(decoder.changed, decoder.model);
   const vision = await embedded("vision_encoder.256.int8.onnx");
-  assert.ok(vision.changed.length > vision.model.length + 1_000_000);
+  // At 256 pixels, only the stem's strips are a body of their own; its weights take 2 kB.
+  assert.ok(vision.changed.length > vision.model.length + 2000);
   assert.throws(() => embedBodyWeights(vision.model, new Map()), { code: "package", message: /which are not there/ });
   assert.throws(() => embedBodyWeights(vision.model.subarray(0, 999), vision.weights), { message: /is cut or damaged/ });
 });

@@ -2,8 +2,8 @@
 
 import { answer, finalGeneration } from "./answer.js";
 import { FastVLMError } from "./errors.js";
-import { embedParts, encodeImages, imagesOf, roomForAnswer, withFeatures } from "./model.js";
 import { checkOptions } from "./options.js";
+import { embedParts, encodeImages, imagesOf, roomForAnswer, withFeatures } from "./question.js";
 import { checkPrompt, numPositions } from "./text/prompt.js";
 
 /** @import { Generation, Piece } from "./answer.js" */

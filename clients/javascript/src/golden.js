@@ -2,7 +2,7 @@
 // the differences that another engine may have.
 
 import { FastVLMError } from "./errors.js";
-import { embedParts, withFeatures } from "./model.js";
+import { embedParts, withFeatures } from "./question.js";
 
 /** @import { FastVLM, ImageSource } from "./model.js" */
 /** @import { Piece } from "./answer.js" */

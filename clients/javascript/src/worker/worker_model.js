@@ -3,7 +3,7 @@
 import { finalGeneration } from "../answer.js";
 import { FastVLMError } from "../errors.js";
 import { ImageFeatures } from "../image/image_encoder.js";
-import { imagesOf } from "../model.js";
+import { imagesOf } from "../question.js";
 
 /** @import { Generation, Piece } from "../answer.js" */
 /** @import { LoadOptions } from "../load.js" */

@@ -167,7 +167,7 @@ tests/clients/transformers_js/node_modules: tests/clients/transformers_js/packag
 	cd tests/clients/transformers_js && ONNXRUNTIME_NODE_INSTALL=skip npm ci --no-audit --no-fund
 	touch $@
 
-# --- the built-in model, from nothing (about six hours on two cores; it resumes) ---------------------
+# --- the built-in model, from nothing (days on two cores; it resumes) --------------------------------
 
 train: .venv/installed-all
 	.venv/bin/python benchmarks/train_demo.py

@@ -122,7 +122,7 @@ def test_the_command_refuses_a_set_without_texts(tmp_path: Path) -> None:
 
 def test_a_calibration_of_float_variants_is_refused(tmp_path: Path) -> None:
     line = refusal("export", "demo", "-o", tmp_path / "onnx", "--calibrate", "--precision", "fp16")
-    assert "quantises int4 and int8 decoders, and fp16 has none; add one of int8, int4" in line
+    assert "quantises int4 and int8 decoders, and fp16 has none; add one of int8, web, int4" in line
     assert not names_in(tmp_path)
 
 

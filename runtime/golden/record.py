@@ -28,8 +28,8 @@ from fastvlm_onnx.variants import VARIANTS, variants_without_cpu
 
 SAMPLES: Final = 16  # of image_features
 TOP_LOGITS: Final = 5
-# ONNX Runtime packs most weights into a copy. The activations of the vision encoder and of the
-# prompt grow with the image.
+# Estimates. ONNX Runtime packs most weights into a copy. The activations of the vision encoder and
+# of the prompt grow with the image.
 MEMORY_PER_WEIGHTS_BYTE: Final = 2.5
 MEMORY_PER_PIXEL: Final = 1500  # bytes
 

@@ -33,7 +33,7 @@ from fastvlm_onnx.commands.generate import generate
 from fastvlm_onnx.commands.inspect import inspect
 from fastvlm_onnx.commands.serve import serve
 from fastvlm_onnx.commands.verify import verify
-from fastvlm_onnx.console import accept_every_character
+from fastvlm_onnx.console import accept_every_character, say
 from fastvlm_onnx.errors import FastVLMError, InputError, one_line
 from fastvlm_onnx.telemetry import disable_telemetry
 
@@ -75,10 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
     except FastVLMError as error:
         sys.exit(_refuse(str(error), invocation))
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted")
+        say("interrupted")
         sys.exit(130)
     except _TerminatedError:
-        _say("terminated")
+        say("terminated")
         sys.exit(143)
     except BrokenPipeError:
         # The reader of stdout left. Python would complain when it flushes stdout at exit.
@@ -154,7 +154,7 @@ def _refuse(message: str, invocation: Invocation) -> int:
     """Show an error of the caller; return the exit code."""
     if invocation.debug:
         traceback.print_exc()
-    _say(f"error: {one_line(message)}")
+    say(f"error: {one_line(message)}")
     return 2
 
 
@@ -165,20 +165,12 @@ def _admit(error: Exception, invocation: Invocation) -> int:
     *_, frame = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frame.filename).name}:{frame.lineno}"
     found = f"{type(error).__name__} at {place}: {str(error)[:150]}"
-    _say(
+    say(
         one_line(
             f"error: a fault of fastvlm-onnx ({found}); report it, with the output of --debug."
         )
     )
     return 1
-
-
-def _say(message: str) -> None:
-    """Write a line to stderr, where there is a stderr that takes it."""
-    try:
-        click.echo(message, err=True)
-    except (OSError, ValueError):
-        sys.stderr = None
 
 
 def _described(error: OSError) -> str:

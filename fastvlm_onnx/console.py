@@ -1,4 +1,7 @@
-"""Standard streams that take every character. Standard library only."""
+"""Standard streams that take every character, and a stderr that may be full.
+
+Standard library only.
+"""
 
 import io
 import json
@@ -20,6 +23,20 @@ def accept_every_character() -> None:
             stream.reconfigure(encoding="utf-8")
         elif stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+
+
+def say(message: str = "") -> None:
+    """Write a line to stderr, if there is a stderr that takes it.
+
+    A command's result does not depend on its messages: where stderr is a full disk or a pipe
+    without a reader, they are dropped from then on.
+    """
+    if sys.stderr is None:
+        return
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = None
 
 
 def encodable_json(line: str) -> str:

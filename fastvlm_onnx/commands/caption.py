@@ -16,6 +16,7 @@ from fastvlm_onnx.commands.load_options import LoadOptions, load_options
 from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.commands.prompt_options import prompt_options
 from fastvlm_onnx.commands.ray_options import RayOptions, ray_options, run_on_ray
+from fastvlm_onnx.console import say
 from fastvlm_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def caption(
             batch_size=batch_size,
             generation=dict(generation),
         )
-        click.echo(f"{output}: {counts.total} pictures", err=True)
+        say(f"{output}: {counts.total} pictures")
         _exit_if_unreadable(counts.failed, counts.total)
         return
     found = find_pictures(_names(paths))
@@ -112,7 +113,7 @@ def caption(
         total = len(found)
         found = [path for path in found if part.holds(path)]
         if not found:
-            click.echo(f"shard {shard} has none of the {total} pictures", err=True)
+            say(f"shard {shard} has none of the {total} pictures")
             return
     with caption_output(found, output, txt=txt, resume=resume) as destination:
         asked = destination.pending(found)  # those that could not be read are tried again
@@ -130,19 +131,18 @@ def caption(
             seconds = time.perf_counter() - began
     held = len(destination.answered) + len(destination.failed)
     if asked:
-        click.echo(
+        say(
             f"pictures: {len(asked)} in {seconds:.1f} s, {len(asked) / seconds:.3g} a second; "
-            f"{len(found) - len(asked)} were answered before",
-            err=True,
+            f"{len(found) - len(asked)} were answered before"
         )
     else:
-        click.echo(f"{output or 'text files'}: every picture is there already", err=True)
+        say(f"{output or 'text files'}: every picture is there already")
     _exit_if_unreadable(len(destination.failed), held)
 
 
 def _exit_if_unreadable(unreadable: int, total: int) -> None:
     if unreadable:
-        click.echo(f"{unreadable} of {total} pictures could not be read", err=True)
+        say(f"{unreadable} of {total} pictures could not be read")
         sys.exit(3)
 
 

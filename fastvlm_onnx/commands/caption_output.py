@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastvlm_onnx.console import encodable_json
+from fastvlm_onnx.console import encodable_json, say
 
 if TYPE_CHECKING:
     from fastvlm_onnx.runtime.captions.caption import Caption
@@ -43,7 +43,7 @@ def _text_files(pictures: list[str], resume: bool) -> "Iterator[Destination]":
     files = TextFiles(pictures, resume=resume)
     yield files
     for error in files.errors:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}")
 
 
 @contextmanager

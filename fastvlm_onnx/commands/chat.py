@@ -9,6 +9,7 @@ import click
 from fastvlm_onnx.commands.default_package import package_or_default
 from fastvlm_onnx.commands.generation_options import generation_options
 from fastvlm_onnx.commands.load_options import LoadOptions, load_options
+from fastvlm_onnx.console import say
 from fastvlm_onnx.errors import FastVLMError, InputError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Terminal:
         """Answer lines until /exit or the end of standard input."""
         if self._is_interactive:
             self._keep_history()
-            click.echo(f"{COMMANDS_HELP}.", err=True)
+            say(f"{COMMANDS_HELP}.")
         while (line := self._read()) is not None:
             line = line.strip()
             if not line:
@@ -74,7 +75,7 @@ class Terminal:
                     self._answer(line)
             except FastVLMError as error:
                 # The line had no effect on the conversation.
-                click.echo(f"error: {error}", err=True)
+                say(f"error: {error}")
                 if not self._is_interactive:
                     sys.exit(2)
 
@@ -97,14 +98,14 @@ class Terminal:
                 line = sys.stdin.readline() if sys.stdin else ""
                 return line or None
             except EOFError:
-                click.echo(err=True)
+                say()
                 return None
             except UnicodeDecodeError:
                 raise InputError("a line of standard input is not UTF-8; convert it.") from None
             except KeyboardInterrupt:
                 if not self._is_interactive:
                     raise
-                click.echo(err=True)  # the line is dropped
+                say()  # the line is dropped
 
     def _run_command(self, line: str) -> None:
         command, _, rest = line.partition(" ")
@@ -140,14 +141,13 @@ class Terminal:
     def _print_stats(self) -> None:
         turns = len(self._chat.turns)
         if self._latest is None:
-            click.echo(f"{turns} turns; no answer is complete yet", err=True)
+            say(f"{turns} turns; no answer is complete yet")
             return
         timings = self._latest.timings
-        click.echo(
+        say(
             f"{turns} turns, {self._latest.prompt_tokens} tokens before the latest answer; vision "
             f"{timings.vision:.3f} s, prefill {timings.prefill:.3f} s, first token "
-            f"{timings.first_token:.3f} s, {timings.tokens_per_second:.1f} tokens a second",
-            err=True,
+            f"{timings.first_token:.3f} s, {timings.tokens_per_second:.1f} tokens a second"
         )
 
     def _keep_history(self) -> None:

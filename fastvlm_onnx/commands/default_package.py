@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import click
-
 import fastvlm_onnx
 from fastvlm_onnx.commands.export import export_with_progress
+from fastvlm_onnx.console import say
 from fastvlm_onnx.user_data import default_model, demo_package
 
 
@@ -21,7 +20,7 @@ def package_or_default(package: str | None) -> str:
         return package
     chosen = default_model()
     folder = chosen.folder or demo_package(fastvlm_onnx.__version__)
-    click.echo(f"model: {folder} ({chosen.reason})", err=True)
+    say(f"model: {folder} ({chosen.reason})")
     if chosen.folder is None:
         export_demo_once(folder)
     return str(folder)

@@ -7,6 +7,7 @@ from typing import Final
 import click
 
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
+from fastvlm_onnx.console import say
 from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.progress import Progress
 
@@ -35,7 +36,7 @@ def download(size: str, stage: int, output: Path | None, base_url: str | None) -
     name = checkpoint_name(size, stage)
     folder = output or Path(name)
     if is_whole_checkpoint(folder):
-        click.echo(f"{folder}: already holds the whole checkpoint", err=True)
+        say(f"{folder}: already holds the whole checkpoint")
     else:
         with progress_bar("download", BYTES) as progress:
             download_checkpoint(
@@ -45,8 +46,8 @@ def download(size: str, stage: int, output: Path | None, base_url: str | None) -
                 base_url=base_url or APPLE_BASE_URL,
                 progress=with_license_notice(progress),
             )
-        click.echo(f"wrote {folder}", err=True)
-    click.echo(f"next: fastvlm-onnx export {shlex.quote(str(folder))}", err=True)
+        say(f"wrote {folder}")
+    say(f"next: fastvlm-onnx export {shlex.quote(str(folder))}")
 
 
 def with_license_notice(progress: Progress) -> Progress:
@@ -60,7 +61,7 @@ def with_license_notice(progress: Progress) -> Progress:
         nonlocal is_announced
         if stage == "download" and not is_announced:
             is_announced = True
-            click.echo(LICENSE_NOTICE, err=True)
+            say(LICENSE_NOTICE)
         progress(stage, done_bytes, total_bytes)
 
     return update

@@ -17,6 +17,7 @@ from fastvlm_onnx.commands.download import with_license_notice
 from fastvlm_onnx.commands.load_options import parse_numbers
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
+from fastvlm_onnx.console import say
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.user_data import remember_export
@@ -141,7 +142,7 @@ def export(
             base=base,
             allow_nonfinite=allow_nonfinite,
         )
-        click.echo(f"wrote {folder}", err=True)
+        say(f"wrote {folder}")
         return
     measured = export_with_progress(
         checkpoint,
@@ -161,9 +162,9 @@ def export(
         node_modules=node_modules,
         golden=golden,
     )
-    click.echo(f"wrote {folder}", err=True)
+    say(f"wrote {folder}")
     if verify:
-        click.echo(f"{summary_table(measured)}\n\n{first_choice_lines(measured)}", err=True)
+        say(f"{summary_table(measured)}\n\n{first_choice_lines(measured)}")
     exit_if_outside(Agreement(measured))
     remember_export(folder.absolute())
 

@@ -10,7 +10,7 @@ import click
 from fastvlm_onnx.commands.default_package import package_or_default
 from fastvlm_onnx.commands.generation_options import generation_options
 from fastvlm_onnx.commands.load_options import LoadOptions, load_options
-from fastvlm_onnx.console import encodable_json
+from fastvlm_onnx.console import encodable_json, say
 from fastvlm_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,13 +71,12 @@ def generate(
     click.echo(encodable_json(json.dumps(fields, ensure_ascii=False)) if as_json else "")
     if stats:
         timings = final.timings
-        click.echo(
+        say(
             f"load {timings.load:.3f} s, preprocess {timings.preprocess:.3f} s, "
             f"vision {timings.vision:.3f} s, prefill {timings.prefill:.3f} s "
             f"({final.prompt_tokens} tokens), first token {timings.first_token:.3f} s, "
             f"decode {timings.decode:.3f} s ({len(final.token_ids)} tokens, "
-            f"{timings.tokens_per_second:.1f} a second), finish_reason {final.finish_reason}",
-            err=True,
+            f"{timings.tokens_per_second:.1f} a second), finish_reason {final.finish_reason}"
         )
 
 

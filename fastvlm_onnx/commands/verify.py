@@ -11,6 +11,7 @@ import click
 from fastvlm_onnx.agreement import Agreement, agreement_table
 from fastvlm_onnx.commands.download import with_license_notice
 from fastvlm_onnx.commands.progress import progress_bar
+from fastvlm_onnx.console import say
 from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.progress import no_progress
 
@@ -82,5 +83,5 @@ def import_verify_package() -> Callable[..., Agreement]:
 def exit_if_outside(agreement: Agreement) -> None:
     """Exit with 1 if a figure is outside its tolerance."""
     if agreement.outside:
-        click.echo(f"outside tolerance: {'; '.join(agreement.outside)}", err=True)
+        say(f"outside tolerance: {'; '.join(agreement.outside)}")
         sys.exit(1)

@@ -1,5 +1,6 @@
 """ONNX Runtime's execution providers: their names, packages and default options."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,6 +14,7 @@ from fastvlm_onnx.telemetry import disable_telemetry
 ProviderOptions = Mapping[str, str]
 
 LONGEST_REASON: Final = 300  # characters of another library's message
+_SOURCE_LINE: Final = re.compile(r"(\S*/)?\w+\.(cc|cpp|cu|h):\d+")
 # In older versions, attention on the CPU cannot append several positions to a filled cache.
 OLDEST_ONNXRUNTIME: Final = (1, 20)
 CPU: Final = "CPUExecutionProvider"
@@ -134,7 +136,8 @@ def preload_cuda() -> None:
 def in_one_line(error: BaseException) -> str:
     """Return an exception's message as one line.
 
-    A long message is cut to its end, where ONNX Runtime states the reason.
+    A long message is cut to its end, where ONNX Runtime states the reason. Lines of ONNX Runtime's
+    source, such as "model.cc:182", are left out.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(_SOURCE_LINE.sub(" ", str(error)).split()) or type(error).__name__
     return text if len(text) <= LONGEST_REASON else f"... {text[-LONGEST_REASON:]}"

@@ -8,17 +8,19 @@ Source: apple/ml-fastvlm @592b4ad (predict.py, mm_utils.expand2square), transfor
 (CLIPImageProcessor).
 """
 
+import ctypes
 import io
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.untrusted_files import regular_file_size
@@ -140,7 +142,17 @@ def _open_image(file: Path | io.BytesIO) -> Image.Image:
 
 def _decode(image: Image.Image, name: str, orient: bool) -> Image.Image:
     _check_size(name, *image.size)
+    if image.format == "TIFF":
+        _silence_libtiff()
     return (ImageOps.exif_transpose(image) if orient else image).convert("RGB")
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep Pillow's copy of libtiff from writing its errors to stderr; Pillow raises them too."""
+    # Pillow silences libtiff's warnings itself. On Windows the function is not exported.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fastvlm_onnx.cli import main
 from fastvlm_onnx.errors import LONGEST_MESSAGE, InputError
@@ -71,6 +72,30 @@ def test_a_full_disk_under_stdout(package: Path) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: stdout cannot be written (no space is left there).\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_under_stderr_does_not_change_a_result(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra [export] is not installed")
+    with open("/dev/full", "w") as full:
+        command = [*COMMAND, "export", "demo", "-o", str(tmp_path / "out")]
+        done = subprocess.run(command, stdout=full, stderr=full, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "out/fastvlm.json").is_file()
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_a_damaged_tiff(
+    package: Path, tmp_path: Path, compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "picture.tiff"
+    Image.effect_noise((40, 30), 60).save(picture, compression=compression)
+    content = bytearray(picture.read_bytes())
+    content[20:200] = b"\xff" * 180
+    picture.write_bytes(content)
+    # libtiff writes messages of its own to the file that is stderr.
+    line = refused(capfd, "generate", picture, "Hi", "--model", package)
+    assert "cannot be decoded" in line
 
 
 @needs_posix

@@ -79,6 +79,13 @@ def external(name: str) -> bytes:
     return field(13, field(1, b"location") + field(2, name.encode()))
 
 
+def test_weights_that_end_too_early(change: Change, copied_package: Path) -> None:
+    change("projector.fp32.onnx.data", lambda path: path.write_bytes(path.read_bytes()[:-1000]))
+    message = refusal(copied_package)
+    assert "projector.fp32.onnx" in message
+    assert ".cc:" not in message  # ONNX Runtime names lines of its source
+
+
 PLACES = {
     "an initializer": lambda tensor: field(7, field(5, tensor)),
     "a sparse initializer": lambda tensor: field(7, field(15, field(1, tensor))),

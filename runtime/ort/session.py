@@ -13,7 +13,7 @@ from fastvlm_onnx.errors import InputError, PackageError, ProviderError
 from fastvlm_onnx.runtime.ort.compiled_cache import warn_of_folder
 from fastvlm_onnx.runtime.ort.compiled_graphs import CompiledGraph, Placement
 from fastvlm_onnx.runtime.ort.coreml import wipe_model_cache
-from fastvlm_onnx.runtime.ort.hardware import physical_cores
+from fastvlm_onnx.runtime.ort.hardware import cores, physical_cores
 from fastvlm_onnx.runtime.ort.openvino import options_with_threads
 from fastvlm_onnx.runtime.ort.plugins import chosen_devices, plugin_devices
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
@@ -321,6 +321,10 @@ def session_options(threads: int | None) -> Any:
     options.enable_mem_pattern = False
     # Sessions take turns: spinning workers of an idle session take a core from the busy session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # A thread that spins for want of a core keeps one from the threads that have work: 256 threads
+    # on 2 cores took a minute for an answer of two tokens.
+    if options.intra_op_num_threads > cores():
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 

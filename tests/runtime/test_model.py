@@ -7,6 +7,8 @@ import pytest
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError, PromptTooLongError, ProviderError
+from fastvlm_onnx.runtime.ort.hardware import cores
+from fastvlm_onnx.runtime.ort.session import session_options
 
 PROMPT = "Describe the image."
 
@@ -195,3 +197,11 @@ class TestLoad:
     ) -> None:
         alone = fastvlm_onnx.load(package, threads=1)
         assert alone.generate(picture, PROMPT).text == model.generate(picture, PROMPT).text
+
+
+def test_threads_spin_only_where_each_has_a_core() -> None:
+    # With 256 threads on 2 cores, an answer of two tokens took a minute.
+    name = "session.intra_op.allow_spinning"
+    assert session_options(cores() + 1).get_session_config_entry(name) == "0"
+    with pytest.raises(RuntimeError, match=name):
+        session_options(cores()).get_session_config_entry(name)

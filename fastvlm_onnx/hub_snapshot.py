@@ -124,7 +124,7 @@ def _reason(failure: Exception, hub_id: str) -> str:
     if isinstance(failure, HfHubHTTPError):
         status = getattr(failure.response, "status_code", "no")
         return f"the hub answered with status {status}; try again later"
-    return " ".join(str(failure).split()) or type(failure).__name__
+    return " ".join(str(failure).split()).rstrip(".") or type(failure).__name__
 
 
 def _hidden_bar() -> type:

@@ -33,6 +33,8 @@ class FastVLMOnnxExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
                 kind: dict[str, Any] = {"action": "store_true"}
             elif isinstance(option.flag_value, str):
                 kind = {"nargs": "?", "const": option.flag_value}
+            elif option.multiple:
+                kind = {"action": "append"}
             else:
                 kind = {}
             parser.add_argument(*option.opts, dest=option.name, help=option.help, **kind)
@@ -45,7 +47,8 @@ class FastVLMOnnxExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
             if option.is_flag:
                 arguments += option.opts[:1] if value else []
             elif value is not None:  # `export` itself refuses an empty value
-                arguments += [option.opts[0], value]
+                for one in value if option.multiple else [value]:
+                    arguments += [option.opts[0], one]
         main([*arguments, "--", self.args.model])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastvlm_onnx.commands.load_options import parse_numbers
+from fastvlm_onnx.commands.load_options import list_option, parse_numbers
 from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.samples import SAMPLE_PICTURE
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
+@list_option(
     "--precision",
     help="Variants to compare, with commas, or `all`; by default the best for the provider.",
 )
-@click.option(
+@list_option(
     "--image-size", help="Sizes to compare, with commas, or `all`; by default the package's."
 )
-@click.option("--threads", help="Numbers to compare, with commas; by default the physical cores.")
+@list_option("--threads", help="Numbers to compare, with commas; by default the physical cores.")
 @click.option(
     "--provider",
     "providers",

@@ -14,7 +14,7 @@ from fastvlm_onnx.agreement import (
     summary_table,
 )
 from fastvlm_onnx.commands.download import with_license_notice
-from fastvlm_onnx.commands.load_options import parse_numbers
+from fastvlm_onnx.commands.load_options import list_option, parse_numbers
 from fastvlm_onnx.commands.progress import BYTES, progress_bar
 from fastvlm_onnx.commands.verify import exit_if_outside, import_verify_package
 from fastvlm_onnx.console import say
@@ -41,7 +41,7 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
 @click.command(epilog=f"\b\nVariants for --precision:\n{VARIANT_LINES}")
 @click.argument("checkpoint", default="demo")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.")
-@click.option(
+@list_option(
     "--precision", help="Variants, with commas.  [default: fp32; web with --layout web-page]"
 )
 @click.option(
@@ -62,7 +62,7 @@ VARIANT_LINES = "\n".join(f"  {spec.name:<11}{spec.description}" for spec in VAR
     help="A folder that has onnxruntime-web and @huggingface/tokenizers for --layout web-page; "
     "npm installs them otherwise.",
 )
-@click.option("--image-size", help="Pixels, with commas; the first is the default.")
+@list_option("--image-size", help="Pixels, with commas; the first is the default.")
 @click.option(
     "--operators",
     type=click.Choice(OPERATOR_SETS),

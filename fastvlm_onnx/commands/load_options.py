@@ -85,6 +85,18 @@ def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
+def list_option(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option for a list: with commas in one option, in several options, or both.
+
+    The command gets the list as one text with commas; None without the option.
+    """
+
+    def join(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> str | None:
+        return ",".join(values) if values else None
+
+    return click.option(name, multiple=True, callback=join, help=help)
+
+
 def parse_numbers(text: str, option: str) -> list[int]:
     """Parse integers separated by commas.
 

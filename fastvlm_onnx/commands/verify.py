@@ -10,6 +10,7 @@ import click
 
 from fastvlm_onnx.agreement import Agreement, agreement_table
 from fastvlm_onnx.commands.download import with_license_notice
+from fastvlm_onnx.commands.load_options import list_option
 from fastvlm_onnx.commands.progress import progress_bar
 from fastvlm_onnx.console import say
 from fastvlm_onnx.optional_packages import optional_packages
@@ -23,7 +24,7 @@ from fastvlm_onnx.progress import no_progress
 @click.option("--picture", "pictures", multiple=True, help="May be repeated.")
 @click.option("--prompt", "prompts", multiple=True, help="May be repeated; asked of each picture.")
 @click.option("--steps", default=32, show_default=True, help="Tokens of each answer, at most.")
-@click.option("--precision", help="Variants, with commas; all that the CPU can run by default.")
+@list_option("--precision", help="Variants, with commas; all that the CPU can run by default.")
 @click.option("--image-size", type=int, help="One the package was exported for.")
 @click.option("--threads", type=int, help="One per physical core by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")

@@ -13,6 +13,7 @@ from random_checkpoint import LanguageSize, write_random_checkpoint
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError
+from fastvlm_onnx.cli import main
 from fastvlm_onnx.export.graphs import decoder_precisions
 from fastvlm_onnx.export.graphs.layers import parameter
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
@@ -256,3 +257,9 @@ def test_an_unknown_precision_is_refused_with_the_list(tmp_path: Path) -> None:
 def test_a_missing_variant_names_the_command(package: Path) -> None:
     with pytest.raises(InputError, match="--precision int4"):
         fastvlm_onnx.load(package, precision="int4")
+
+
+def test_variants_may_be_named_in_several_options(tmp_path: Path) -> None:
+    options = ["--precision", "fp16", "--precision", "int8,fp32", "--no-golden"]
+    main(["export", "demo", "-o", str(tmp_path / "onnx"), *options])
+    assert list(read_manifest(tmp_path / "onnx").variants) == ["fp16", "int8", "fp32"]

@@ -17,6 +17,10 @@ LOCAL: Final = "local"
 # For reading and writing, and for the filter of pictures that are answered already.
 SPARE_CPUS: Final = 2
 _OBJECT_STORE_BYTES: Final = 1_000_000_000
+# gRPC runs over HTTP/2, in which the first frame of each side has the type 4, SETTINGS.
+# Source: RFC 9113, sections 3.4 and 4.1.
+_HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HTTP2_SETTINGS: Final = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty one
 
 
 @contextmanager
@@ -59,10 +63,23 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _check_port(address: str) -> None:
-    """Raise OSError where no program listens; Ray would try for minutes."""
+    """Raise OSError where no program that speaks gRPC listens, as a cluster's head does.
+
+    Ray would try for minutes, and write a line for each try.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isascii() and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    if not (colon and port.isascii() and port.isdecimal()):
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as connection:
+        connection.sendall(_HTTP2_PREFACE + _HTTP2_SETTINGS)
+        answer = b""
+        while len(answer) < len(_HTTP2_SETTINGS):
+            more = connection.recv(len(_HTTP2_SETTINGS) - len(answer))
+            if not more:
+                break
+            answer += more
+    if answer[3:4] != _HTTP2_SETTINGS[3:4]:
+        raise OSError("another program listens there")
 
 
 def fitting_actors(nodes: Sequence[float], threads: int) -> int:

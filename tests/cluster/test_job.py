@@ -2,7 +2,9 @@
 
 import io
 import json
+import socket
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from fastvlm_onnx import FastVLM, InputError
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
 from fastvlm_onnx.ray import Captioner, PromptTemplate
-from fastvlm_onnx.ray.cluster import fitting_actors
+from fastvlm_onnx.ray.cluster import connected, fitting_actors
 from fastvlm_onnx.ray.sources import CONTENT, ERROR, PATH, PictureFiles, find_source
 
 PROMPT = "Describe the image."
@@ -145,6 +147,23 @@ def test_actors_leave_cpus_for_reading_and_writing(
 def test_a_cluster_without_room_for_an_actor_is_refused(nodes: list[float]) -> None:
     with pytest.raises(InputError, match="expected 4 for an actor and 2 more"):
         fitting_actors(nodes, 4)
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 No\r\n\r\n", b""])
+def test_an_address_where_another_program_listens_is_refused(answer: bytes) -> None:
+    def listen(opened: socket.socket) -> None:
+        connection, _ = opened.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        thread = threading.Thread(target=listen, args=(opened,))
+        thread.start()
+        address = f"127.0.0.1:{opened.getsockname()[1]}"
+        with pytest.raises(InputError, match="another program listens"), connected(address):
+            pass
+        thread.join()
 
 
 # --- the command ----------------------------------------------------------------------------------

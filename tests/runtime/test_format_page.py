@@ -44,7 +44,10 @@ def records(found: Any) -> set[type]:
     return set().union(*map(records, get_args(found)))
 
 
-@pytest.mark.parametrize("record", records(Manifest), ids=lambda record: record.__name__)
+RECORDS = sorted(records(Manifest), key=lambda record: record.__name__)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
 def test_the_format_page_names_every_key_of_the_manifest(record: type) -> None:
     assert record is not VariantAgreement or len(fields(record)) > 5
     for field in fields(record):

@@ -4,6 +4,7 @@ Files go to Hugging Face's own cache. A download that was cut off continues ther
 is in the cache needs no network.
 """
 
+import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,10 @@ def _split(hub_id: str) -> tuple[str, str | None]:
 
 @contextmanager
 def _failures_raised_as(error: type[FastVLMError], hub_id: str) -> Iterator[None]:
+    # Hugging Face logs each try of a download that is cut off, and how to get more speed.
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     # The exceptions of the hub's HTTP client have no base class of their own.
@@ -97,6 +102,8 @@ def _failures_raised_as(error: type[FastVLMError], hub_id: str) -> Iterator[None
         raise error(
             f"{hub_id}: cannot be downloaded from Hugging Face: {_reason(failure, hub_id)}."
         ) from None
+    finally:
+        log.setLevel(level)
 
 
 def _reason(failure: Exception, hub_id: str) -> str:
@@ -124,6 +131,8 @@ def _reason(failure: Exception, hub_id: str) -> str:
     if isinstance(failure, HfHubHTTPError):
         status = getattr(failure.response, "status_code", "no")
         return f"the hub answered with status {status}; try again later"
+    if isinstance(failure, AttributeError | LookupError | TypeError):
+        return "the hub's answer is not a hub's; check the address in $HF_ENDPOINT, and any proxy"
     return " ".join(str(failure).split()).rstrip(".") or type(failure).__name__
 
 

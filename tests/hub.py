@@ -1,10 +1,11 @@
-"""A Hugging Face hub of one repository, served from a folder over real HTTP."""
+"""A Hugging Face hub of one repository, served from a folder over real HTTP; and no hub at all."""
 
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -79,3 +80,31 @@ def serve_hub(repository: str, folder: Path, status: int = 200) -> Iterator[str]
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def serve_bytes(answer: bytes) -> Iterator[str]:
+    """Yield the host and port of a program that answers each request with the same bytes.
+
+    A HEAD request gets the bytes up to the first empty line.
+    """
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = opened.accept()
+            except OSError:  # the socket is closed
+                return
+            with connection, suppress(ConnectionError):
+                is_head = connection.recv(65536).startswith(b"HEAD")
+                header, end, _ = answer.partition(b"\r\n\r\n")
+                connection.sendall(header + end if is_head else answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{opened.getsockname()[1]}"
+        finally:
+            opened.shutdown(socket.SHUT_RDWR)  # wakes the thread
+    thread.join()

@@ -31,7 +31,8 @@ def connected(address: str) -> Iterator[None]:
         address: LOCAL, `auto`, `host:port` or `ray://host:port`.
 
     Raises:
-        InputError: there is no cluster at the address, or the program is connected already.
+        InputError: there is no cluster at the address, Ray cannot be started, or the program is
+            connected already.
     """
     if ray.is_initialized():
         raise InputError("this program is connected to Ray already; call ray.shutdown() first.")
@@ -51,10 +52,17 @@ def connected(address: str) -> Iterator[None]:
         else:
             _check_port(address)
             ray.init(address, logging_level="error", log_to_driver=False)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+    # Where a process of Ray does not start in time, Ray raises an Exception of no class of its own.
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:200]
+        if address == LOCAL:
+            raise InputError(
+                f"Ray could not be started on this machine ({reason}); let other programs end, and "
+                "try again."
+            ) from None
         raise InputError(
-            f"no Ray cluster was found at {address} ({' '.join(str(error).split())[:200]}); start "
-            "it with `ray start`, or give no address for a cluster on this machine."
+            f"no Ray cluster was found at {address} ({reason}); start it with `ray start`, or give "
+            "no address for a cluster on this machine."
         ) from None
     try:
         yield

@@ -2,15 +2,14 @@
 
 import io
 import json
-import socket
 import tarfile
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from command_line import refusal
+from hub import serve_bytes
 from PIL import Image
 from ray_jobs import caption_on_ray, rows_in
 
@@ -151,19 +150,21 @@ def test_a_cluster_without_room_for_an_actor_is_refused(nodes: list[float]) -> N
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 No\r\n\r\n", b""])
 def test_an_address_where_another_program_listens_is_refused(answer: bytes) -> None:
-    def listen(opened: socket.socket) -> None:
-        connection, _ = opened.accept()
-        with connection:
-            connection.recv(100)
-            connection.sendall(answer)
+    refused = pytest.raises(InputError, match="another program listens")
+    with serve_bytes(answer) as address, refused, connected(address):
+        pass
 
-    with socket.create_server(("127.0.0.1", 0)) as opened:
-        thread = threading.Thread(target=listen, args=(opened,))
-        thread.start()
-        address = f"127.0.0.1:{opened.getsockname()[1]}"
-        with pytest.raises(InputError, match="another program listens"), connected(address):
-            pass
-        thread.join()
+
+def test_a_machine_on_which_ray_does_not_start_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.\nSome processes failed.")
+
+    monkeypatch.setattr("ray.init", fail)  # as Ray 2.60 does on a machine that is very busy
+    words = r"not be started .* \(The current .* failed\); let"
+    with pytest.raises(InputError, match=words), connected("local"):
+        pass
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hub import serve_hub
+from hub import serve_bytes, serve_hub
 from safetensors.numpy import load_file
 
 from fastvlm_onnx import CheckpointError
@@ -222,6 +222,16 @@ def test_a_failing_hub_is_reported_in_one_line(tmp_path: Path, demo_checkpoint: 
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "cannot be downloaded from Hugging Face" in done.stderr
+
+
+def test_json_that_is_no_hubs_is_reported_in_one_line(tmp_path: Path) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    with serve_bytes(answer) as address:
+        environment = {"HF_ENDPOINT": f"http://{address}", "HF_HOME": str(tmp_path / "c")}
+        done = export("apple/FastVLM-tiny", tmp_path / "a", **environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "the hub's answer is not a hub's; check the address in $HF_ENDPOINT" in line
 
 
 def test_a_path_that_looks_like_a_hub_id_is_not_downloaded(

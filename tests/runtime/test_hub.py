@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub import COMMIT, serve_hub
+from hub import COMMIT, serve_bytes, serve_hub
 
 ID = "someone/demo-onnx"
 PROMPT = "What does the image say?"
@@ -128,6 +128,30 @@ def test_a_hub_that_refuses_is_one_line(package: Path, cache: dict[str, str], wo
     with serve_hub(ID, package, status=403) as address:
         line = refusal(ID, word, HF_ENDPOINT=address, **cache)
     assert f"{ID}: cannot be downloaded from Hugging Face" in line
+
+
+OK = b'HTTP/1.1 200 OK\r\nETag: "1"\r\nX-Repo-Commit: '
+RUBBISH = {
+    "a page to log in": b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n<html>Log in!</",
+    "a redirect to a file": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+    "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "headers of 8 MB": b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 1_000_000,
+    "a body that is cut": OK + COMMIT.encode() + b"\r\nContent-Length: 99999\r\n\r\n{",
+    "a commit that is a path": OK + b"../../../x\r\nContent-Length: 2\r\n\r\n{}",
+    "no manifest": OK + COMMIT.encode() + b"\r\nContent-Length: 2\r\n\r\n{}",
+}
+
+
+@pytest.mark.parametrize("answer", RUBBISH.values(), ids=RUBBISH)
+def test_a_hub_that_answers_with_rubbish_is_one_line(
+    answer: bytes, tmp_path: Path, cache: dict[str, str], word: Path
+) -> None:
+    with serve_bytes(answer) as address:
+        line = refusal(ID, word, HF_ENDPOINT=f"http://{address}", **cache)
+    assert line.startswith("error: ")
+    assert len(line) <= 400
+    assert cached_files(tmp_path) <= {"fastvlm.json"}
+    assert not (tmp_path / "x").exists()
 
 
 def test_an_unknown_id_is_one_line(package: Path, cache: dict[str, str], word: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 from fastvlm_onnx.arguments import checks_arguments
 from fastvlm_onnx.deprecation import renamed
 from fastvlm_onnx.errors import InputError, ProviderError
-from fastvlm_onnx.names import PROJECTOR, VISION_ENCODER
+from fastvlm_onnx.names import PROJECTOR, TOKENIZER_FILE, VISION_ENCODER
 from fastvlm_onnx.package import Manifest, Variant, parse_version, read_manifest
 from fastvlm_onnx.package_files import check_files, check_hashes, check_sizes
 from fastvlm_onnx.runtime.arrays import FloatArray
@@ -40,6 +40,7 @@ from fastvlm_onnx.runtime.ort.providers import (
     import_onnxruntime,
 )
 from fastvlm_onnx.runtime.ort.session import GraphSession
+from fastvlm_onnx.runtime.text.tokenizer import TextTokenizer
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
 from fastvlm_onnx.runtime.vision.image_encoder import ImageEncoder
 from fastvlm_onnx.samples import SAMPLE_PICTURE
@@ -117,9 +118,10 @@ def load(
     # A compiled graph has checksums of its own, and does not read the package's weights.
     stored = [] if lazy_vision else [graph for graph in compiled if compiled[graph].exists()]
     unread = weights_in(manifest, graphs, stored)
-    # Hashing weights takes long, so the graphs open meanwhile. Altered weights are still numbers,
-    # and cannot harm before the check ends.
-    with ThreadPoolExecutor(1) as pool:
+    # Hashing weights and reading the tokenizer take long, so the graphs open meanwhile. Altered
+    # weights are still numbers, and cannot harm before the check ends.
+    with ThreadPoolExecutor(2) as pool:
+        tokenizer = pool.submit(TextTokenizer, path / TOKENIZER_FILE)
         read = [name for name in weights if name not in unread]
         check = pool.submit(check_hashes, path, read, manifest)
         try:
@@ -142,6 +144,7 @@ def load(
                 variant,
                 image_size,
                 sessions,
+                tokenizer.result(),
                 threads,
                 image_cache_bytes=image_cache_bytes,
                 prefix_cache_bytes=prefix_cache_bytes,

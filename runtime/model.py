@@ -15,7 +15,6 @@ from fastvlm_onnx.names import (
     LM_HEAD_SCREEN,
     PREFILL,
     PROJECTOR,
-    TOKENIZER_FILE,
     VISION_ENCODER,
 )
 from fastvlm_onnx.package import Manifest
@@ -74,6 +73,7 @@ class FastVLM:
         precision: str,
         image_size: int,
         sessions: Mapping[str, GraphRunner],
+        tokenizer: TextTokenizer,
         threads: int | None,
         *,
         image_cache_bytes: int,
@@ -99,7 +99,6 @@ class FastVLM:
         if LM_HEAD_SCREEN in sessions:
             lm_head = ScreenedHead(sessions[LM_HEAD], sessions[LM_HEAD_SCREEN], sizes.vocab_size)
         embed_tokens = folder / manifest.variants[precision].embed_tokens
-        tokenizer = TextTokenizer(folder / TOKENIZER_FILE)
         self._components: Components | None = Components(
             PromptTemplate(tokenizer, manifest.prompt),
             ImageEncoder(

@@ -137,6 +137,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime.hub",
         "runtime.model",
         "runtime.ort",
+        "runtime.text",
         "runtime.vision",
     },
     "runtime.model": {

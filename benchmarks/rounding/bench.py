@@ -12,6 +12,7 @@ import torch
 from rounding.calibration import TODAY, Recipe, round_layers
 from rounding.decoder import GROUPS, Decoder, Layout, Part, generate, run_layers
 from rounding.evaluation import Batch, Prompt, compare, make_batches
+from rounding.exported_int8 import ExportedRecipe, exported_decoder, round_exported
 from rounding.gptq import damped, gptq, inverse_factor
 from rounding.int8 import Int8Recipe, extra_bytes, round_decoder
 from rounding.integers import Spec, nearest, q4_k, round_blocks, symmetric_nearest
@@ -37,6 +38,7 @@ class Bench:
     most_texts: int = 64
     only: Sequence[str] = ()
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exported: dict[ExportedRecipe, Decoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.head = nearest(self.exact.head, Spec(8, 128))
@@ -50,6 +52,8 @@ class Bench:
         if name == "both":
             half = count // 2
             return self.texts("chat", half) + self.texts("answers", half)
+        if "+" in name:
+            return [text for own in name.split("+") for text in self.texts(own, count)]
         if name == "answers" and name not in self.sets:
             chat = self.sets["chat"]
             questions = [x[: len(x) // 2 + 12] for x in chat]
@@ -80,6 +84,18 @@ class Bench:
         head = self.rounded_head(recipe)
         places = recipe.head_places.split()
         return rounded.changed(**dict.fromkeys(places, head))
+
+    def exported_decoder(self, recipe: ExportedRecipe) -> Decoder:
+        # Rows that differ in the places that stay float32 have the same integers elsewhere.
+        rounded_everywhere = replace(
+            recipe, exact_weights=(), exact_inputs=(), refined=0, rounds_head=True
+        )
+        if rounded_everywhere not in self.exported:
+            texts = self.texts(recipe.chosen, recipe.texts)
+            made = round_exported(self.exact, rounded_everywhere, texts, self.head)
+            self.exported = {rounded_everywhere: made}
+        rounded = self.exported[rounded_everywhere]
+        return exported_decoder(self.exact, rounded, self.head, recipe)
 
     def rounded_head(self, recipe: Int8Recipe) -> Tensor:
         if recipe.head_method == "nearest":
@@ -135,14 +151,20 @@ class Bench:
         layers, size = self.exact.layers, 0
         if row.int4 is not None and row.int8 is not None:
             decode, prefill = self.int4_decoder(row.int4), self.int8_decoder(row.int8)
+        elif row.int4 is not None and row.exported is not None:
+            decode, prefill = self.int4_decoder(row.int4), self.exported_decoder(row.exported)
         elif row.int4 is not None:
             decode = prefill = self.int4_decoder(row.int4)
         elif row.int8 is not None:
             decode = prefill = self.int8_decoder(row.int8)
+        elif row.exported is not None:
+            decode = prefill = self.exported_decoder(row.exported)
         else:
             decode = prefill = self.peer_decoder(row.peer)
         if row.int4 is not None:
             size += row.int4.size_bytes(layers) - TODAY.size_bytes(layers)
+        if row.exported is not None:
+            size += row.exported.extra_bytes(layers)
         if row.int8 is not None:
             size += extra_bytes(row.int8, layers)
             size += row.int8.head_spec.size_bytes(*self.exact.head.shape)
@@ -150,7 +172,11 @@ class Bench:
         figures = compare(self.batches, self.exact, prefill, decode)
         recipes = {
             kind: asdict(recipe)
-            for kind, recipe in (("int4", row.int4), ("int8", row.int8))
+            for kind, recipe in (
+                ("int4", row.int4),
+                ("int8", row.int8),
+                ("exported", row.exported),
+            )
             if recipe is not None
         }
         return asdict(figures) | {"extra_bytes": size} | recipes
@@ -176,6 +202,7 @@ class Bench:
             for name, x in self.results.items()
             if name.startswith(prefix)
             and "kl_mean" in x
+            and "exported" not in x
             and "alone" not in name
             and x["extra_bytes"] <= most_bytes
         ]
@@ -272,13 +299,23 @@ def int8_recipe_from(given: dict[str, Any]) -> Int8Recipe:
     return Int8Recipe(**fixed)
 
 
+def exported_recipe_from(given: dict[str, Any]) -> ExportedRecipe:
+    """Make a recipe from JSON, whose lists are tuples here."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(frozen(x) for x in value) if isinstance(value, list | tuple) else value
+
+    return ExportedRecipe(**{name: frozen(value) for name, value in given.items()})
+
+
 def rows_from(path: Path) -> Iterator[Row]:
     for given in json.loads(path.read_text()):
-        int4, int8 = given.get("int4"), given.get("int8")
+        int4, int8, exported = (given.get(kind) for kind in ("int4", "int8", "exported"))
         yield Row(
             given["name"],
             recipe_from(int4) if int4 else None,
             int8_recipe_from(int8) if int8 else None,
+            exported=None if exported is None else exported_recipe_from(exported),
         )
 
 
@@ -302,7 +339,11 @@ def run_search(args: argparse.Namespace) -> None:
     batches = make_batches(decoder, prompts, args.steps, args.batch, tokens["end"])
     counted = sum(int(batch.counts.sum()) for batch in batches)
     print(f"{counted} answers' tokens {time.monotonic() - start:.1f} s", flush=True)
-    sets = {name: [torch.tensor(x) for x in tokens[name]] for name in ("chat", "plain")}
+    sets = {
+        name: [torch.tensor(x) for x in found]
+        for name, found in tokens.items()
+        if name not in ("prompts", "end")
+    }
     deadline = start + 60 * args.minutes
     only = args.only or ()
     bench = Bench(decoder, batches, sets, args.output, deadline, args.texts, only)

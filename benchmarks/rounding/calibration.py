@@ -52,6 +52,7 @@ class Recipe:
         corrects_bias: the mean error of o and down becomes their bias.
         texts: the number of calibration texts.
         chosen: name of the calibration set.
+        rounds_int8_to_nearest: matrices of 8 bits are not calibrated.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -72,6 +73,7 @@ class Recipe:
     corrects_bias: bool = False
     texts: int = 64
     chosen: str = "chat"
+    rounds_int8_to_nearest: bool = False
 
     def spec(self, layer: int, name: str) -> Spec:
         found = Spec()
@@ -233,6 +235,8 @@ def _round_group(
         weight = torch.cat([targets[name] for name in own])
         if spec.bits == 32:
             found = weight
+        elif spec.bits == 8 and recipe.rounds_int8_to_nearest:
+            found = nearest(torch.cat([layer[name] for name in own]), spec)
         elif recipe.method == "gptq":
             if factor is None:
                 order = hessian.diagonal().argsort(descending=True)

@@ -48,6 +48,7 @@ class Decoder:
         rotation: the residual stream's orthogonal matrix; the embeddings are multiplied by it, and
             the last norm's input by its transpose.
         round_input: rounds the input of a product; None leaves all inputs in float32.
+        refined: so many of the likeliest tokens' logits are computed with a float32 input.
     """
 
     embed: Tensor
@@ -57,6 +58,7 @@ class Decoder:
     sizes: Sizes = field(default_factory=Sizes)
     rotation: Tensor | None = None
     round_input: RoundInput | None = None
+    refined: int = 0
 
     @property
     def device(self) -> torch.device:

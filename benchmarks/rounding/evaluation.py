@@ -134,13 +134,18 @@ def compare(
         for start in range(0, len(found), rows):
             piece = slice(start, start + rows)
             chosen = batch.counts[piece]
-            mine = found[piece][chosen]
+            mine = given = found[piece][chosen]
             if decode.round_input is not None:
                 # lm_head belongs to no layer: -1.
                 runs = torch.arange(len(mine), device=mine.device)
                 mine = decode.round_input(-1, "head", mine, runs)
+            logits = mine @ decode.head.T
+            if decode.refined:
+                tokens = logits.topk(decode.refined, sorted=False).indices
+                refined = (decode.head[tokens] @ given[..., None])[..., 0]
+                logits.scatter_(-1, tokens, refined)
             p = torch.log_softmax(batch.hidden[piece][chosen] @ exact.head.T, -1)
-            q = torch.log_softmax(mine @ decode.head.T, -1)
+            q = torch.log_softmax(logits, -1)
             same.append(p.argmax(-1) == q.argmax(-1))
             divergences.append((p.exp() * (p - q)).sum(-1))
     kl, agreed = torch.cat(divergences).double(), torch.cat(same).double()

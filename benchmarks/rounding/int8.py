@@ -80,9 +80,14 @@ def hadamard_blocks(x: Tensor, size: int) -> Tensor:
     return (x.contiguous().unflatten(-1, (-1, size)) @ hadamard(size, x.device)).flatten(-2)
 
 
-def rotate(decoder: Decoder) -> Decoder:
-    """Return the same function with a rotated residual stream (QuaRot, arXiv 2404.00456)."""
-    r = rotation_of(len(decoder.norm), decoder.device)
+def rotate(decoder: Decoder, r: Tensor | None = None) -> Decoder:
+    """Return the same function with a rotated residual stream (QuaRot, arXiv 2404.00456).
+
+    Args:
+        decoder: in float32.
+        r: an orthogonal matrix [hidden_size, hidden_size]; that of `rotation_of` when None.
+    """
+    r = rotation_of(len(decoder.norm), decoder.device) if r is None else r
     layers = []
     for layer in decoder.layers:
         new = dict(layer)

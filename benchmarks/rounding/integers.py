@@ -10,6 +10,7 @@ from torch.nn import functional
 INT4_SHARES: Final = (1.0, 0.96, 0.92, 0.88, 0.84, 1.04)
 # Calibrated searches try more: the error that counts differs from the error of the weights.
 MORE_SHARES: Final = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 1.04)
+INT8_SHARES: Final = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76, 0.73, 0.7, 1.04)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def search_grid(
         step = torch.where(step == 0, torch.ones_like(step), step)
         nil = torch.round(-least / step)
         return Grid(step, -nil, 255 - nil)
+    if spec.bits == 8 and importance is not None:
+        return _search_int8(blocks, in_blocks(importance[None], spec.block))
     if spec.bits == 8 or not spec.zeros:
         # Symmetric int4 is -8 .. 7, and its largest magnitude maps to 8 steps below zero.
         top = 127.0 if spec.bits == 8 else 8.0
@@ -114,6 +117,24 @@ def search_grid(
     # The exporter rounds with the range's step and multiplies by the refined scale.
     scale = torch.where(scale <= 0, 1 / best_inverse[..., 0].clamp(min=1e-30), scale)
     return Grid(scale, -zero[..., 0], 15 - zero[..., 0])
+
+
+def _search_int8(blocks: Tensor, importance: Tensor) -> Grid:
+    """Try shares of each block's largest magnitude, as the exporter's calibration does."""
+    peak = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    best_error = torch.full_like(peak, torch.inf)
+    best = torch.ones_like(peak)
+    for share in INT8_SHARES:
+        q = torch.round(blocks * (127 / share / peak)).clamp(-127, 127)
+        norm = (q.square() * importance).sum(-1, keepdim=True).clamp(min=1e-30)
+        scale = (q * blocks * importance).sum(-1, keepdim=True) / norm
+        error = ((blocks - q * scale).square() * importance).sum(-1, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = torch.where(better, scale, best)
+    best = torch.where(best > 0, best, torch.ones_like(best))[..., 0]
+    top = torch.full_like(best, 127)
+    return Grid(best, -top, top)
 
 
 def nearest(weight: Tensor, spec: Spec, importance: Tensor | None = None) -> Tensor:

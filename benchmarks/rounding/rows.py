@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from rounding.calibration import AWQ_SHARES, TODAY, Recipe, rules
+from rounding.exported_int8 import ExportedRecipe
 from rounding.int8 import Int8Recipe
 from rounding.integers import Spec
 
@@ -21,12 +22,14 @@ class Row:
         int4: the recipe of the layers that decode, or of all layers.
         int8: the recipe of the prompt (with int4), or of all layers.
         peer: the name of another project's rounding.
+        exported: a change of the exported int8 decoder, instead of `int8`.
     """
 
     name: str
     int4: Recipe | None = None
     int8: Int8Recipe | None = None
     peer: str = ""
+    exported: ExportedRecipe | None = None
 
 
 @dataclass

@@ -37,6 +37,8 @@ from fastvlm_onnx.console import accept_every_character, say
 from fastvlm_onnx.errors import FastVLMError, InputError, one_line
 from fastvlm_onnx.telemetry import disable_telemetry
 
+MEMORY_IS_FULL = "the memory is full; use less of it, or raise its limit."
+
 
 @dataclass
 class Invocation:
@@ -85,11 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout = None
         sys.exit(1)
     except MemoryError:
-        sys.exit(_refuse("the memory is full; use less of it, or raise its limit.", invocation))
+        sys.exit(_refuse(MEMORY_IS_FULL, invocation))
     except OSError as error:
         _drop_full_stdout()
         sys.exit(_refuse(f"{_described(error)}.", invocation))
     except Exception as error:
+        if isinstance(error, ImportError) and "failed to map segment" in str(error):
+            sys.exit(_refuse(MEMORY_IS_FULL, invocation))  # no room for a native library
         sys.exit(_admit(error, invocation))
 
 

@@ -51,16 +51,18 @@ def read_config(
         UnsupportedError: a field asks for a computation that is not built.
     """
     check_built(fields, BUILT_VALUES, path)
-    layer_types = set(fields.get("layer_types") or ())
-    if layer_types - {_FULL_ATTENTION}:
-        raise UnsupportedError(
-            f"{path}: layer_types holds {sorted(layer_types)}, and only {_FULL_ATTENTION!r} "
-            "is built."
-        )
+    layer_types = fields.get("layer_types") or []
+    if not isinstance(layer_types, list):
+        raise CheckpointError(f"{path}: layer_types is {layer_types!r}, expected a list.")
+    for found in layer_types:
+        if found != _FULL_ATTENTION:
+            raise UnsupportedError(
+                f"{path}: layer_types holds {found!r}, and only {_FULL_ATTENTION!r} is built."
+            )
 
     def number(name: str, default: Any = None) -> Any:
         value = fields.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if not _is_size(value):
             raise CheckpointError(f"{path}: {name} is {value!r}, expected a number above 0.")
         return value
 
@@ -120,16 +122,23 @@ def _check_rows(tensors: Mapping[str, LazyArray], vocab_size: int, path: Path) -
         )
 
 
+def _is_size(value: object) -> bool:
+    """Whether a value is a number above 0 that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
+
+
 def _rope_theta(fields: Mapping[str, Any], path: Path) -> float:
     """Read `rope_theta`, or `rope_parameters.rope_theta`, which transformers 5 writes."""
     parameters = fields.get("rope_parameters") or {}
+    if not isinstance(parameters, dict):
+        raise CheckpointError(f"{path}: rope_parameters is {parameters!r}, expected an object.")
     if parameters.get("rope_type", "default") != "default":
         raise UnsupportedError(
             f"{path}: rope_parameters.rope_type is {parameters['rope_type']!r}, and only "
             "'default' is built."
         )
     theta = fields.get("rope_theta", parameters.get("rope_theta"))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
+    if not _is_size(theta):
         raise CheckpointError(f"{path}: rope_theta is {theta!r}, expected a number above 0.")
     return float(theta)
 

@@ -310,10 +310,13 @@ def session_options(threads: int | None) -> Any:
     """Make the SessionOptions that all graphs share.
 
     Args:
-        threads: intra-op threads; one for each physical core when None.
+        threads: intra-op threads, of which there is at most one for each logical core; one for
+            each physical core when None.
     """
     options = import_onnxruntime().SessionOptions()
-    options.intra_op_num_threads = threads or physical_cores() or 0
+    # Threads without a core spin on a core that others need: with 256 threads on 2 cores, an answer
+    # of two tokens took a minute. Where memory has no room for their stacks, ONNX Runtime hangs.
+    options.intra_op_num_threads = min(threads or physical_cores() or 0, cores())
     options.log_severity_level = (
         4  # errors come as exceptions; a log line would be a second message
     )
@@ -321,10 +324,6 @@ def session_options(threads: int | None) -> Any:
     options.enable_mem_pattern = False
     # Sessions take turns: spinning workers of an idle session take a core from the busy session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # A thread that spins for want of a core keeps one from the threads that have work: 256 threads
-    # on 2 cores took a minute for an answer of two tokens.
-    if options.intra_op_num_threads > cores():
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 

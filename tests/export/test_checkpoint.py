@@ -250,6 +250,10 @@ def test_a_configuration_that_is_not_built_is_named_with_its_value(
         ("hidden_size", "96"),
         ("num_attention_heads", 0),
         ("rope_theta", -1.0),
+        ("rope_theta", 10**400),
+        ("rms_norm_eps", 10**400),
+        ("rope_parameters", 3),
+        ("layer_types", 3),
         ("eos_token_id", None),
         ("eos_token_id", 739),
     ],
@@ -258,7 +262,7 @@ def test_an_invalid_field_is_named_with_its_value(
     checkpoint: Path, edit_json: Edit, field: str, value: object
 ) -> None:
     edit_json(checkpoint / "config.json", lambda c: c.update({field: value}))
-    assert f"{field} is {value!r}" in refusal(checkpoint)
+    assert f"{field} is {value!r}"[:60] in refusal(checkpoint)  # long numbers lose their middle
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null"])

@@ -146,6 +146,7 @@ def test_apple_s_layout_ignores_a_chat_template(checkpoint: Path, edit_json: Edi
         ("text_config", "use_sliding_window", True),
         ("text_config", "hidden_act", "gelu"),
         ("text_config", "layer_types", ["sliding_attention"] * 3),
+        ("text_config", "layer_types", [1.5, "full_attention"]),
     ],
 )
 def test_a_configuration_that_is_not_built_is_named(

@@ -199,9 +199,8 @@ class TestLoad:
         assert alone.generate(picture, PROMPT).text == model.generate(picture, PROMPT).text
 
 
-def test_threads_spin_only_where_each_has_a_core() -> None:
+def test_there_are_no_threads_without_a_core() -> None:
     # With 256 threads on 2 cores, an answer of two tokens took a minute.
-    name = "session.intra_op.allow_spinning"
-    assert session_options(cores() + 1).get_session_config_entry(name) == "0"
-    with pytest.raises(RuntimeError, match=name):
-        session_options(cores()).get_session_config_entry(name)
+    assert session_options(cores() + 1).intra_op_num_threads == cores()
+    assert session_options(1).intra_op_num_threads == 1
+    assert session_options(None).intra_op_num_threads <= cores()

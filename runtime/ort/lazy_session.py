@@ -56,6 +56,7 @@ class LazySession:
             has_int8_products=has_int8_products,
             fixes_batch=fixes_batch,
             compiled=compiled,
+            keeps_memory=False,
         )
         if choice.ep != CPU or record_placement:
             self.placement = self._open_session(record_placement=record_placement).placement

@@ -27,6 +27,7 @@ from fastvlm_onnx.runtime.ort.providers import (
     preload_cuda,
 )
 from fastvlm_onnx.runtime.ort.saturation import EXACT_PRODUCTS, int8_weights_of
+from fastvlm_onnx.runtime.ort.shared_arena import USE_SHARED_ARENA, has_shared_arena
 
 RECORD_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
 BATCH_DIMENSION: Final = "batch_size"
@@ -87,6 +88,7 @@ class GraphSession:
         record_placement: bool = False,
         fixes_batch: bool = False,
         compiled: CompiledGraph | None = None,
+        keeps_memory: bool = True,
     ) -> None:
         """Open the graph.
 
@@ -99,6 +101,8 @@ class GraphSession:
             record_placement: record the placement on the CPU too.
             fixes_batch: open the graph for a batch of one.
             compiled: the place of the compiled graph on disk; None if it is not kept.
+            keeps_memory: take the activations' memory on the CPU from the arena that all graphs
+                share, which keeps it; otherwise it is released with the graph.
 
         Raises:
             InputError: `threads` is below 1.
@@ -113,6 +117,7 @@ class GraphSession:
         self._ort = import_onnxruntime()
         self._threads = threads
         self._is_on_cpu = choice.ep == CPU
+        self._shares_arena = self._is_on_cpu and keeps_memory and has_shared_arena()
         if choice.ep == CUDA:
             preload_cuda()
         # Other providers have products of their own.
@@ -184,6 +189,8 @@ class GraphSession:
             options.add_session_config_entry(*EXACT_PRODUCTS)
         if self._records:
             options.add_session_config_entry(RECORD_PLACEMENT, "1")
+        if self._shares_arena:
+            options.add_session_config_entry(*USE_SHARED_ARENA)
         if self.fixes_batch:
             options.add_free_dimension_override_by_name(BATCH_DIMENSION, 1)
         return options

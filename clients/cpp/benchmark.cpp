@@ -1,4 +1,4 @@
-// Times and memory of answers, as one JSON object; benchmarks/cpp_client.py runs it beside Python.
+// Times and memory of answers, as one JSON object; benchmarks/clients.py runs it beside Python.
 //
 //   fastvlm-benchmark PACKAGE VARIANT PICTURE PROMPT MAX_NEW_TOKENS WARMUP REPEATS
 #include <chrono>

@@ -1,4 +1,4 @@
-// The part of benchmarks/cpp_client.py that runs in Node: answers in a process of its own, and prints
+// The part of benchmarks/clients.py that runs in Node: answers in a process of its own, and prints
 // the figures as JSON.
 
 import { readFileSync } from "node:fs";

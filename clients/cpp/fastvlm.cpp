@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <csetjmp>
@@ -36,7 +37,6 @@
 #include <numeric>
 #include <queue>
 #include <random>
-#include <regex>
 #include <set>
 #include <sstream>
 #include <system_error>
@@ -62,6 +62,16 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 }
 
 std::string text_of(const fs::path& path) { return path.u8string(); }
+
+/// A message as one line of bounded length: a package's texts can hold any character.
+std::string one_line(std::string message) {
+  constexpr std::size_t longest = 1000;  // bytes
+  if (message.size() > longest) message.replace(longest / 2, message.size() - longest, " ... ");
+  for (char& character : message) {
+    if (static_cast<unsigned char>(character) < ' ' || character == '\x7f') character = '?';
+  }
+  return message;
+}
 
 /// The first line of a library's message, so that ours stays one line.
 std::string first_line(std::string_view message) {
@@ -305,14 +315,18 @@ std::string joined(const std::vector<std::string>& texts) {
 }
 
 /// "1.23.2" as {1, 23}: patch releases run the same graphs.
-std::pair<int, int> parse_version(const std::string& version) {
-  static const std::regex rule("([0-9]{1,4})\\.([0-9]{1,4})(\\..*)?");
-  std::smatch found;
-  if (!std::regex_match(version, found, rule)) {
+std::pair<unsigned int, unsigned int> parse_version(const std::string& version) {
+  // std::regex would overflow the stack on a long text.
+  const char* const end = version.data() + version.size();
+  unsigned int major = 0, minor = 0;
+  const auto [dot, fault] = std::from_chars(version.data(), end, major);
+  const bool has_minor = fault == std::errc() && dot != end && *dot == '.';
+  const auto [rest, minor_fault] = std::from_chars(has_minor ? dot + 1 : end, end, minor);
+  if (minor_fault != std::errc() || (rest != end && *rest != '.')) {
     throw PackageError("a graph's onnxruntime is " + version +
                        ", expected a version like 1.22; export the package again.");
   }
-  return {std::stoi(found[1]), std::stoi(found[2])};
+  return {major, minor};
 }
 
 /// A variant's files, with those that it has for the CPU alone.
@@ -488,6 +502,12 @@ Manifest read_manifest(const fs::path& folder, const LoadOptions& options,
     const auto names = variants.object(manifest.variant.name).object("vision_encoder").keys();
     throw InputError(text_of(folder) + ": was not exported for " + size + " pixels, only for " +
                      joined(names) + "; add it with `fastvlm-onnx export --add`.");
+  }
+  if (manifest.num_image_tokens > decoder.context_length) {
+    throw PackageError(text_of(path) + ": an image has " +
+                       std::to_string(manifest.num_image_tokens) +
+                       " tokens, and the context holds " + std::to_string(decoder.context_length) +
+                       "; export the package again.");
   }
   check_names(manifest, path);
   return manifest;
@@ -988,6 +1008,8 @@ class StrippedStream {
 
 }  // namespace
 
+Error::Error(const std::string& message) : std::runtime_error(one_line(message)) {}
+
 Image decode_image(const std::uint8_t* data, std::size_t size, const std::string& name) {
   constexpr std::array<std::uint8_t, 3> jpeg_magic = {0xFF, 0xD8, 0xFF};
   Image image;
@@ -1467,9 +1489,9 @@ class Session {
                                               options_of({1, false}).get(), session);
         }) {}
 
-  bool has_output(const std::string& name) const {
-    return std::find(outputs_.begin(), outputs_.end(), name) != outputs_.end();
-  }
+  const std::string& name() const { return name_; }
+  bool has_input(const std::string& name) const { return is_among(inputs_, name); }
+  bool has_output(const std::string& name) const { return is_among(outputs_, name); }
 
   using Names = std::vector<const char*>;
   using Values = std::vector<Value>;
@@ -1504,20 +1526,32 @@ class Session {
       OrtSession* session = nullptr;
       check(create(&session));
       session_.reset(session);
-      OrtAllocator* allocator = nullptr;
-      check(ort().GetAllocatorWithDefaultOptions(&allocator));
-      std::size_t count = 0;
-      check(ort().SessionGetOutputCount(session, &count));
-      for (std::size_t i = 0; i < count; i++) {
-        char* name = nullptr;
-        check(ort().SessionGetOutputName(session, i, allocator, &name));
-        outputs_.emplace_back(name);
-        check(ort().AllocatorFree(allocator, name));
-      }
+      inputs_ = names_of(ort().SessionGetInputCount, ort().SessionGetInputName);
+      outputs_ = names_of(ort().SessionGetOutputCount, ort().SessionGetOutputName);
     } catch (const OrtFailure& error) {
       throw PackageError(text_of(path) + ": ONNX Runtime " + OrtGetApiBase()->GetVersionString() +
                          " cannot load it (" + error.what() + "); export the package again.");
     }
+  }
+
+  template <class Count, class Name>
+  std::vector<std::string> names_of(const Count& count_of, const Name& name_of) const {
+    OrtAllocator* allocator = nullptr;
+    check(ort().GetAllocatorWithDefaultOptions(&allocator));
+    std::size_t count = 0;
+    check(count_of(session_.get(), &count));
+    std::vector<std::string> names;
+    for (std::size_t i = 0; i < count; i++) {
+      char* name = nullptr;
+      check(name_of(session_.get(), i, allocator, &name));
+      names.emplace_back(name);
+      check(ort().AllocatorFree(allocator, name));
+    }
+    return names;
+  }
+
+  static bool is_among(const std::vector<std::string>& names, const std::string& name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
   }
 
   static Owned<OrtSessionOptions> options_of(const Options& given) {
@@ -1549,7 +1583,7 @@ class Session {
 
   std::string name_;
   Owned<OrtSession> session_;
-  std::vector<std::string> outputs_;
+  std::vector<std::string> inputs_, outputs_;
 };
 
 /// A graph of one MatMulInteger: uint8 [4, 64] times int8 [64, 32], whose weights are all 127.
@@ -1612,20 +1646,17 @@ class Matrix {
     const std::size_t length = file_.data()[8] | std::size_t{file_.data()[9]} << 8;
     offset_ = 10 + length;
     if (offset_ > file_.size() || length > 10'000) throw refuse("its header is cut off");
-    const std::string header(file_.text().substr(10, length));
-    static const std::regex type_rule("'descr': *'(<f2|<f4|[|]u1)'"),
-        order("'fortran_order': *False"), shape("'shape': *\\(([0-9]{1,9}), *([0-9]{1,9})\\)");
-    std::smatch type, sizes;
-    if (!std::regex_search(header, type, type_rule) || !std::regex_search(header, order) ||
-        !std::regex_search(header, sizes, shape)) {
-      throw refuse("its header is no matrix of <f2, <f4 or |u1 in C order");
-    }
-    const std::string name = type[1];
+    std::string header(file_.text().substr(10, length));
+    header.erase(std::remove(header.begin(), header.end(), ' '), header.end());
+    const std::string name = std::string(after(header, "'descr':'")).substr(0, 3);
     if (name == "<f2") type_ = Type::float16;
     if (name == "<f4") type_ = Type::float32;
     if (name == "|u1") type_ = Type::uint8;
-    rows = std::stoul(sizes[1]);
-    columns = std::stoul(sizes[2]);
+    const bool has_type = name == "<f2" || name == "<f4" || name == "|u1";
+    if (!has_type || after(header, "'fortran_order':False").empty() ||
+        !read_shape(after(header, "'shape':("))) {
+      throw refuse("its header is no matrix of <f2, <f4 or |u1 in C order");
+    }
     const auto width = static_cast<std::size_t>(name[2] - '0');
     const std::size_t expected = offset_ + rows * columns * width;
     if (expected != file_.size()) {
@@ -1646,6 +1677,29 @@ class Matrix {
   }
 
  private:
+  /// The text of a header behind a key; empty where the key is missing.
+  static std::string_view after(std::string_view header, std::string_view key) {
+    const std::size_t found = header.find(key);
+    return found == std::string_view::npos ? "" : header.substr(found + key.size());
+  }
+
+  /// Read "ROWS,COLUMNS)". Returns false where the text begins in another way, or where the
+  /// product of the sizes could overflow.
+  bool read_shape(std::string_view text) {
+    constexpr std::uint32_t largest = 999'999'999;
+    std::uint32_t sizes[2] = {};
+    const char* at = text.data();
+    const char* const end = text.data() + text.size();
+    for (const auto& [size, stop] : {std::pair(&sizes[0], ','), std::pair(&sizes[1], ')')}) {
+      const auto [next, fault] = std::from_chars(at, end, *size);
+      if (fault != std::errc() || *size > largest || next == end || *next != stop) return false;
+      at = next + 1;
+    }
+    rows = sizes[0];
+    columns = sizes[1];
+    return true;
+  }
+
   template <class T>
   static T read(const std::uint8_t* begin, std::size_t index) {
     T value;
@@ -1716,6 +1770,7 @@ struct Sequence {
   std::int64_t length = 0;
   std::int64_t capacity = 0;
   std::vector<Value> keys_values;
+  std::vector<std::int64_t> attention_mask;  ///< 1 for each position that was run
   Floats hidden_states;  ///< float32 [hidden_size], where lm_head is a graph of its own
   Floats logits;         ///< float32 [vocab_size]
 };
@@ -1734,8 +1789,7 @@ class Decoder {
         session_(std::move(session)),
         prefill_(std::move(prefill)),
         screen_(std::move(screen)),
-        open_lm_head_(std::move(open_lm_head)),
-        mask_(static_cast<std::size_t>(sizes.context_length), 1) {
+        open_lm_head_(std::move(open_lm_head)) {
     if (cache_dtype == "float32") {
       cache_type_ = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     } else if (cache_dtype == "float16") {
@@ -1749,6 +1803,12 @@ class Decoder {
     for (std::int64_t i = 0; i < sizes.num_hidden_layers; i++) {
       for (const char* part : {".key", ".value"}) {
         past_.push_back("past_key_values." + std::to_string(i) + part);
+        if (!session_.has_input(past_.back())) {
+          throw PackageError(session_.name() + ": has no input " + past_.back() + ", and the " +
+                             "manifest's num_hidden_layers is " +
+                             std::to_string(sizes.num_hidden_layers) +
+                             "; export the package again.");
+        }
         present_.push_back("present." + std::to_string(i) + part);
       }
     }
@@ -1812,9 +1872,10 @@ class Decoder {
   void append(const Session& session, const float* embeds, std::int64_t positions,
               Sequence& sequence) const {
     const std::int64_t total = sequence.length + positions;
+    sequence.attention_mask.resize(static_cast<std::size_t>(total), 1);
     Session::Names inputs = {"inputs_embeds", "attention_mask"}, outputs;
     Session::Values in = {tensor_over(embeds, {1, positions, sizes_.hidden_size}),
-                          tensor_over(mask_.data(), {1, total})};
+                          tensor_over(sequence.attention_mask.data(), {1, total})};
     for (const auto& name : past_) inputs.push_back(name.c_str());
     for (const auto& name : present_) outputs.push_back(name.c_str());
     in.insert(in.end(), sequence.keys_values.begin(), sequence.keys_values.end());
@@ -1873,7 +1934,6 @@ class Decoder {
   std::function<Session()> open_lm_head_;  // greedy answers need it only when the screen is unsure
   mutable std::once_flag lm_head_opened_;
   mutable std::optional<Session> lm_head_;
-  std::vector<std::int64_t> mask_;
   ONNXTensorElementDataType cache_type_;
   std::vector<std::string> past_, present_;
 };
@@ -1886,6 +1946,10 @@ class Sampler {
 
   TokenId draw(const Floats& logits) {
     if (options_.temperature == 0) return largest(logits);
+    // std::sort reads beyond its range where NaN makes an order that is none.
+    if (std::any_of(logits.begin(), logits.end(), [](float logit) { return std::isnan(logit); })) {
+      throw ProviderError("the decoder's logits are not numbers; take another variant.");
+    }
     std::vector<std::size_t> ids(logits.size());
     std::iota(ids.begin(), ids.end(), std::size_t{0});
     const auto likelier = [&](std::size_t one, std::size_t other) {

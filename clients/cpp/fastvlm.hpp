@@ -22,7 +22,8 @@ namespace fastvlm {
 
 /// Root of all errors that are thrown on purpose.
 struct Error : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  /// Control characters of the message become question marks, and a long message is shortened.
+  explicit Error(const std::string& message);
 };
 /// A package is missing, incomplete, altered, or of an unknown format.
 struct PackageError : Error {

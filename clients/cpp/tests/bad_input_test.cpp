@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <functional>
 
@@ -70,6 +71,35 @@ void expect_error(const std::string& what, const std::string& words,
   }
 }
 
+/// A context takes memory when it is used, so a manifest cannot ask for all of it.
+void check_context_beyond_memory(const fs::path& package) {
+  const Copy copy(package);
+  copy.change_manifest([](json& changed) { changed["decoder"]["context_length"] = 2'147'483'647; });
+  const fastvlm::Model model(copy.folder());
+  fastvlm::GenerationOptions options;
+  options.max_new_tokens = 2;
+  const fastvlm::Image image = {1, 1, {1, 2, 3}};
+  expect(!model.generate(image, "a", options).token_ids.empty(), "a context beyond memory");
+}
+
+/// Embeddings that are not numbers give such logits, which no order sorts.
+void check_logits_that_are_not_numbers(const fs::path& package) {
+  const Copy copy(package);
+  const json manifest = json::parse(copy.read("fastvlm.json"));
+  const std::string embeddings = manifest["variants"]["fp32"]["embed_tokens"];
+  std::string content = copy.read(embeddings);
+  std::fill(content.begin() + 128, content.end(), '\xff');
+  copy.write_listed(embeddings, content);
+  fastvlm::LoadOptions load;
+  load.variant = "fp32";
+  const fastvlm::Model model(copy.folder(), load);
+  fastvlm::GenerationOptions options;
+  options.temperature = 1;
+  const fastvlm::Image image = {1, 1, {1, 2, 3}};
+  expect_error<fastvlm::ProviderError>("logits that are not numbers", "are not numbers",
+                                       [&] { model.generate(image, "a", options); });
+}
+
 void check_packages(const fs::path& package) {
   using fastvlm::InputError;
   using fastvlm::PackageError;
@@ -109,6 +139,16 @@ void check_packages(const fs::path& package) {
   refuse_manifest(
       "a name that leaves the folder", "leaves the package's folder",
       [](json& changed) { changed["files"]["../outside"] = {{"bytes", 1}, {"sha256", "00"}}; });
+  refuse_manifest("a text with control characters", "image.resample is a?b?[31m, expected bicubic",
+                  [](json& changed) { changed["image"]["resample"] = "a\nb\x1b[31m"; });
+  refuse_manifest(
+      "a version that is no version", "expected a version like 1.22", [&](json& changed) {
+        changed["graphs"][projector]["onnxruntime"] = "1.22" + std::string(3'000'000, '9');
+      });
+  refuse_manifest("more layers than the decoder has", "has no input past_key_values.",
+                  [](json& changed) { changed["decoder"]["num_hidden_layers"] = 2'147'483'647; });
+  refuse_manifest("an image larger than the context", "and the context holds 8",
+                  [](json& changed) { changed["decoder"]["context_length"] = 8; });
   refuse_manifest("a graph without facts", "not among its graphs",
                   [&](json& changed) { changed["graphs"].erase(projector); });
   refuse_manifest("weights that are not listed", "not among its files",
@@ -140,12 +180,18 @@ void check_packages(const fs::path& package) {
   });
   refuse("embeddings of another kind", "not a .npy file",
          [&](const Copy& copy) { copy.write_listed(embeddings, "PK and more than ten bytes"); });
+  refuse("embeddings whose header is long", "is no matrix", [&](const Copy& copy) {
+    const std::string header = "'descr':" + std::string(9'900, ' ');
+    copy.write_listed(embeddings, std::string("\x93NUMPY\x01\x00\xb4\x26", 10) + header);
+  });
   refuse("embeddings without their rows", "its header describes", [&](const Copy& copy) {
     copy.write_listed(embeddings, copy.read(embeddings).substr(0, 5000));
   });
   refuse("a graph that is none", "cannot load it",
          [&](const Copy& copy) { copy.write_listed(projector, "no graph"); });
 
+  check_context_beyond_memory(package);
+  check_logits_that_are_not_numbers(package);
   const Copy copy(package);
   copy.change_manifest([&](json& changed) {
     for (auto& graph : changed["graphs"]) graph["onnxruntime"] = "99.0";

@@ -124,6 +124,8 @@ def export_package(
     destination = Path(destination).absolute()
 
     # 1. Refuse everything that can be refused before a byte is written.
+    if precisions is None:  # `verify_package` has a default for None
+        raise InputError("precisions is None; expected names of variants.")
     check_variants(precisions, operators)
     if target not in (None, QDQ_TARGET):
         raise InputError(f"target is {target!r}, expected {QDQ_TARGET!r} or None.")

@@ -76,6 +76,8 @@ def export_transformers_js(
         PackageError: the destination exists or cannot be written.
     """
     destination = Path(destination).absolute()
+    if precisions is None:  # `verify_package` has a default for None
+        raise InputError("precisions is None; expected names of variants.")
     for name in precisions:
         if name not in DTYPES:
             raise InputError(

@@ -1,6 +1,6 @@
 """Quantised variants: near fp32, robust against Qwen2's outlier tokens, and stored once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from fastvlm_onnx.cli import main
 from fastvlm_onnx.export.graphs import decoder_precisions
 from fastvlm_onnx.export.graphs.layers import parameter
 from fastvlm_onnx.export.graphs.layers_int8 import Int8Linear
+from fastvlm_onnx.export.layouts.transformers_js import export_transformers_js
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.vision.image import preprocess, read_picture
@@ -263,3 +264,9 @@ def test_variants_may_be_named_in_several_options(tmp_path: Path) -> None:
     options = ["--precision", "fp16", "--precision", "int8,fp32", "--no-golden"]
     main(["export", "demo", "-o", str(tmp_path / "onnx"), *options])
     assert list(read_manifest(tmp_path / "onnx").variants) == ["fp16", "int8", "fp32"]
+
+
+@pytest.mark.parametrize("export", [export_package, export_transformers_js])
+def test_none_for_the_variants_is_refused(export: Callable[..., object], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="precisions is None"):
+        export("demo", tmp_path / "onnx", precisions=None)

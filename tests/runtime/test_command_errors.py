@@ -134,3 +134,13 @@ def test_a_fault_of_the_program_is_one_line_with_exit_code_1(
 def test_without_any_standard_stream(package: Path) -> None:
     closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, "inspect", str(package)]
     assert subprocess.run(closed, check=False).returncode == 0
+
+
+def test_a_memory_without_room_for_a_library_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_folder: Path) -> None:
+        raise ImportError("numpy/random/_generator.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("fastvlm_onnx.package.read_manifest", fail)  # as glibc's loader says it
+    assert "the memory is full" in refused(capsys, "inspect", "absent")

@@ -110,7 +110,7 @@ def has_clear_place(sample: Sample, mark: Mark) -> bool:
     )
 
 
-def _amount(number: int, one: str, many: str) -> str:
+def amount(number: int, one: str, many: str) -> str:
     verb, noun = ("is", one) if number == 1 else ("are", many)
     return f"There {verb} {NUMBER_WORDS[number]} {noun}."
 
@@ -129,7 +129,7 @@ def ask(sample: Sample, rng: random.Random) -> list[Question]:
     number = len(sample.shapes)
     kind: Kind = "count" if sample.shapes else "nothing"
     questions.append(
-        Question(kind, fill(rng, rng.choice(COUNT)), _amount(number, "shape", "shapes"))
+        Question(kind, fill(rng, rng.choice(COUNT)), amount(number, "shape", "shapes"))
     )
     questions.append(_count_some(sample, rng))
     questions += _text_questions(sample, rng)
@@ -212,7 +212,7 @@ def _count_some(sample: Sample, rng: random.Random) -> Question:
         number = sum((m.color, m.name) == (color, name) for m in sample.shapes)
         one, many = f"{color} {name}", f"{color} {plural(name)}"
     prompt = fill(rng, rng.choice(COUNT_SOME), x=_grey(rng, many))
-    return Question("count", prompt, _amount(number, one, many))
+    return Question("count", prompt, amount(number, one, many))
 
 
 def _color_and_shape(sample: Sample, rng: random.Random) -> list[Question]:

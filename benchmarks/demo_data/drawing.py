@@ -28,6 +28,14 @@ NINTHS = 9  # of a picture, by thirds of its width and height
 SMALLEST, LARGEST = 0.06, 0.9  # of the picture's shorter side
 SMALLEST_PIXELS = 13  # of the square: smaller than that, a person cannot tell shapes apart either
 KINDS = ("shapes", "text", "empty")
+# Shapes that are taken for each other when they are small.
+LOOKALIKES = (
+    ("circle", "hexagon", "oval"),
+    ("circle", "hexagon"),
+    ("square", "rectangle", "hexagon"),
+    ("arrow", "heart", "triangle", "star", "cross"),
+    ("arrow", "line", "rectangle", "triangle"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,16 @@ class Sample:
         return "".join(mark.name for mark in self.characters)
 
 
-def draw_sample(seed: int, max_shapes: int = MAX_SHAPES, kind: str | None = None) -> Sample:
+def draw_sample(
+    seed: int, max_shapes: int = MAX_SHAPES, kind: str | None = None, *, is_hard: bool = False
+) -> Sample:
     """Draw picture number `seed`.
 
     Args:
         max_shapes: at most so many shapes; a word has at most one character more.
         kind: "shapes", "text" or "empty"; drawn by the seed when None.
+        is_hard: shapes are small and easy to take for each other, and words have more fonts and
+            hands; for training.
     """
     rng = random.Random(seed)
     drawn = rng.choices(KINDS, (50, 45, 5))[0]
@@ -102,9 +114,9 @@ def draw_sample(seed: int, max_shapes: int = MAX_SHAPES, kind: str | None = None
         width, height = max(80, round(longer * aspect)), longer
     canvas = _Canvas(rng, width, height)
     if kind == "shapes":
-        canvas.draw_shapes(_draw_count(rng, max_shapes))
+        canvas.draw_shapes(_draw_count(rng, max_shapes), is_hard)
     elif kind == "text":
-        canvas.draw_text(words.draw_word(rng, min(words.MAX_LENGTH, max_shapes + 1)))
+        canvas.draw_text(words.draw_word(rng, min(words.MAX_LENGTH, max_shapes + 1)), is_hard)
     return canvas.finish()
 
 
@@ -172,12 +184,13 @@ class _Canvas:
 
     # --- shapes ---------------------------------------------------------------------------
 
-    def draw_shapes(self, count: int) -> None:
+    def draw_shapes(self, count: int, is_hard: bool = False) -> None:
         rng = self.rng
+        choice = rng.choice(LOOKALIKES) if is_hard else outlines.SHAPES
         pen = draw_pen(rng, self.picture, self.unit)
         may_overlap = rng.random() < 0.3
         owners = Image.new("L", (max(8, self.width // 3), max(8, self.height // 3)))
-        kinds = [rng.choice(outlines.SHAPES) for _ in range(count)]
+        kinds = [rng.choice(choice) for _ in range(count)]
         colors = [contrasting(rng, self.ground.colors) for _ in range(count)]
         if count > 1 and rng.random() < 0.25:  # some alike, to learn "two red circles"
             kinds = [rng.choice(kinds[:2]) for _ in kinds]
@@ -188,7 +201,7 @@ class _Canvas:
         boxes: list[tuple[float, float, float, float]] = []
         for name, (color_name, color) in zip(kinds, colors, strict=True):
             for _ in range(40):
-                share = SMALLEST + (largest - SMALLEST) * rng.random() ** 1.25
+                share = SMALLEST + (largest - SMALLEST) * rng.random() ** (2.5 if is_hard else 1.25)
                 size = max(share * self.shorter, SMALLEST_PIXELS * self.unit)
                 points = self._place(name, size, pen)
                 if points is None:
@@ -260,14 +273,14 @@ class _Canvas:
 
     # --- words ----------------------------------------------------------------------------
 
-    def draw_text(self, text: str) -> None:
+    def draw_text(self, text: str, is_hard: bool = False) -> None:
         rng = self.rng
         color_name, color = contrasting(rng, self.ground.colors, WORD_CONTRAST)
         angle = rng.choice((0.0, 0.0, rng.uniform(-8, 8), rng.uniform(-22, 22)))
-        if rng.random() < 0.12 and text.upper() == text:
-            layer, centers = pen_layer(rng, text, self.width)
+        if rng.random() < (0.4 if is_hard else 0.12) and text.upper() == text:
+            layer, centers = pen_layer(rng, text, self.width, is_hard)
         else:
-            layer, centers = font_layer(rng, text, self.width)
+            layer, centers = font_layer(rng, text, self.width, is_hard)
         turned = layer.rotate(angle, Image.Resampling.BICUBIC, expand=True)
         share = min(
             (self.width - 4 * self.unit) / turned.width,

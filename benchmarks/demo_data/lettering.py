@@ -10,11 +10,13 @@ from demo_data.outlines import Point
 from demo_data.stroke_letters import letter
 
 
-def font_layer(rng: random.Random, text: str, width: int) -> tuple[Image.Image, list[float]]:
+def font_layer(
+    rng: random.Random, text: str, width: int, is_hard: bool = False
+) -> tuple[Image.Image, list[float]]:
     """The word as an "L" mask that is tight around it, and each character's centre."""
     # Drawn near its final size, so that thin strokes stay sharp.
     guess = min(140.0, max(22.0, width * rng.uniform(0.5, 0.9) / (0.6 * len(text) + 0.2)))
-    font = words.load_font(words.draw_font(rng, text), round(guess / 6) * 6)
+    font = words.load_font(words.draw_font(rng, text, is_hard), round(guess / 6) * 6)
     spacing = rng.choice((0.0, 0.0, 0.0, rng.uniform(0, 0.3))) * guess
     edges = [font.getlength(text[:k]) + spacing * k for k in range(len(text) + 1)]
     ascent, descent = font.getmetrics()
@@ -33,25 +35,36 @@ def font_layer(rng: random.Random, text: str, width: int) -> tuple[Image.Image, 
     return layer, centers
 
 
-def pen_layer(rng: random.Random, text: str, width: int) -> tuple[Image.Image, list[float]]:
+def pen_layer(
+    rng: random.Random, text: str, width: int, is_hard: bool = False
+) -> tuple[Image.Image, list[float]]:
     """The same, written with a pen."""
     size = min(110.0, max(20.0, width * 0.7 / (1.35 * len(text))))
     thick = size * rng.uniform(0.07, 0.2)
     pad = round(thick + 0.3 * size)
     wobble = rng.choice((0.0, 0.02, 0.04))
     x = float(pad)
+    slant = rng.uniform(-0.12, 0.3) if is_hard else 0.0
     strokes: list[list[Point]] = []
     centers = []
     for character in text:
-        lines, wide = letter(character)
+        lines, wide = letter(character, rng if is_hard else None)
         shift = rng.uniform(-1, 1) * wobble * 2
         grow = 1 + rng.uniform(-1, 1) * wobble * 3
+        turn = rng.uniform(-2, 2) * wobble if is_hard else 0.0
         for line in lines:
-            placed = [((px * grow) * size + x, (py * grow + shift) * size + pad) for px, py in line]
+            points = outlines.turned([(px - wide / 2, py - 0.7) for px, py in line], turn)
+            placed = [
+                (
+                    (px + wide / 2 - slant * py) * grow * size + x,
+                    ((py + 0.7) * grow + shift) * size + pad,
+                )
+                for px, py in points
+            ]
             dense = outlines.dense(placed, size / 5, is_closed=False)
             strokes.append(outlines.wobbled(rng, dense, wobble * size) if wobble else dense)
         centers.append(x + wide * size / 2)
-        x += (wide + rng.uniform(0.3, 0.5)) * size + thick
+        x += (wide + rng.uniform(0.22 if is_hard else 0.3, 0.5)) * size + thick
     layer = Image.new("L", (round(x) + pad, round(1.6 * size) + 2 * pad))
     draw = ImageDraw.Draw(layer)
     for stroke in strokes:

@@ -1,22 +1,5 @@
-"""The phrasings of the questions.
+"""The phrasings of the questions; demo_data/wording.py fills their placeholders."""
 
-A placeholder in braces is filled from PARTS, each time with another phrase.
-"""
-
-import random
-import re
-
-PARTS: dict[str, tuple[str, ...]] = {
-    "picture": ("image", "picture", "image", "picture", "photo", "drawing", "photograph"),
-    "this": ("this", "the", "the", "this"),
-    "things": ("shapes", "shapes", "objects", "figures", "things", "items", "forms"),
-    "color": ("color", "color", "colour"),
-    "please": ("", "", "", "", "Please ", "Can you ", "Could you please ", "Now ", "And "),
-    "here": ("", "", "", " in {this} {picture}", " in {this} {picture}", " here"),
-    "see": ("do you see", "can you see", "are shown", "are visible", "are drawn", "can be seen"),
-    "there": ("are there", "are there", "{see}"),
-    "sees": ("do you see", "can you see", "can you find", "does {this} {picture} show"),
-}
 DESCRIBE = (
     *("Describe {this} {picture}.", "Describe the image.", "What is in {this} {picture}?"),
     *("What do you see{here}?", "What can you see{here}?", "What is it?", "What is this?"),
@@ -33,13 +16,43 @@ DESCRIBE = (
     *("List the {things}{here}.", "Name the {things}{here}.", "Which {things} {there}?"),
     *("What {things} {there}?", "What are these?", "Describe", "What are the {things}{here}?"),
     *("Which {things} are in {this} {picture}?", "What is on {this} {picture}?"),
+    *("{able} describe {this} {picture}{for}.", "{able} describe what you see{here}{for}."),
+    *("{able} describe it{for}.", "{able} caption {this} {picture}{for}.", "Caption"),
+    *("{able} summarize {this} {picture}{for}.", "{able} sum up what is shown{here}{for}."),
+    *("{able} list the {things}{here}{for}.", "{able} name all the {things}{here}{for}."),
+    *("{able} list everything{here}{for}.", "{able} list what is there{here}{for}."),
+    *("{know} what is in {this} {picture}.", "{know} what {this} {picture} shows."),
+    *("{know} what you see{here}.", "{know} what is there.", "{know} which {things} there are."),
+    *("{know} what this is.", "{know} what I drew.", "{know} what {this} {picture} contains."),
+    *("{give} a description{for}.", "{give} a short description of {this} {picture}."),
+    *("{give} a caption for {this} {picture}.", "{give} a summary of {this} {picture}."),
+    *("{give} a quick overview of {this} {picture}.", "{give} the contents of {this} {picture}."),
+    *("What does {this} {picture} contain?", "What does it show?", "What's going on{here}?"),
+    *("What is visible{here}?", "What can be seen{here}?", "What all is{here}?", "What's shown?"),
+    *("Anything{here}?", "What have we got{here}?", "What do we have here?", "What's there?"),
+    *("Explain {this} {picture}.", "What would you say is{here}?", "Say what you see{here}."),
+    *("In a few words, what is{here}?", "In short, what do you see{here}?", "Sum it up."),
+    *("How would you describe {this} {picture}?", "What is {this} {picture} of?", "Contents?"),
+    *("What appears{here}?", "What exactly is{here}?", "What did somebody draw here?"),
+    *("Which {things} appear{here}?", "Which {things} did I draw?", "All {things}?"),
+    *("Do you know what this is?", "Can you see anything{here}?", "What do you make of it?"),
+    *("Short description", "Image description", "Summary of {this} {picture}?", "Identify it."),
+    *("{able} identify the {things}{here}{for}.", "What is depicted{here}?", "{picture}?"),
+    *("Look at {this} {picture} and say what is there.", "What do you notice{here}?"),
+    *("I drew something. What is it?", "Here is {this} {picture}. What is it?", "See anything?"),
 )
 DETAIL = (
     *("Describe {this} {picture} in detail.", "Describe {this} {picture} in full."),
     *("Give a detailed description of {this} {picture}.", "Describe everything you see{here}."),
     *("Describe in detail what you see{here}.", "What is where{here}?", "Describe all details."),
-    *("List the {things} and where they are.", "Describe {this} {picture} and where things are."),
+    *("Describe {this} {picture} and where things are.", "Where is everything{here}?"),
     *("Tell me in detail what you see{here}.", "Describe {this} {picture} as exactly as you can."),
+    *("{able} describe {this} {picture} in detail{for}.", "{able} describe all details{for}."),
+    *("{able} describe {this} {picture} and where everything is{for}.", "Detailed description"),
+    *("{give} a detailed description of {this} {picture}.", "{give} every detail{here}."),
+    *("{know} in detail what is{here}.", "{know} what is where{here}.", "Describe it in detail."),
+    *("What do you see{here}, and where?", "Say exactly what is where{here}."),
+    *("List the {things} with their places.", "Which {things} {there}, and where are they?"),
 )
 COUNT = (
     *("How many {things} {there}{here}?", "Count the {things}{here}.", "How many {things}?"),
@@ -47,27 +60,100 @@ COUNT = (
     *("How many {things} does {this} {picture} have?", "How many {things} does it show?"),
     *("Tell me how many {things} {there}.", "How many {things} did I draw?"),
     *("How many {things} do you count?", "Give the number of {things}{here}."),
+    *("{able} count the {things}{here}{for}.", "{able} count all the {things}{here}{for}."),
+    *("{able} count them{for}.", "{able} count how many {things} there are{here}{for}."),
+    *("{able} count up the {things}{here}{for}.", "{know} how many {things} there are{here}."),
+    *("{know} how many {things} you see{here}.", "{know} how many {things} {this} {picture} has."),
+    *("{know} the number of {things}{here}.", "{give} the number of {things}{here}{for}."),
+    *("{give} the count of {things}{here}.", "{give} the total number of {things}{here}."),
+    *("What is the total number of {things}{here}?", "How many are there?", "How many is that?"),
+    *("How many {things} in all?", "How many {things} altogether?", "How many {things} in total?"),
+    *("In total, how many {things} {there}?", "Number of {things}?", "Total {things}?"),
+    *("How many {things} does {this} {picture} contain?", "Count of {things}{here}?"),
+    *("What number of {things} do you see{here}?", "How many {things} have I drawn{here}?"),
+    *("How many {things} can you find{here}?", "Count everything{here}.", "Count"),
+    *("What's the count?", "What is the count of {things}?", "How many do you see{here}?"),
+    *("I count some {things}. How many are there?", "How many separate {things} {there}{here}?"),
+    *("How many {things} make up {this} {picture}?", "How many {things} are we looking at?"),
 )
 COUNT_SOME = (
     *("How many {x} {there}{here}?", "Count the {x}{here}.", "How many {x}?"),
     *("How many {x} are in {this} {picture}?", "What is the number of {x}{here}?"),
-    *("Tell me how many {x} {there}.", "How many {x} did I draw?"),
+    *("Tell me how many {x} {there}.", "How many {x} did I draw?", "Number of {x}?"),
+    *("{able} count the {x}{here}{for}.", "{able} count how many {x} there are{here}{for}."),
+    *("{able} count all {x}{here}{for}.", "{know} how many {x} there are{here}."),
+    *("{know} how many {x} you see{here}.", "{know} how many {x} {this} {picture} has."),
+    *("{know} the number of {x}{here}.", "{give} the number of {x}{here}{for}."),
+    *("{give} the count of {x}{here}.", "What is the total number of {x}{here}?"),
+    *("How many {x} in all?", "How many {x} altogether?", "In total, how many {x} {there}?"),
+    *("How many {x} does {this} {picture} contain?", "Count of {x}{here}?", "{x}: how many?"),
+    *("How many of the {things} are {x}?", "What number of {x} do you see{here}?"),
+    *("How many {x} can you find{here}?", "How many {x} do you count?", "Count {x}"),
+    *("How many {x} have I drawn{here}?", "I am looking for {x}. How many are there?"),
+    *("I see some {x}. How many are there?", "How many {x} does it have?", "How many {x} exist?"),
 )
 COLOR = (
     *("What {color} is {x}?", "Which {color} is {x}?", "What is the {color} of {x}?"),
     *("What {color} does {x} have?", "Tell me the {color} of {x}.", "In which {color} is {x}?"),
     *("Name the {color} of {x}.", "What's the {color} of {x}?", "{x} is what {color}?"),
     *("Which {color} has {x}?", "What {color} is {x}{here}?", "In what {color} is {x} drawn?"),
+    *("{know} what {color} {x} is.", "{know} which {color} {x} has.", "{know} the {color} of {x}."),
+    *("{give} the {color} of {x}{for}.", "{able} name the {color} of {x}{for}."),
+    *("{able} tell the {color} of {x}{for}.", "{able} say what {color} {x} is{for}."),
+    *("{able} identify the {color} of {x}{for}.", "What {color} did I use for {x}?"),
+    *("What {color} was used for {x}?", "What {color} is {x} painted?", "How is {x} colored?"),
+    *(
+        "With what {color} is {x} drawn?",
+        "What {color} would you say {x} is?",
+        "{x}, what {color}?",
+    ),
+    *("Which {color} did I give {x}?", "What {color} do you see for {x}?", "The {color} of {x}?"),
+    *("Look at {x}. What {color} is it?", "I see {x}. Which {color} is it?", "{color} of {x}?"),
+    *("What {color} am I seeing on {x}?", "What is {x}'s {color}?", "Is {x} red, blue or what?"),
+    *("Do you know the {color} of {x}?", "Which {color} best describes {x}?", "{x} {color}?"),
 )
 SHAPE = (
     *("What shape is {color_name}?", "Which shape is {color_name}?", "What is {color_name}?"),
     *("What is the shape in {color_name}?", "What is the {color_name} shape?"),
-    *("What shape is the {color_name} thing?", "What kind of shape is the {color_name} one?"),
-    *("What is the {color_name} thing{here}?", "What is the {color_name} object?"),
-    *("Name the {color_name} shape.", "Which object is {color_name}?", "What's {color_name}?"),
-    *("What shape is the {color_name} object?", "What does the {color_name} shape look like?"),
-    *("Which shape has the {color} {color_name}?", "Which thing is {color_name}?"),
-    *("What shape is the {color_name} figure?", "What shape does the {color_name} object have?"),
+    *("What shape is the {color_name} {thing}?", "What kind of shape is the {color_name} one?"),
+    *("What is the {color_name} {thing}{here}?", "What is the {color_name} {thing}?"),
+    *("Name the {color_name} {thing}.", "Which {thing} is {color_name}?", "What's {color_name}?"),
+    *("What does the {color_name} {thing} look like?", "What form has the {color_name} {thing}?"),
+    *("Which shape has the {color} {color_name}?", "Which {thing} is {color_name}{here}?"),
+    *("What shape does the {color_name} {thing} have?", "The {color_name} one is which shape?"),
+    *("{know} what shape the {color_name} {thing} is.", "{know} which {thing} is {color_name}."),
+    *("{know} what the {color_name} {thing} is.", "{know} what is {color_name}{here}."),
+    *("{know} the shape of the {color_name} {thing}.", "{give} the shape that is {color_name}."),
+    *("{give} the name of the {color_name} {thing}.", "{able} name the {color_name} {thing}{for}."),
+    *("{able} identify the {color_name} {thing}{for}.", "{able} name what is {color_name}{for}."),
+    *("What kind of {thing} is {color_name}?", "What type of shape is the {color_name} {thing}?"),
+    *(
+        "What is drawn in {color_name}?",
+        "What did I draw in {color_name}?",
+        "What is in {color_name}?",
+    ),
+    *("What is painted {color_name}?", "What would you call the {color_name} {thing}?"),
+    *("What do you see in {color_name}?", "One {thing} is {color_name}. Which one?"),
+    *("There is something {color_name}. What is it?", "Which of the {things} is {color_name}?"),
+    *("I see something {color_name}. What is it?", "What {color_name} {thing} is that?"),
+    *("Look at the {color_name} {thing}. What shape is it?", "The {color_name} {thing}?"),
+    *("What geometric shape is {color_name}?", "What is the {color_name} {thing} called?"),
+    *(
+        "Which form is {color_name}?",
+        "The {color_name} {thing} is a what?",
+        "Shape in {color_name}?",
+    ),
+)
+SHAPE_OF_IT = (
+    *(
+        "What shape is it?",
+        "Which shape is it?",
+        "What shape is this?",
+        "What shape do you see{here}?",
+    ),
+    *("{know} what shape this is.", "{know} which shape it is.", "{give} the shape{here}{for}."),
+    *("{able} name the shape{here}{for}.", "What shape did I draw?", "Which shape is this?"),
+    *("What kind of shape is it?", "What form does it have?", "Which shape is shown{here}?"),
 )
 WHERE = (
     *("Where is {x}?", "Where is {x}{here}?", "Where's {x}?", "Where do you see {x}?"),
@@ -75,19 +161,77 @@ WHERE = (
     *("What is the position of {x}?", "Where is {x} placed?", "Tell me where {x} is."),
     *("Which part of {this} {picture} has {x}?", "Where in {this} {picture} is {x}?"),
     *("Where is {x} located?", "Where did I draw {x}?", "At which place is {x}?"),
-    *("What is the location of {x}?", "On which side is {x}?"),
+    *("What is the location of {x}?", "On which side is {x}?", "Find {x}.", "Locate {x}."),
+    *("{able} locate {x}{here}{for}.", "{able} find {x}{here}{for}.", "{able} point to {x}{for}."),
+    *("{able} show me where {x} is{for}.", "{able} say where {x} is{for}.", "{know} where {x} is."),
+    *("{know} where {x} is{here}.", "{know} where you see {x}.", "{know} where I can find {x}."),
+    *("{know} the position of {x}.", "{know} in which part {x} is.", "{give} the position of {x}."),
+    *("{give} the location of {x}{for}.", "{give} the place of {x}.", "Position of {x}?"),
+    *("I am looking for {x}. Where is it?", "I can't find {x}. Where is it?", "Location of {x}?"),
+    *(
+        "Help me find {x}.",
+        "{able} help me find {x}.",
+        "Point out {x}.",
+        "{able} point out {x}{for}.",
+    ),
+    *("Whereabouts is {x}?", "Where does {x} sit{here}?", "Where does {x} appear{here}?"),
+    *("Where should I look for {x}?", "Where exactly is {x}?", "Where would I find {x}{here}?"),
+    *("In what area of {this} {picture} is {x}?", "What place has {x}?", "Where was {x} drawn?"),
+    *("Is {x} at the top, at the bottom or where?", "Where has {x} been placed?", "{x}: where?"),
+    *("Where on {this} {picture} is {x}?", "Which corner or side is {x} in?", "Spot {x}."),
+    *("Where did you see {x}?", "In which direction do I look for {x}?", "Where {x}"),
+    *("What spot is {x} in?", "{able} spot {x}{here}{for}.", "Where has {x} gone?"),
 )
-SIDE = ("Is {x} {side} {y}?", "Is {x} drawn {side} {y}?", "Does {x} lie {side} {y}?")
-NEIGHBOR = ("What is {side} {x}?", "Which shape is {side} {x}?", "What do you see {side} {x}?")
+SIDE = (
+    *("Is {x} {side} {y}?", "Is {x} drawn {side} {y}?", "Does {x} lie {side} {y}?"),
+    *("{know} whether {x} is {side} {y}.", "{know} if {x} is {side} {y}.", "{x} is {side} {y}?"),
+    *(
+        "Can you see {x} {side} {y}?",
+        "Is it true that {x} is {side} {y}?",
+        "Do you see {x} {side} {y}?",
+    ),
+    *("{able} check if {x} is {side} {y}{for}.", "Would you say {x} is {side} {y}?"),
+    *("Is {x} placed {side} {y}?", "I think {x} is {side} {y}. Am I right?"),
+)
+NEIGHBOR = (
+    *("What is {side} {x}?", "Which shape is {side} {x}?", "What do you see {side} {x}?"),
+    *("{know} what is {side} {x}.", "What lies {side} {x}?", "What can be seen {side} {x}?"),
+    *("Which {thing} is {side} {x}?", "{able} name what is {side} {x}{for}.", "What's {side} {x}?"),
+    *("{give} the shape {side} {x}.", "What did I draw {side} {x}?", "What {thing} is {side} {x}?"),
+)
 IS_THERE = (
     *("Is there {x}?", "Is there {x}{here}?", "{sees} {x}?", "Do you see {x}{here}?"),
     *("Does {this} {picture} have {x}?", "Does {this} {picture} contain {x}?"),
     *("Can you see {x}{here}?", "Is {x} in {this} {picture}?", "Is {x} visible{here}?"),
     *("Did I draw {x}?", "Are you able to see {x}?", "Does it show {x}?", "Is {x} there?"),
+    *("{know} whether there is {x}{here}.", "{know} if there is {x}{here}.", "Any sign of {x}?"),
+    *("{know} if you see {x}{here}.", "{know} whether {this} {picture} has {x}."),
+    *("{able} check whether there is {x}{here}{for}.", "{able} check if you see {x}{for}."),
+    *("I am looking for {x}. Is there one?", "I'm looking for {x}. Do you see it?"),
+    *("I think there is {x}. Am I right?", "Is it true that there is {x}{here}?", "See {x}?"),
+    *("There is {x}{here}, right?", "There is {x}, isn't there?", "Have I drawn {x}?"),
+    *("Does {this} {picture} include {x}?", "Does it have {x}{here}?", "Is {x} shown{here}?"),
+    *("Is {x} anywhere{here}?", "Does {x} appear{here}?", "Can {x} be seen{here}?", "Got {x}?"),
+    *(
+        "Would you say there is {x}{here}?",
+        "Is one of the {things} {x}?",
+        "Yes or no: is there {x}?",
+    ),
+    *("Is there {x} among the {things}?", "Has {this} {picture} got {x}?", "Maybe {x}?"),
+    *("I want to find {x}. Is it there?", "Does {x} exist{here}?", "Is {x} present{here}?"),
+    *(
+        "Could there be {x}{here}?",
+        "Do we have {x}{here}?",
+        "Are there {x} or not?",
+        "{x}, yes or no?",
+    ),
 )
 HAS_TEXT = (
     *("Is there {t}?", "Is there {t}{here}?", "{sees} {t}?", "Does {this} {picture} have {t}?"),
     *("Does {this} {picture} contain {t}?", "Can you see {t}{here}?", "Did I write {t}?"),
+    *("{know} whether there is {t}{here}.", "{know} if there is {t}{here}.", "Is {t} visible?"),
+    *("{able} check whether there is {t}{here}{for}.", "Does {this} {picture} include {t}?"),
+    *("Has {this} {picture} got {t}?", "I am looking for {t}. Is there any?", "Does it have {t}?"),
 )
 SOME_TEXT = ("a word", "any text", "some text", "text", "any words", "any letters", "writing")
 READ = (
@@ -101,29 +245,39 @@ READ = (
     *("What's written here?", "What does the sign say?", "What letters do you see{here}?"),
     *("Read what is written{here}.", "Which text do you see{here}?", "What does the word say?"),
     *("Read the letters.", "What word is in {this} {picture}?", "What's the word?"),
+    *(
+        "{able} read the text{here}{for}.",
+        "{able} read the word{here}{for}.",
+        "{able} read it{for}.",
+    ),
+    *("{able} read this out{for}.", "{able} read what is written{here}{for}.", "Read this"),
+    *("{able} transcribe the text{here}{for}.", "{able} transcribe what is written{for}."),
+    *("{able} spell the word{here}{for}.", "{able} type out the text{for}.", "Which word?"),
+    *("{know} what it says.", "{know} what is written{here}.", "{know} what the word is."),
+    *("{know} what the text says.", "{know} which word is written{here}.", "{know} what I wrote."),
+    *("{give} the text{here}{for}.", "{give} the word{here}.", "{give} the letters{here}{for}."),
+    *("What does the writing say?", "What do the letters say?", "What do the letters spell?"),
+    *("What word did I write?", "Which letters are written{here}?", "Read aloud what it says."),
+    *("What is the written word{here}?", "What does the label say?", "What word appears{here}?"),
+    *("I can't read it. What does it say?", "There is a word. Which one is it?", "Text?"),
+    *("What is the message{here}?", "What text is shown{here}?", "Extract the text{here}."),
+    *("{able} extract the text{here}{for}.", "What words are{here}?", "Please read the text."),
+    *(
+        "What does it read?",
+        "How does the word read?",
+        "Copy the text{here}.",
+        "Recognize the text.",
+    ),
+    *("{able} make out the word{here}{for}.", "Which text is this?", "Text in {this} {picture}?"),
+    *("What am I reading?", "{able} decipher the writing{for}.", "What is spelled{here}?"),
 )
 READ_NUMBER = (
-    "What number is this?",
-    "Which number is it?",
-    "What is the number{here}?",
-    "Read the number.",
+    *("What number is this?", "Which number is it?", "What is the number{here}?"),
+    *("Read the number.", "{able} read the number{here}{for}.", "{know} what the number is."),
+    *(
+        "{give} the number{here}{for}.",
+        "Which digits are written{here}?",
+        "What number is written?",
+    ),
 )
 TEXT_NOUNS = ("the word", "the text", "the writing", "the letters", "it")
-
-
-def fill(rng: random.Random, template: str, **given: str) -> str:
-    """Fill a template's placeholders; what is given wins over PARTS."""
-    text = template
-    while match := re.search(r"{(\w+)}", text):
-        name = match.group(1)
-        phrase = given[name] if name in given else rng.choice(PARTS[name])
-        text = text[: match.start()] + phrase + text[match.end() :]
-    text = text[0].upper() + text[1:]
-    manner = rng.random()
-    if manner < 0.06:
-        text = text.lower()
-    elif manner < 0.1:
-        text = text.rstrip("?.")
-    elif manner < 0.14 and text[:8] in ("Describe", "Read the", "Count th", "Tell me ", "Name the"):
-        text = rng.choice(("Please ", "Can you ", "Could you please ")) + text[0].lower() + text[1:]
-    return text

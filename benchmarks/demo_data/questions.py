@@ -23,13 +23,14 @@ from demo_data.phrasings import (
     READ,
     READ_NUMBER,
     SHAPE,
+    SHAPE_OF_IT,
     SIDE,
     SOME_TEXT,
     TEXT_NOUNS,
     WHERE,
-    fill,
 )
 from demo_data.unknown import draw_unknown
+from demo_data.wording import fill
 
 Kind = Literal[
     "describe", "count", "color", "shape", "where", "is there", "text", "unknown", "nothing"
@@ -246,7 +247,7 @@ def _about_it(mark: Mark, rng: random.Random) -> Question:
     if rng.random() < 0.5:
         prompt = fill(rng, rng.choice(COLOR), x=rng.choice(("it", "it", "the shape", "the object")))
         return Question("color", prompt, f"The {mark.name} is {mark.color}.")
-    prompt = rng.choice(("What shape is it?", "Which shape is it?", "What shape is this?"))
+    prompt = fill(rng, rng.choice(SHAPE_OF_IT))
     return Question("shape", prompt, f"The {mark.color} shape is {with_article(mark.name)}.")
 
 

@@ -2,6 +2,8 @@
 
 import random
 
+from demo_data.wording import PARTS, typed
+
 THINGS = (
     "airplane apple baby ball banana bear bench bicycle bike bird boat book bottle bowl boy bridge "
     "building bus cake camera candle car cat chair child clock cloud computer cow cup dinosaur "
@@ -95,13 +97,43 @@ WHOLE = (
         "Is it art?",
     ),
 )
+# The openings of the other questions, so that politeness alone says nothing.
+REQUESTS = (
+    *(
+        "{able} describe the {t}.",
+        "{able} describe {a}.",
+        "{able} find the {t}.",
+        "{able} count the {s}.",
+    ),
+    *("{able} locate {a}.", "{able} draw {a}.", "{able} tell me a joke.", "{able} write a poem."),
+    *("{able} explain {k}.", "{able} translate it.", "{able} name the {t}.", "{able} help me."),
+    *("{able} add {i} and {j}.", "{able} name a city in {p}.", "{able} list some {s}."),
+    *("{know} where {p} is.", "{know} where the {t} is.", "{know} how many {s} there are."),
+    *(
+        "{know} who {n} is.",
+        "{know} what {k} is.",
+        "{know} what time it is.",
+        "{know} who drew it.",
+    ),
+    *("{know} if there is {a}.", "{know} whether you see {a}.", "{know} what the {t} is doing."),
+    *("{know} what color the {t} is.", "{know} how old it is.", "{know} why the {t} is there."),
+    *("{give} the number of {s}.", "{give} the color of the {t}.", "{give} the name of the {t}."),
+    *(
+        "{give} some money.",
+        "{give} a story about {k}.",
+        "{give} the capital of {p}.",
+        "{give} {a}.",
+    ),
+    *("I am looking for {a}. Is there one?", "I am looking for the {t}. Where is it?"),
+    *("Which of the {s} is bigger?", "What did the {t} say?", "What is the {t} made of?"),
+)
 
 
 def draw_unknown(rng: random.Random) -> str:
     """Draw one such question."""
     templates = rng.choices(
-        (ABOUT_THINGS, ABOUT_PLACES, ABOUT_PEOPLE, ABOUT_TOPICS, ARITHMETIC, WHOLE),
-        (34, 10, 8, 8, 8, 32),
+        (ABOUT_THINGS, ABOUT_PLACES, ABOUT_PEOPLE, ABOUT_TOPICS, ARITHMETIC, WHOLE, REQUESTS),
+        (30, 9, 7, 8, 8, 26, 12),
     )[0]
     thing, other = rng.choice(THINGS), rng.choice(THINGS)
     text = rng.choice(templates).format(
@@ -114,8 +146,8 @@ def draw_unknown(rng: random.Random) -> str:
         k=rng.choice(TOPICS),
         i=rng.randint(1, 99),
         j=rng.randint(2, 20),
+        able=rng.choice(PARTS["able"]),
+        know=rng.choice(PARTS["know"]),
+        give=rng.choice(PARTS["give"]),
     )
-    manner = rng.random()
-    if manner < 0.06:
-        return text.lower()
-    return text.rstrip("?.") if manner < 0.1 else text
+    return typed(rng, text)

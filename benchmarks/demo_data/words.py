@@ -11,7 +11,7 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefghijklmnopqrstuvwxyz"
 # These letters have one form in capitals and small: a word of them alone has two readings.
 ONE_FORM = set("cosuvwxzkp")
 FOLDER = Path("/usr/share/fonts")
-# Debian package, licence, files. Held-out pictures need the same fonts.
+# Debian package, licence, files.
 FONTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "fonts-dejavu-core",
@@ -86,6 +86,121 @@ FONTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("fonts-junction", "SIL OFL 1.1", ("opentype/junction/Junction.otf",)),
     ("fonts-jura", "SIL OFL 1.1", ("opentype/jura/Jura-SemiBold.otf",)),
     ("fonts-league-spartan", "SIL OFL 1.1", ("opentype/league-spartan/LeagueSpartan-Bold.otf",)),
+)
+# For hard pictures alone, so that the held-out pictures stay the same.
+MORE_FONTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (
+        "fonts-go",
+        "BSD-3-Clause",
+        tuple(f"fonts-go/Go-{n}.ttf" for n in ("Regular", "Bold", "Mono")),
+    ),
+    (
+        "fonts-inter",
+        "SIL OFL 1.1",
+        tuple(f"opentype/inter/Inter-{name}.otf" for name in ("Regular", "Bold")),
+    ),
+    (
+        "fonts-jetbrains-mono",
+        "Apache-2.0",
+        tuple(f"truetype/jetbrains-mono/JetBrainsMono-{name}.ttf" for name in ("Regular", "Bold")),
+    ),
+    (
+        "fonts-comfortaa",
+        "SIL OFL 1.1",
+        tuple(f"truetype/comfortaa/Comfortaa-{name}.ttf" for name in ("Regular", "Bold")),
+    ),
+    (
+        "fonts-karla",
+        "SIL OFL 1.1",
+        tuple(f"truetype/karla/Karla-{name}.otf" for name in ("Regular", "Bold")),
+    ),
+    (
+        "fonts-roboto-slab",
+        "Apache-2.0",
+        tuple(f"opentype/roboto/slab/RobotoSlab-{name}.otf" for name in ("Regular", "Bold")),
+    ),
+    (
+        "fonts-paratype",
+        "ParaType Free Font licence",
+        tuple(
+            f"truetype/paratype/PT{name}F.ttf"
+            for name in ("S55", "S75", "F55", "F75", "N77", "M75")
+        ),
+    ),
+    (
+        "fonts-tuffy",
+        "public domain",
+        tuple(f"truetype/tuffy/{name}.ttf" for name in ("Tuffy", "Tuffy_Bold")),
+    ),
+    (
+        "fonts-yanone-kaffeesatz",
+        "SIL OFL 1.1",
+        tuple(
+            f"opentype/yanone-kaffeesatz/YanoneKaffeesatz-{name}.otf"
+            for name in ("Regular", "Bold")
+        ),
+    ),
+    (
+        "fonts-anonymous-pro",
+        "SIL OFL 1.1",
+        tuple(f"truetype/anonymous-pro/Anonymous Pro{name}.ttf" for name in ("", " B")),
+    ),
+    (
+        "fonts-dkg-handwriting",
+        "GPL-3 or later",
+        tuple(f"truetype/fifthhorseman/{name}.ttf" for name in ("dkg", "dkgBd")),
+    ),
+    ("fonts-femkeklaver", "CC-BY-SA-3.0", ("truetype/femkeklaver/femkeklaver.ttf",)),
+    ("fonts-breip", "SIL OFL 1.0", ("truetype/breip/Breip.ttf",)),
+    (
+        "fonts-dustin",
+        "GPL-2",
+        tuple(
+            f"truetype/dustin/{name}.ttf"
+            for name in ("Dustismo", "Dustismo_Roman_Bold", "Domestic_Manners")
+        ),
+    ),
+    (
+        "fonts-sil-gentiumplus",
+        "SIL OFL 1.1",
+        tuple(f"truetype/gentiumplus/GentiumPlus-{name}.ttf" for name in ("Regular", "Bold")),
+    ),
+    (
+        "fonts-averia-sans-gwf",
+        "SIL OFL 1.1",
+        tuple(f"truetype/averia-gwf/AveriaSansGWF-{name}.ttf" for name in ("Regular", "Bold")),
+    ),
+    (
+        "fonts-b612",
+        "SIL OFL 1.1",
+        tuple(f"opentype/b612/B612-{name}.otf" for name in ("Regular", "Bold")),
+    ),
+    (
+        "fonts-georgewilliams",
+        "SIL OFL 1.1",
+        tuple(f"truetype/fonts-georgewilliams/Caslon{name}.ttf" for name in ("Roman", "Bold")),
+    ),
+    ("fonts-quattrocento", "SIL OFL 1.1", ("opentype/quattrocento/Quattrocento-Regular.otf",)),
+    (
+        "fonts-national-park",
+        "SIL OFL 1.1",
+        tuple(f"opentype/national-park/NationalPark-{name}.otf" for name in ("Regular", "Heavy")),
+    ),
+    (
+        "fonts-manrope",
+        "SIL OFL 1.1",
+        tuple(f"truetype/manrope/Manrope-{name}.ttf" for name in ("Regular", "ExtraBold")),
+    ),
+    ("fonts-oxygen", "SIL OFL 1.1", ("truetype/oxygen/Oxygen-Sans-Bold.ttf",)),
+    ("fonts-sjfonts", "GPL-2 with font exception", ("truetype/sjfonts/SteveHand.ttf",)),
+    (
+        "fonts-opendyslexic",
+        "CC-BY-3.0 and Bitstream Vera licence",
+        tuple(f"opentype/opendyslexic/OpenDyslexic-{name}.otf" for name in ("Regular", "Bold")),
+    ),
+    ("fonts-monofur", "SIL OFL 1.1", ("truetype/monofur/monof55.ttf",)),
+    ("fonts-allerta", "SIL OFL 1.1", ("opentype/allerta/allerta_medium.otf",)),
+    ("fonts-fanwood", "MIT", ("truetype/fanwood/FanwoodText.otf",)),
 )
 
 CAPITALS_ONLY = "Humor-Sans.ttf"
@@ -179,24 +294,24 @@ def _has_one_reading(word: str) -> bool:
     return not (is_mixed and (word[0] == "I" or (word[0].lower() in ONE_FORM and len(word) == 1)))
 
 
-def draw_font(rng: random.Random, text: str) -> Path:
+def draw_font(rng: random.Random, text: str, is_hard: bool = False) -> Path:
     """Draw a font that has small letters, if the text has any."""
     while True:
-        path = rng.choice(font_paths())
+        path = rng.choice(font_paths(FONTS + MORE_FONTS if is_hard else FONTS))
         if path.name != CAPITALS_ONLY or text.upper() == text:
             return path
 
 
 @cache
-def font_paths() -> tuple[Path, ...]:
+def font_paths(fonts: tuple[tuple[str, str, tuple[str, ...]], ...] = FONTS) -> tuple[Path, ...]:
     """Return the fonts' files.
 
     Raises:
         SystemExit: a font is not installed; the message has the command that installs it.
     """
-    paths = [FOLDER / file for _, _, files in FONTS for file in files]
+    paths = [FOLDER / file for _, _, files in fonts for file in files]
     missing = [
-        package for package, _, files in FONTS if not all((FOLDER / f).exists() for f in files)
+        package for package, _, files in fonts if not all((FOLDER / f).exists() for f in files)
     ]
     if missing:
         raise SystemExit(f"fonts are missing: apt-get install {' '.join(missing)}")

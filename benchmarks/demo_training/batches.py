@@ -17,10 +17,11 @@ from demo_training.sizes import VISION
 from demo_training.tokenizer import encode
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-LENGTH = 192  # packed tokens of one picture: prefix and all its questions
+LENGTH = 224  # packed tokens of one picture: prefix and all its questions
 SLOTS = 4  # shapes, and characters from left to right, that one image token can name
 GRID = 16  # cells across the map of the third stage
 IGNORED = -100
+HARD = 4  # one picture of so many is hard
 
 
 class Batches(Dataset[tuple[Tensor, ...]]):
@@ -40,7 +41,11 @@ class Batches(Dataset[tuple[Tensor, ...]]):
             max_shapes = MAX_SHAPES
         first = self.first_picture + step * self.batch_size
         rows = [
-            pack(self.tokenizer, draw_sample(seed, max_shapes), random.Random(seed + 7))
+            pack(
+                self.tokenizer,
+                draw_sample(seed, max_shapes, is_hard=seed % HARD == 0),
+                random.Random(seed + 7),
+            )
             for seed in range(first, first + self.batch_size)
         ]
         return tuple(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))

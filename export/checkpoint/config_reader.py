@@ -71,6 +71,12 @@ def read_config(
         raise CheckpointError(
             f"{path}: hidden_size {hidden_size} is no multiple of num_attention_heads {heads}."
         )
+    layers = number("num_hidden_layers")
+    # A number far above the stored layers would take hours to fail.
+    if (last := f"model.layers.{layers - 1}.input_layernorm.weight") not in tensors:
+        raise CheckpointError(
+            f"{path}: num_hidden_layers is {layers!r}, and the checkpoint has no tensor {last}."
+        )
     _check_rows(tensors, vocab_size, path)
     eos = fields.get("eos_token_id")
     eos_token_ids = tuple(eos) if isinstance(eos, list) else (eos,)
@@ -84,7 +90,7 @@ def read_config(
         decoder=DecoderConfig(
             hidden_size=hidden_size,
             intermediate_size=number("intermediate_size"),
-            num_hidden_layers=number("num_hidden_layers"),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=number("num_key_value_heads"),
             head_dim=hidden_size // heads,

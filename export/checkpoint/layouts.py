@@ -177,7 +177,8 @@ def _native_image_size(folder: Path, fields: Mapping[str, Any], path: Path) -> i
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             processor = read_json(folder / name)
-            processor = processor.get("image_processor", processor)
+            if "image_processor" in processor:
+                processor = _section(processor, "image_processor", folder / name)
             crop = processor.get("crop_size") or processor.get("size")
             if isinstance(crop, dict):
                 crop = crop.get("height") or crop.get("shortest_edge")

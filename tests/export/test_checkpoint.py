@@ -249,6 +249,7 @@ def test_a_configuration_that_is_not_built_is_named_with_its_value(
         ("hidden_size", None),
         ("hidden_size", "96"),
         ("num_attention_heads", 0),
+        ("num_hidden_layers", 10**30),
         ("rope_theta", -1.0),
         ("rope_theta", 10**400),
         ("rms_norm_eps", 10**400),

@@ -177,6 +177,12 @@ def test_a_missing_section_is_named(native: Path, edit_json: Edit) -> None:
         open_checkpoint(native)
 
 
+def test_an_image_processor_that_is_no_object_is_named(native: Path, edit_json: Edit) -> None:
+    edit_json(native / "processor_config.json", lambda c: c.update(image_processor=3))
+    with pytest.raises(CheckpointError, match="image_processor is 3, expected an object"):
+        open_checkpoint(native)
+
+
 def test_a_tensor_that_no_fastvlm_has_is_named(native: Path) -> None:
     path = native / "model.safetensors"
     tensors = load_file(path)

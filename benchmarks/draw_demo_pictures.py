@@ -3,7 +3,8 @@
     python benchmarks/draw_demo_pictures.py
     python benchmarks/draw_demo_pictures.py --sheet sheet.png    # candidates, with their numbers
 
-Their seeds are held-out ones: the model was not trained on them.
+Their seeds are held-out ones: the model was not trained on them. The committed questions were drawn
+before the phrasings became many more; the pictures are the same now.
 """
 
 import argparse

@@ -112,8 +112,6 @@ def typed(rng: random.Random, text: str) -> str:
         text = text.rstrip("?.")
     elif manner < 0.17:
         text = text.lower().rstrip("?.")
-    elif manner < 0.19:
-        text = text.upper()
-    elif manner < 0.2:
+    elif manner < 0.18:
         text = f"{text.rstrip('?.')}{rng.choice(('!', '...', '??', ' ?', '?!'))}"
     return text

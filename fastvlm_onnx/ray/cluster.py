@@ -61,8 +61,9 @@ def connected(address: str) -> Iterator[None]:
                 "try again."
             ) from None
         raise InputError(
-            f"no Ray cluster was found at {address} ({reason}); start it with `ray start`, or give "
-            "no address for a cluster on this machine."
+            f"no Ray cluster was found at {address} ({reason}); start it with `ray start`, set "
+            "RAY_AUTH_MODE=token if it asks for a token, or give no address for a cluster on this "
+            "machine."
         ) from None
     try:
         yield

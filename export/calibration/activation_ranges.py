@@ -10,7 +10,12 @@ import numpy as np
 
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
-from fastvlm_onnx.export.calibration.calibration_set import BUILT_IN, LEAST_IMAGES, CalibrationSet
+from fastvlm_onnx.export.calibration.calibration_set import (
+    BUILT_IN,
+    IMAGE_SUFFIXES,
+    LEAST_IMAGES,
+    CalibrationSet,
+)
 from fastvlm_onnx.export.calibration.sequences import draw_some, open_graph
 from fastvlm_onnx.export.checkpoint.reader import Checkpoint
 from fastvlm_onnx.export.graphs.qdq import ActivationRange, equalized_range, plain_range
@@ -57,7 +62,9 @@ class RangeCalibration:
         self._set_name = BUILT_IN if calibration_set is None else calibration_set.name
         self._made_seeds = MADE_SEEDS if is_built_in else ()
         if calibration_set is None or is_built_in:
-            self._images = sorted(p for p in SAMPLE_PICTURES.iterdir() if p.suffix != ".json")
+            self._images = sorted(
+                p for p in SAMPLE_PICTURES.iterdir() if p.suffix in IMAGE_SUFFIXES
+            )
         else:
             self._images = draw_some(
                 list(calibration_set.images), MOST_IMAGES, np.random.default_rng(SEED)

@@ -1,6 +1,7 @@
 """Cases of command lines, of surroundings and of signals."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -191,11 +192,13 @@ def _right_value(random: Random, parameter: click.Parameter, material: Material,
         return str(random.choice(list(kind.choices)))
     if kind.name in ("integer", "float"):
         return random.choice(("1", "2", "256"))
+    if name == "paths":
+        shutil.copyfile(PICTURE, room / "picture.png")
     right: dict[str | None, Any] = {
         "folder": material.package,
         "model": material.package,
         "image": PICTURE,
-        "paths": PICTURE,
+        "paths": room / "picture.png",  # `caption --txt` writes beside it
         "prompt": "Describe the image.",
         "checkpoint": "demo",
         "precision": "fp32",

@@ -1,5 +1,6 @@
 """Rules of the repository: file names, the wheel's files, links between pages, public types."""
 
+import json
 import os
 import re
 import subprocess
@@ -157,3 +158,9 @@ def test_mypy_strict_checks_a_program_that_uses_the_wheel(
 
     assert check(program).startswith("Success")
     assert "Found 2 errors" in check(wrong)
+
+
+def test_the_sample_folder_holds_the_sample_pictures_alone() -> None:
+    folder = ROOT / "fastvlm_onnx/demo/pictures"
+    asked = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+    assert {path.name for path in folder.iterdir()} == {"questions.json", *asked}

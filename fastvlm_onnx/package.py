@@ -30,6 +30,7 @@ from fastvlm_onnx.untrusted_files import read_json_object
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 LARGEST_MANIFEST = 4_000_000  # bytes; a package with every variant has 60,000
+LONGEST_CONTEXT = 1 << 22  # positions; the longest contexts of models are 1 << 20
 CPU = "cpu"  # the provider's short name
 
 
@@ -252,7 +253,7 @@ class Variant:
             for size, file in part.vision_encoder.items():
                 found[f"{prefix}{VISION_ENCODER}.{size}"] = file
             for graph in (PROJECTOR, PREFILL, DECODER):
-                if file := getattr(part, graph):
+                if (file := getattr(part, graph)) is not None:
                     found[f"{prefix}{graph}"] = file
 
         add("", self)
@@ -424,7 +425,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_references(manifest: Manifest, path: Path) -> None:
-    """Raise PackageError for a name in the manifest that leads nowhere or out of the folder."""
+    """Raise PackageError for a size out of range, or a name that leads nowhere or out."""
 
     def refuse(found: str) -> PackageError:
         return PackageError(f"{path}: {found}; export the package again.")
@@ -434,6 +435,11 @@ def _check_references(manifest: Manifest, path: Path) -> None:
             raise PackageError(
                 f"{path}: files.{name} leaves the package's folder; do not trust it."
             )
+    if manifest.decoder.context_length > LONGEST_CONTEXT:
+        raise refuse(
+            f"decoder.context_length is {manifest.decoder.context_length}, "
+            f"expected at most {LONGEST_CONTEXT}"
+        )
     if not manifest.variants:
         raise refuse("variants is empty")
     for name in manifest.measured:

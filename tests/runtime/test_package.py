@@ -47,6 +47,9 @@ CHANGES = {
     "decoder.head_dim is -1, expected a number >= 0": lambda m: m["decoder"].update(head_dim=-1),
     "decoder.eos_token_ids is 3, expected a list": lambda m: m["decoder"].update(eos_token_ids=3),
     "decoder.eos_token_ids.0 is": lambda m: m["decoder"].update(eos_token_ids=["x"]),
+    "decoder.context_length is 4194305, expected at most 4194304": lambda m: m["decoder"].update(
+        context_length=4194305
+    ),
     "image is [], expected an object": lambda m: m.update(image=[]),
     "prompt.system is null, expected a text": lambda m: m["prompt"].update(system=None),
     "variants is empty": lambda m: m.update(variants={}),
@@ -66,6 +69,12 @@ CHANGES = {
     "variants.fp32.prefill names 'decoder.fp32.onnx', which is not among its graphs": lambda m: m[
         "graphs"
     ].pop("decoder.fp32.onnx"),
+    "variants.fp32.prefill names '', which is not among its files": lambda m: m["variants"][
+        "fp32"
+    ].update(prefill=""),
+    "variants.fp32.per_provider.cuda.decoder names ''": lambda m: m["variants"]["fp32"].update(
+        per_provider={"cuda": {"decoder": ""}}
+    ),
     "variants.fp32.per_provider.cuda.decoder names 'x.onnx'": lambda m: m["variants"][
         "fp32"
     ].update(per_provider={"cuda": {"decoder": "x.onnx"}}),

@@ -20,6 +20,14 @@ from tests.hostile.case import SECONDS, Command, Outcome
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _PR_SET_SECUREBITS: Final = 28
 _SECBIT_NOROOT: Final = 1
+# The program, which tells when its first line has run: SIGINT before it meets Python's own start.
+_TOLD: Final = """\
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.close(%d)
+from fastvlm_onnx.__main__ import run
+run()
+"""
 
 
 def run(command: Command, room: Path, seconds: float = SECONDS) -> Outcome:
@@ -36,10 +44,18 @@ def run(command: Command, room: Path, seconds: float = SECONDS) -> Outcome:
     (room / "stdin").write_bytes(command.stdin)
     sys.stdout.flush()
     sys.stderr.flush()
+    begun, begins = os.pipe()
+    os.set_inheritable(begins, command.signal is not None)
     pid = os.fork()
     if pid == 0:
-        in_child(lambda: _begin(command, room))
-    code, is_late = wait(pid, seconds, command.signal)
+        in_child(lambda: _begin(command, room, begins))
+    os.close(begins)
+    try:
+        if command.signal is not None:
+            os.read(begun, 1)  # returns when the child has closed its end
+        code, is_late = wait(pid, seconds, command.signal)
+    finally:
+        os.close(begun)
     return Outcome(
         code, (room / "stdout").read_bytes(), (room / "stderr").read_bytes(), is_late=is_late
     )
@@ -122,7 +138,7 @@ def _exit_code(action: Callable[[], object]) -> int:
     return 0
 
 
-def _begin(command: Command, room: Path) -> None:
+def _begin(command: Command, room: Path, begins: int) -> None:
     environment = {
         **os.environ,
         "HOME": str(room / "home"),
@@ -152,8 +168,9 @@ def _begin(command: Command, room: Path) -> None:
     if command.is_unprivileged:
         _drop_privileges()
     if command.is_fresh:
-        program = [sys.executable, "-m", "fastvlm_onnx", *command.arguments]
-        os.execve(sys.executable, program, environment)
+        program = ["-m", "fastvlm_onnx"] if command.signal is None else ["-c", _TOLD % begins]
+        arguments = [sys.executable, *program, *command.arguments]
+        os.execve(sys.executable, arguments, environment)
     os.environ.clear()
     os.environ.update(environment)
     import tempfile

@@ -8,9 +8,7 @@ error is one line on stderr.
 import errno
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -35,6 +33,7 @@ from fastvlm_onnx.commands.serve import serve
 from fastvlm_onnx.commands.verify import verify
 from fastvlm_onnx.console import accept_every_character, say
 from fastvlm_onnx.errors import FastVLMError, InputError, one_line
+from fastvlm_onnx.signals import Terminated, signals_as_exceptions
 from fastvlm_onnx.telemetry import disable_telemetry
 
 MEMORY_IS_FULL = "the memory is full; use less of it, or raise its limit."
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if any("\0" in argument for argument in arguments or ()):
             raise InputError("an argument holds a NUL character, which no path and no text has.")
-        with _signals_as_exceptions(), _warnings_for_people():
+        with signals_as_exceptions(), _warnings_for_people():
             cli(arguments, prog_name="fastvlm-onnx", standalone_mode=False, obj=invocation)
             _flush_stdout()
     except click.exceptions.Exit as error:
@@ -79,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         say("interrupted")
         sys.exit(130)
-    except _TerminatedError:
+    except Terminated:
         say("terminated")
         sys.exit(143)
     except BrokenPipeError:
@@ -95,37 +94,6 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, ImportError) and "failed to map segment" in str(error):
             sys.exit(_refuse(MEMORY_IS_FULL, invocation))  # no room for a native library
         sys.exit(_admit(error, invocation))
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM has come. Not an Exception, so that nothing but cleaning up stops it."""
-
-
-@contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as SIGINT does, so that temporary folders are removed.
-
-    A signal that the process was started to ignore stays ignored.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(_number: int, _frame: object) -> None:
-        raise _TerminatedError
-
-    before = {}
-    for number, handler in (
-        (signal.SIGTERM, terminate),
-        (signal.SIGINT, signal.default_int_handler),
-    ):
-        if signal.getsignal(number) == signal.SIG_DFL:
-            before[number] = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
 
 
 def _open_closed_streams() -> None:

@@ -144,3 +144,30 @@ def test_a_memory_without_room_for_a_library_is_one_line(
 
     monkeypatch.setattr("fastvlm_onnx.package.read_manifest", fail)  # as glibc's loader says it
     assert "the memory is full" in refused(capsys, "inspect", "absent")
+
+
+@needs_posix
+def test_a_signal_waits_for_the_end_of_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (
+        "import os, signal, time",
+        "os.kill(os.getpid(), signal.SIGTERM)",
+        "time.sleep(0.1)",
+        "ended = True",
+    )
+    (tmp_path / "interrupted_module.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def read(_folder: Path) -> None:
+        import interrupted_module
+
+        assert interrupted_module.ended
+        time.sleep(10)
+
+    monkeypatch.setattr("fastvlm_onnx.package.read_manifest", read)
+    with pytest.raises(SystemExit) as ending:
+        main(["inspect", "absent"])
+    assert ending.value.code == 143
+    assert capsys.readouterr().err == "terminated\n"
+    assert sys.modules.pop("interrupted_module").ended

@@ -37,6 +37,9 @@ from fastvlm_onnx.signals import Terminated, signals_as_exceptions
 from fastvlm_onnx.telemetry import disable_telemetry
 
 MEMORY_IS_FULL = "the memory is full; use less of it, or raise its limit."
+NO_THREAD = "no further thread can be started; raise the limit of memory or of processes."
+# Below, native libraries end the process with messages of their own. The built-in model takes more.
+LEAST_ADDRESS_SPACE = 400_000_000  # bytes
 
 
 @dataclass
@@ -93,7 +96,21 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if isinstance(error, ImportError) and "failed to map segment" in str(error):
             sys.exit(_refuse(MEMORY_IS_FULL, invocation))  # no room for a native library
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            sys.exit(_refuse(NO_THREAD, invocation))
         sys.exit(_admit(error, invocation))
+
+
+def _require_address_space() -> None:
+    """Raise InputError where the limit of this process's memory leaves no room for a command."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise InputError(
+            f"this process may use {limit / 1e6:.0f} MB of address space, expected at least "
+            f"{LEAST_ADDRESS_SPACE / 1e6:.0f} MB; raise the limit (ulimit -v)."
+        )
 
 
 def _open_closed_streams() -> None:
@@ -191,6 +208,8 @@ def _set_debug(context: click.Context, _: click.Parameter, debug: bool) -> None:
 )
 def cli() -> None:
     """Apple's FastVLM in ONNX Runtime: export a checkpoint, ask about pictures."""
+    if sys.platform != "win32":
+        _require_address_space()
 
 
 COMMANDS = (

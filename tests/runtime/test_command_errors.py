@@ -146,6 +146,29 @@ def test_a_memory_without_room_for_a_library_is_one_line(
     assert "the memory is full" in refused(capsys, "inspect", "absent")
 
 
+def test_a_memory_without_room_for_a_thread_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_folder: Path) -> None:
+        raise RuntimeError("can't start new thread")  # as threading says it
+
+    monkeypatch.setattr("fastvlm_onnx.package.read_manifest", fail)
+    assert "no further thread can be started" in refused(capsys, "inspect", "absent")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of the address space")
+def test_too_little_address_space_is_refused_before_libraries_are_loaded(package: Path) -> None:
+    command = ["sh", "-c", 'ulimit -v 200000; exec "$@"', "sh", *COMMAND, "generate"]
+    ended = subprocess.run(
+        [*command, "--model", str(package), "absent.png", "Hello"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "205 MB of address space, expected at least 400 MB" in ended.stderr
+
+
 @needs_posix
 def test_a_signal_waits_for_the_end_of_an_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

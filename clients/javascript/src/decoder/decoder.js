@@ -71,11 +71,10 @@ export class Decoder {
     const { hidden_size } = this.sizes;
     const count = embeds.length / hidden_size;
     const total = cache.length + count;
-    const feeds = {
-      ...cache.past,
+    const feeds = cache.inputs({
       inputs_embeds: new Tensor("float32", embeds, [1, count, hidden_size]),
       attention_mask: new Tensor("int64", new BigInt64Array(total).fill(1n), [1, total]),
-    };
+    });
     const outputs = await graph.run(feeds, cache.outputs(graph.outputNames));
     cache.append(outputs, count);
     return outputs;

@@ -12,10 +12,10 @@ const CANDIDATES = [64, 1024];
 const SAFE_MARGIN = 8;
 
 export class LMHead {
-  #engine;
   #lmHead;
   #screen;
-  #vocabSize;
+  /** `num_candidates` of both runs of the screen. */
+  #counts;
 
   /**
    * @param {Engine} engine
@@ -24,10 +24,12 @@ export class LMHead {
    * @param {DecoderFormat} sizes
    */
   constructor(engine, lmHead, screen, sizes) {
-    this.#engine = engine;
     this.#lmHead = lmHead;
     this.#screen = screen;
-    this.#vocabSize = sizes.vocab_size;
+    this.#counts = CANDIDATES.map((count) => {
+      const wanted = BigInt64Array.of(BigInt(Math.min(count, sizes.vocab_size)));
+      return new engine.Tensor("int64", wanted, [1]);
+    });
   }
 
   /**
@@ -37,7 +39,7 @@ export class LMHead {
    */
   async run(hiddenStates, isGreedy) {
     const screen = isGreedy ? this.#screen : null;
-    for (const count of screen ? CANDIDATES : []) {
+    for (const count of screen ? this.#counts : []) {
       const candidates = await this.#candidates(/** @type {Graph} */ (screen), hiddenStates, count);
       if (isSafe(candidates.exact, candidates.rough)) {
         return { values: candidates.exact, ids: candidates.ids };
@@ -47,13 +49,9 @@ export class LMHead {
     return { values: /** @type {Float32Array} */ (logits.data), ids: null };
   }
 
-  /** @param {Graph} screen @param {Tensor} hiddenStates @param {number} count */
+  /** @param {Graph} screen @param {Tensor} hiddenStates @param {Tensor} count */
   async #candidates(screen, hiddenStates, count) {
-    const wanted = BigInt64Array.of(BigInt(Math.min(count, this.#vocabSize)));
-    const outputs = await screen.run({
-      hidden_states: hiddenStates,
-      num_candidates: new this.#engine.Tensor("int64", wanted, [1]),
-    });
+    const outputs = await screen.run({ hidden_states: hiddenStates, num_candidates: count });
     return {
       ids: /** @type {BigInt64Array} */ (outputs.token_ids.data),
       exact: /** @type {Float32Array} */ (outputs.token_logits.data),

@@ -9,11 +9,16 @@ import { scaleFile } from "../manifest.js";
 // A uint8 value v stands for (v - 128) * scale, with the scale of its block.
 const INT8_ZERO = 128;
 const LONGEST_HEADER = 10_000;
+// Rows that are kept as float32: 4 MB at a width of 1,024. A template's rows come back with each
+// question, and frequent tokens within an answer.
+const KEPT_ROWS = 1024;
 
 export class TokenEmbedding {
   #rows;
   #scales;
   #hiddenSize;
+  /** @type {Map<number, Float32Array>} */
+  #kept = new Map();
 
   /**
    * @param {Matrix} rows
@@ -56,22 +61,32 @@ export class TokenEmbedding {
    */
   embed(ids) {
     const embeddings = new Float32Array(ids.length * this.#hiddenSize);
-    ids.forEach((id, i) => this.#fill(id, embeddings.subarray(i * this.#hiddenSize, (i + 1) * this.#hiddenSize)));
+    ids.forEach((id, i) => embeddings.set(this.#row(id), i * this.#hiddenSize));
     return embeddings;
   }
 
-  /** @param {number} id @param {Float32Array} row */
-  #fill(id, row) {
-    const stored = this.#rows.row(id);
-    if (this.#scales === null) {
-      row.set(stored);
-      return;
+  /** @param {number} id @returns {Float32Array} [hidden_size] */
+  #row(id) {
+    let row = this.#kept.get(id);
+    if (row === undefined) {
+      row = this.#read(id);
+      if (this.#kept.size === KEPT_ROWS) this.#kept.clear();
+      this.#kept.set(id, row);
     }
+    return row;
+  }
+
+  /** @param {number} id */
+  #read(id) {
+    const stored = this.#rows.row(id);
+    if (this.#scales === null) return /** @type {Float32Array} */ (stored);
     const scales = this.#scales.row(id);
     const block = stored.length / scales.length;
+    const row = new Float32Array(this.#hiddenSize);
     for (let i = 0; i < row.length; i++) {
       row[i] = (stored[i] - INT8_ZERO) * scales[Math.floor(i / block)];
     }
+    return row;
   }
 
   close() {
@@ -137,7 +152,7 @@ class Matrix {
     const begin = this.#begin + index * size;
     const bytes = this.#file.read(begin, begin + size);
     if (this.type === "|u1") return bytes;
-    const buffer = copyOf(bytes);
+    const buffer = bytes.byteLength === bytes.buffer.byteLength ? bytes.buffer : copyOf(bytes);
     return this.type === "<f4" ? new Float32Array(buffer) : Float32Array.from(new Uint16Array(buffer), fromHalf);
   }
 

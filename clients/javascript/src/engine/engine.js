@@ -11,6 +11,9 @@ import { int8ProductsSaturate } from "./saturation.js";
  * @typedef {"cpu" | "wasm" | "webgpu"} Device `cpu` in Node, the others in browsers
  *
  * @typedef {{[name: string]: Ort.Tensor}} Tensors
+ *
+ * @typedef {{[name: string]: Ort.Tensor | null}} Fetches tensors that take outputs; null where ONNX
+ *   Runtime makes one
  */
 
 export class Engine {
@@ -121,7 +124,7 @@ export class Graph {
 
   /**
    * @param {Tensors} feeds
-   * @param {readonly string[] | Tensors} outputs names, or tensors that take the outputs
+   * @param {readonly string[] | Fetches} outputs
    * @returns {Promise<Tensors>}
    * @throws {FastVLMError} the run failed; the graph can be run again.
    */

@@ -25,75 +25,57 @@ const A = -0.5;
  * @returns {Float32Array} [3, imageSize, imageSize], values from 0 to 1
  */
 export function pixelValues(image, imageSize) {
-  return rescale(resize(image, imageSize));
-}
-
-/**
- * Pad an image to a square and resize it.
- *
- * @param {Pixels} image
- * @param {number} size side of the output in pixels
- * @returns {Uint8Array} RGB, [size, size, 3]
- */
-export function resize(image, size) {
   const { width, height } = image;
   const side = Math.max(width, height);
-  const filters = filterRows(side, size);
-  // The borders are black, so the filters' products with them are 0 and are left out.
-  const narrow = narrowRows(image, filters, (side - width) >> 1, size);
-  return narrowColumns(narrow, filters, height, (side - height) >> 1, size);
+  const columns = filtersOf(side, imageSize, (side - width) >> 1, width);
+  const rows = filtersOf(side, imageSize, (side - height) >> 1, height);
+  return resizeHeight(resizeWidth(image, columns), rows);
 }
 
 /**
- * Divide by 255 and put the channels first.
+ * The image's pixels that each output pixel reads, and their weights in fixed point. Pixel `i` reads
+ * from `first[i]` on, with the weights from `offsets[i]` up to `offsets[i + 1]`.
  *
- * @param {Uint8Array} pixels RGB, [side, side, 3]
- * @returns {Float32Array} [3, side, side], values from 0 to 1
- */
-export function rescale(pixels) {
-  const values = Float32Array.from({ length: 256 }, (_, value) => value * (1 / 255));
-  const plane = pixels.length / 3;
-  const rescaled = new Float32Array(pixels.length);
-  for (let at = 0, i = 0; i < plane; i++) {
-    rescaled[i] = values[pixels[at++]];
-    rescaled[plane + i] = values[pixels[at++]];
-    rescaled[2 * plane + i] = values[pixels[at++]];
-  }
-  return rescaled;
-}
-
-/**
- * The input pixels that one output pixel reads, with their weights in fixed point.
- *
- * @typedef {{first: number, weights: Int32Array}} Filter
+ * @typedef {{first: Int32Array, offsets: Int32Array, weights: Int32Array}} Filters
  */
 
 /**
- * @param {number} inputSize
- * @param {number} outputSize
- * @returns {Filter[]}
+ * The filters of one direction. The square's borders are black, so their weights are left out.
+ *
+ * @param {number} side of the square in pixels
+ * @param {number} size of the output in pixels
+ * @param {number} before pixels of the square before the image
+ * @param {number} length pixels of the image
+ * @returns {Filters}
  */
-function filterRows(inputSize, outputSize) {
-  const scale = inputSize / outputSize;
+function filtersOf(side, size, before, length) {
+  const scale = side / size;
   const filterScale = Math.max(scale, 1);
   const support = SUPPORT * filterScale;
-  return Array.from({ length: outputSize }, (_, i) => {
+  const first = new Int32Array(size);
+  const offsets = new Int32Array(size + 1);
+  const weights = [];
+  for (let i = 0; i < size; i++) {
     const center = (i + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(center - support + 0.5));
-    const end = Math.min(inputSize, Math.trunc(center + support + 0.5));
+    const begin = Math.max(0, Math.trunc(center - support + 0.5));
+    const end = Math.min(side, Math.trunc(center + support + 0.5));
     const exact = [];
     let sum = 0;
-    for (let x = first; x < end; x++) {
+    for (let x = begin; x < end; x++) {
       const weight = bicubic((x - center + 0.5) * (1 / filterScale));
       exact.push(weight);
       sum += weight;
     }
-    const weights = Int32Array.from(exact, (weight) => {
+    const inImage = Math.max(begin, before);
+    for (let x = inImage; x < Math.min(end, before + length); x++) {
+      const weight = exact[x - begin];
       const scaled = (sum === 0 ? weight : weight / sum) * ONE;
-      return Math.trunc(scaled < 0 ? scaled - 0.5 : scaled + 0.5);
-    });
-    return { first, weights };
-  });
+      weights.push(Math.trunc(scaled < 0 ? scaled - 0.5 : scaled + 0.5));
+    }
+    first[i] = inImage - before;
+    offsets[i + 1] = weights.length;
+  }
+  return { first, offsets, weights: Int32Array.from(weights) };
 }
 
 /** @param {number} x */
@@ -104,68 +86,83 @@ function bicubic(x) {
   return 0;
 }
 
-/**
- * @param {Pixels} image
- * @param {Filter[]} filters
- * @param {number} left columns of the square before the image
- * @param {number} size
- * @returns {Uint8Array} RGB, [image.height, size, 3]
- */
-function narrowRows({ data, width, height, channels }, filters, left, size) {
-  const narrow = new Uint8Array(3 * size * height);
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < size; x++) {
-      const { first, weights } = filters[x];
-      const begin = Math.max(first - left, 0);
-      const end = Math.min(first + weights.length - left, width);
-      const skipped = begin - (first - left);
-      let r = HALF, g = HALF, b = HALF;
-      let at = channels * (y * width + begin);
-      for (let i = begin, k = skipped; i < end; i++, k++, at += channels) {
-        const weight = weights[k];
-        r += data[at] * weight;
-        g += data[at + 1] * weight;
-        b += data[at + 2] * weight;
-      }
-      const to = 3 * (y * size + x);
-      narrow[to] = clip(r);
-      narrow[to + 1] = clip(g);
-      narrow[to + 2] = clip(b);
-    }
-  }
-  return narrow;
-}
+// In both loops `Math.imul` and `| 0` say that all numbers have 32 bits, without which V8 computes
+// in float64, at half the speed. Two pixels at a time take a sixth less time than one.
 
 /**
- * @param {Uint8Array} narrow RGB, [height, size, 3]
- * @param {Filter[]} filters
- * @param {number} height
- * @param {number} top rows of the square before the image
- * @param {number} size
- * @returns {Uint8Array} RGB, [size, size, 3]
+ * @param {Pixels} image
+ * @param {Filters} filters of the output's columns
+ * @returns {Uint32Array} [image.height, columns], a pixel's red in the lowest byte
  */
-function narrowColumns(narrow, filters, height, top, size) {
-  const resized = new Uint8Array(3 * size * size);
-  const width = 3 * size;
-  const sums = new Int32Array(width);
-  for (let y = 0; y < size; y++) {
-    const { first, weights } = filters[y];
-    const begin = Math.max(first - top, 0);
-    const end = Math.min(first + weights.length - top, height);
-    sums.fill(HALF);
-    for (let row = begin; row < end; row++) {
-      const weight = weights[row - (first - top)];
-      const from = row * width;
-      for (let i = 0; i < width; i++) {
-        sums[i] = sums[i] + narrow[from + i] * weight;
+function resizeWidth({ data, width, height, channels }, { first, offsets, weights }) {
+  const size = first.length;
+  const resized = new Uint32Array(size * height);
+  for (let to = 0, y = 0; y < height; y++) {
+    for (let x = 0; x < size; x++, to++) {
+      let r = HALF, g = HALF, b = HALF;
+      let at = channels * (y * width + first[x]);
+      let k = offsets[x];
+      const end = offsets[x + 1];
+      for (; k + 1 < end; k += 2) {
+        const weight = weights[k];
+        const nextWeight = weights[k + 1];
+        const next = at + channels;
+        r = (r + Math.imul(data[at], weight) + Math.imul(data[next], nextWeight)) | 0;
+        g = (g + Math.imul(data[at + 1], weight) + Math.imul(data[next + 1], nextWeight)) | 0;
+        b = (b + Math.imul(data[at + 2], weight) + Math.imul(data[next + 2], nextWeight)) | 0;
+        at = next + channels;
       }
+      if (k < end) {
+        r = (r + Math.imul(data[at], weights[k])) | 0;
+        g = (g + Math.imul(data[at + 1], weights[k])) | 0;
+        b = (b + Math.imul(data[at + 2], weights[k])) | 0;
+      }
+      resized[to] = clip(r) | (clip(g) << 8) | (clip(b) << 16);
     }
-    for (let i = 0; i < width; i++) resized[y * width + i] = clip(sums[i]);
   }
   return resized;
 }
 
-/** @param {number} sum in fixed point */
+/**
+ * Resize to the output's height, divide by 255, and put the channels first.
+ *
+ * @param {Uint32Array} pixels [height, size], as `resizeWidth` returns them
+ * @param {Filters} filters of the output's rows
+ * @returns {Float32Array} [3, size, size], values from 0 to 1
+ */
+function resizeHeight(pixels, { first, offsets, weights }) {
+  const size = first.length;
+  const plane = size * size;
+  const values = new Float32Array(3 * plane);
+  for (let to = 0, y = 0; y < size; y++) {
+    const end = offsets[y + 1];
+    for (let x = 0; x < size; x++, to++) {
+      let r = HALF, g = HALF, b = HALF;
+      let at = first[y] * size + x;
+      let k = offsets[y];
+      for (; k + 1 < end; k += 2, at += 2 * size) {
+        const weight = weights[k];
+        const nextWeight = weights[k + 1];
+        const pixel = pixels[at];
+        const next = pixels[at + size];
+        r = (r + Math.imul(pixel & 255, weight) + Math.imul(next & 255, nextWeight)) | 0;
+        g = (g + Math.imul((pixel >> 8) & 255, weight) + Math.imul((next >> 8) & 255, nextWeight)) | 0;
+        b = (b + Math.imul(pixel >> 16, weight) + Math.imul(next >> 16, nextWeight)) | 0;
+      }
+      if (k < end) {
+        r = (r + Math.imul(pixels[at] & 255, weights[k])) | 0;
+        g = (g + Math.imul((pixels[at] >> 8) & 255, weights[k])) | 0;
+        b = (b + Math.imul(pixels[at] >> 16, weights[k])) | 0;
+      }
+      values[to] = clip(r) * (1 / 255);
+      values[plane + to] = clip(g) * (1 / 255);
+      values[2 * plane + to] = clip(b) * (1 / 255);
+    }
+  }
+  return values;
+}
+
+/** @param {number} sum in fixed point @returns {number} 8 bits */
 function clip(sum) {
   const value = sum >> PRECISION_BITS;
   return value < 0 ? 0 : value > 255 ? 255 : value;

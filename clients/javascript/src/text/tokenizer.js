@@ -18,6 +18,9 @@ export class TextTokenizer {
   #special = new Map();
   /** @type {Map<number, Uint8Array>} */
   #bytes = new Map();
+  // A template has a handful of texts, which come back with each question.
+  /** @type {Map<string, readonly number[]>} */
+  #templates = new Map();
   /** @type {RegExp} */
   #splitter;
   /** @type {InstanceType<TokenizerClass>} */
@@ -66,11 +69,16 @@ export class TextTokenizer {
    * @returns {number[]}
    */
   encodeTemplate(text) {
-    const pieces = text.normalize("NFC").split(this.#splitter);
-    return pieces.flatMap((piece) => {
-      const id = this.#special.get(piece);
-      return id === undefined ? this.encode(piece) : [id];
-    });
+    let ids = this.#templates.get(text);
+    if (ids === undefined) {
+      const pieces = text.normalize("NFC").split(this.#splitter);
+      ids = pieces.flatMap((piece) => {
+        const id = this.#special.get(piece);
+        return id === undefined ? this.encode(piece) : [id];
+      });
+      this.#templates.set(text, ids);
+    }
+    return [...ids];
   }
 
   /**

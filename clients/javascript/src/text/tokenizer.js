@@ -16,8 +16,12 @@ import { TOKENIZER_FILE } from "../manifest.js";
 export class TextTokenizer {
   /** @type {Map<string, number>} */
   #special = new Map();
-  /** @type {Map<number, Uint8Array>} */
-  #bytes = new Map();
+  // Tokens by id as the vocabulary writes them. Their bytes in objects of their own would be 40 MB with
+  // the vocabulary of Qwen2, which V8 goes through whenever it collects garbage.
+  /** @type {string[]} */
+  #tokens = [];
+  /** Texts of added tokens; empty for a special token. @type {Map<number, string>} */
+  #added = new Map();
   // A template has a handful of texts, which come back with each question.
   /** @type {Map<string, readonly number[]>} */
   #templates = new Map();
@@ -40,7 +44,11 @@ export class TextTokenizer {
       const ordinary = added.filter(({ special }) => !special);
       // A tokenizer that knows no special tokens never makes one of a user's text.
       this.#tokenizer = new Tokenizer({ ...json, added_tokens: ordinary }, {});
-      this.#fillBytes(json.model.vocab, added);
+      for (const [token, id] of Object.entries(json.model.vocab)) this.#tokens[id] = token;
+      for (const { id, content, special } of added) {
+        if (special) this.#special.set(content, id);
+        this.#added.set(id, special ? "" : content);
+      }
       this.#splitter = splitterOf([...this.#special.keys()]);
     } catch (error) {
       throw new FastVLMError(
@@ -87,26 +95,12 @@ export class TextTokenizer {
    * @param {number} id
    */
   bytesOf(id) {
-    return this.#bytes.get(id) ?? new Uint8Array();
-  }
-
-  /**
-   * @param {Record<string, number>} vocab
-   * @param {AddedToken[]} added
-   */
-  #fillBytes(vocab, added) {
-    const alphabet = byteAlphabet();
-    const encoder = new TextEncoder();
-    for (const [token, id] of Object.entries(vocab)) {
-      const bytes = Array.from(token, (character) => alphabet.get(character));
-      // A vocabulary may hold words outside the byte alphabet, which encode never returns.
-      const isWord = bytes.includes(undefined);
-      this.#bytes.set(id, isWord ? encoder.encode(token) : Uint8Array.from(bytes, Number));
-    }
-    for (const { id, content, special } of added) {
-      if (special) this.#special.set(content, id);
-      this.#bytes.set(id, special ? new Uint8Array() : encoder.encode(content));
-    }
+    const token = this.#added.get(id) ?? this.#tokens[id] ?? "";
+    const bytes = Array.from(token, (character) => ALPHABET.get(character));
+    // Added tokens are texts, and a vocabulary may hold words outside the byte alphabet, which encode
+    // never returns.
+    const isText = this.#added.has(id) || bytes.includes(undefined);
+    return isText ? ENCODER.encode(token) : Uint8Array.from(bytes, Number);
   }
 }
 
@@ -115,6 +109,8 @@ function splitterOf(tokens) {
   const escaped = tokens.map((token) => token.replace(/[.*+?^${}()|[\]\\/-]/g, "\\$&"));
   return new RegExp(`(${escaped.join("|") || "(?!)"})`);
 }
+
+const ENCODER = new TextEncoder();
 
 /**
  * Byte-level BPE's printable stand-in for each byte.
@@ -133,3 +129,5 @@ function byteAlphabet() {
   }
   return alphabet;
 }
+
+const ALPHABET = byteAlphabet();

@@ -16,7 +16,6 @@ import numpy as np
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.calibration.calibration_set import CalibrationSet
 from fastvlm_onnx.export.calibration.decoder_forms import form_of
-from fastvlm_onnx.export.calibration.gptq import GPTQ
 from fastvlm_onnx.export.calibration.layer_files import weights_in
 from fastvlm_onnx.export.calibration.layer_quantizer import LayerQuantizer
 from fastvlm_onnx.export.calibration.sequences import Limits, make_sequences
@@ -30,16 +29,9 @@ from fastvlm_onnx.package import CalibrationRecord
 from fastvlm_onnx.progress import Progress
 
 METHOD: Final = "gptq"
-# A down projection has the most input channels, and so the fewest tokens for each of them.
-DEFAULT_SETTINGS: Final[Mapping[str, GPTQ]] = {
-    "qkv_proj": GPTQ(),
-    "o_proj": GPTQ(),
-    "gate_up_proj": GPTQ(),
-    "down_proj": GPTQ(damping=0.2),
-}
 DEFAULT_LIMITS: Final = Limits()
 # A change of the arithmetic gives other weights, so it must not go on from files made before it.
-ARITHMETIC: Final = 1
+ARITHMETIC: Final = 2
 # Activations beyond this size are in a file that is mapped into memory.
 MEMORY_BYTES: Final = 256_000_000
 # Tokens around an image in a prompt, more than enough.
@@ -63,7 +55,6 @@ class Calibration:
         image_size: int,
         destination: Path,
         *,
-        settings: Mapping[str, GPTQ] = DEFAULT_SETTINGS,
         limits: Limits = DEFAULT_LIMITS,
         threads: int | None = None,
     ) -> None:
@@ -75,12 +66,11 @@ class Calibration:
             calibration_set: texts and images.
             image_size: side of the square input of the vision encoder in pixels.
             destination: the package that the weights are for.
-            settings: the settings of GPTQ, by product.
             limits: the most that is used of the set.
             threads: threads of ONNX Runtime; one for each physical core when None.
         """
         self._checkpoint, self._set = checkpoint, calibration_set
-        self._image_size, self._settings, self._limits = image_size, settings, limits
+        self._image_size, self._limits = image_size, limits
         self._threads = threads
         self.folder = destination.with_name(f".{destination.name}.calibration")
         self._config = config = checkpoint.config.decoder
@@ -106,8 +96,8 @@ class Calibration:
         image_tokens = (self._image_size // VISION_PATCH_SIZE) ** 2 + PROMPT_TOKENS
         images = min(limits.images, len(self._set.images))
         tokens = limits.texts * limits.tokens + images * image_tokens
-        # The sequences, and the activations that are made of them.
-        return stored + 2 * 4 * tokens * self._config.hidden_size
+        # The sequences, their two streams, and a file of the streams, twice while it is replaced.
+        return stored + 7 * 4 * tokens * self._config.hidden_size
 
     def run(self, progress: Progress) -> CalibrationRecord:
         """Quantise all layers, or the layers that an interrupted run left.
@@ -160,7 +150,6 @@ class Calibration:
         described = {
             "arithmetic": ARITHMETIC,
             "set": set_digest,
-            "settings": [asdict(self._settings[product]) for product in PRODUCTS],
             "decoder": asdict(self._config),
             "forms": {form.name: form.describe() for form in self._forms},
         }
@@ -187,9 +176,6 @@ class Calibration:
         layers = config.num_hidden_layers
         shapes = [config.shape_of(names) for names in PRODUCTS.values()]
         layer_bytes = 4 * sum(out_size * in_size for out_size, in_size in shapes)
-        stops = np.cumsum(lengths)[:-1]
-        given = np.split(inputs_embeds, stops)
-        activations = np.split(self._hold("activations", inputs_embeds), stops)
         for number, form in enumerate(self._forms):
 
             def report(
@@ -199,7 +185,9 @@ class Calibration:
                 done = int((before + layer + share) * layer_bytes)
                 progress(stage, done, len(self._forms) * layers * layer_bytes)
 
-            for part, embeds in zip(activations, given, strict=True):
-                part[:] = form.stream(embeds)
-            quantizer = LayerQuantizer(form, config, self.folder, self._settings, self._threads)
-            quantizer.run(weights, activations, report)
+            corrects_drift = any(each.corrects_drift for each in form.settings.values())
+            stream = form.stream(inputs_embeds)
+            streams = self._hold("streams", np.stack([stream] * (2 if corrects_drift else 1)))
+            del stream
+            quantizer = LayerQuantizer(form, config, self.folder, self._threads)
+            quantizer.run(weights, streams, lengths, report)

@@ -6,12 +6,12 @@ with the quantised weights of the products before.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
-from fastvlm_onnx.export.calibration.gptq import Rounder
+from fastvlm_onnx.export.calibration.gptq import GPTQ, Rounder
 from fastvlm_onnx.export.graphs.decoder_int8 import (
     input_block,
     stream_block,
@@ -28,7 +28,6 @@ from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 from fastvlm_onnx.export.tensors.quantization import (
     Blocks,
     dequantize_blocks,
-    quantize_blocks,
 )
 from fastvlm_onnx.export.tensors.quantized_weight import (
     QuantizedTensors,
@@ -40,11 +39,27 @@ from fastvlm_onnx.export.tensors.weights import Weights
 Arrays = Mapping[str, NDArray[Any]]
 """The arrays of a quantised weight, by names that the form chooses."""
 
+# A down projection has the most input channels, and so the fewest tokens for each of them.
+# Other dampings are in docs/benchmarks/quantisation-search.md. A correction of the drift follows
+# the calibration's texts more than GPTQ alone does, and needs more damping.
+BLOCK_SETTINGS: Final[Mapping[str, GPTQ]] = dict.fromkeys(
+    PRODUCTS, GPTQ(damping=0.5, corrects_drift=True)
+) | {"down_proj": GPTQ(damping=1.0, corrects_drift=True)}
+CHANNEL_SETTINGS: Final[Mapping[str, GPTQ]] = dict.fromkeys(PRODUCTS, GPTQ()) | {
+    "down_proj": GPTQ(damping=0.2)
+}
+
 
 class DecoderForm(Protocol):
-    """One form of the weights of a decoder."""
+    """One form of the weights of a decoder.
+
+    Attributes:
+        name: its name, INT4_BLOCKS or INT8_CHANNELS.
+        settings: the settings of GPTQ, by product.
+    """
 
     name: str
+    settings: Mapping[str, GPTQ]
 
     def describe(self) -> dict[str, Any]:
         """Return everything that the integers depend on beside checkpoint and set, for JSON."""
@@ -55,22 +70,19 @@ class DecoderForm(Protocol):
     def stream(self, inputs_embeds: FloatArray) -> FloatArray:
         """Return the residual stream before the first layer, [tokens, hidden_size]."""
 
-    def is_calibrated(self, product: str) -> bool:
-        """Return whether a product's inputs matter for its integers."""
-
     def transform(self, product: str, rows: FloatArray) -> FloatArray:
         """Transform the inputs of a product [tokens, in], or its weight [out, in].
 
         The transform is its own inverse.
         """
 
-    def quantize(self, product: str, weight: FloatArray, rounder: Rounder | None) -> Arrays:
+    def quantize(self, product: str, weight: FloatArray, rounder: Rounder) -> Arrays:
         """Quantise a transformed weight.
 
         Args:
             product: a key of `block_formats.PRODUCTS`.
             weight: float32 [out, in].
-            rounder: of the product's transformed inputs; None where `is_calibrated` is False.
+            rounder: of the product's transformed inputs.
         """
 
     def dequantize(self, product: str, arrays: Arrays, rows: slice) -> FloatArray:
@@ -86,16 +98,20 @@ class DecoderForm(Protocol):
 
 
 class BlockForm:
-    """int4 in blocks with zero points by GPTQ; int8 in blocks is rounded to the nearest."""
+    """Blocks by GPTQ: int4 with zero points, or int8."""
 
     name = INT4_BLOCKS
+    settings: Mapping[str, GPTQ] = BLOCK_SETTINGS
 
     def __init__(self, config: DecoderConfig, formats: BlockFormats) -> None:
         """Take the decoder's sizes, and the format of each product."""
         self._config, self._formats = config, formats
 
     def describe(self) -> dict[str, Any]:
-        return {"formats": [asdict(self._formats[product]) for product in PRODUCTS]}
+        return {
+            "formats": [asdict(self._formats[product]) for product in PRODUCTS],
+            "settings": [asdict(self.settings[product]) for product in PRODUCTS],
+        }
 
     def layer(self, weights: Weights) -> Weights:
         return weights
@@ -103,18 +119,12 @@ class BlockForm:
     def stream(self, inputs_embeds: FloatArray) -> FloatArray:
         return inputs_embeds
 
-    def is_calibrated(self, product: str) -> bool:
-        return self._formats[product].bits == 4
-
     def transform(self, product: str, rows: FloatArray) -> FloatArray:  # noqa: ARG002
         return rows
 
-    def quantize(self, product: str, weight: FloatArray, rounder: Rounder | None) -> Arrays:
+    def quantize(self, product: str, weight: FloatArray, rounder: Rounder) -> Arrays:
         form = self._formats[product]
-        if rounder is None:
-            found = quantize_blocks(weight, form.block_size, form.bits)
-        else:
-            found = rounder.quantize(weight, form.block_size)
+        found = rounder.quantize(weight, form.block_size, form.bits)
         arrays: dict[str, NDArray[Any]] = {"packed": found.packed, "scales": found.scales}
         if found.zero_points is not None:
             arrays["zero_points"] = found.zero_points
@@ -136,6 +146,7 @@ class ChannelForm:
     """int8 with a scale for each output channel by GPTQ, behind the int8 decoder's transforms."""
 
     name = INT8_CHANNELS
+    settings: Mapping[str, GPTQ] = CHANNEL_SETTINGS
 
     def __init__(self, config: DecoderConfig) -> None:
         """Take the decoder's sizes."""
@@ -144,6 +155,7 @@ class ChannelForm:
     def describe(self) -> dict[str, Any]:
         shapes = [self._config.shape_of(weights) for weights in PRODUCTS.values()]
         return {
+            "settings": [asdict(self.settings[product]) for product in PRODUCTS],
             "stream_block": stream_block(self._config),
             "input_blocks": [
                 input_block(product, in_size)
@@ -157,9 +169,6 @@ class ChannelForm:
     def stream(self, inputs_embeds: FloatArray) -> FloatArray:
         return transform_columns(inputs_embeds, stream_block(self._config))
 
-    def is_calibrated(self, product: str) -> bool:  # noqa: ARG002
-        return True
-
     def transform(self, product: str, rows: FloatArray) -> FloatArray:
         return transform_columns(rows, input_block(product, rows.shape[1]))
 
@@ -167,9 +176,8 @@ class ChannelForm:
         self,
         product: str,  # noqa: ARG002
         weight: FloatArray,
-        rounder: Rounder | None,
+        rounder: Rounder,
     ) -> Arrays:
-        assert rounder is not None
         values, scales = rounder.quantize_channels(weight)
         return {"values": values, "scales": scales}
 

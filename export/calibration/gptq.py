@@ -14,10 +14,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fastvlm_onnx.export.calibration.gram_factor import damped_factor, mirror, permute, solve
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 from fastvlm_onnx.export.tensors.quantization import (
     Blocks,
+    map_pieces,
     pack_int4_blocks,
+    pack_int8_blocks,
     search_int4,
     search_int8,
 )
@@ -27,11 +30,7 @@ LAZY_COLUMNS: Final = 128
 # Columns within those whose errors are added one by one.
 INNER_COLUMNS: Final = 16
 # Rows of a weight that are rounded at a time.
-PIECE_ROWS: Final = 1024
-# The least diagonal of H, as a share of the mean.
-LEAST_DIAGONAL: Final = 1e-6
-# Rows and columns of a tile of the Cholesky decomposition.
-TILE: Final = 256
+PIECE_ROWS: Final = 512
 # With a Hessian, a clipped range can pay more than with the plain squared error.
 SHARES: Final = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76, 0.73, 0.7, 1.04)
 
@@ -46,10 +45,13 @@ class GPTQ:
             channels of a decoder, whose largest have a thousand times the mean.
         has_activation_order: quantise the columns of the largest inputs first. The scales are then
             found before any column is moved.
+        corrects_drift: the weight also makes up for the errors of the products before it
+            (`Rounder.correct`).
     """
 
     damping: float = 0.05
     has_activation_order: bool = True
+    corrects_drift: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,32 @@ class Rounder:
             permute(gram, self._order)
         self._factor = damped_factor(gram, settings.damping)
 
-    def quantize(self, weight: FloatArray, block_size: int) -> Blocks:
-        """Quantise a weight to 4 bits.
+    def correct(self, weight: FloatArray, drift: FloatArray) -> FloatArray:
+        """Return the weight whose outputs are nearest to the outputs that are wanted.
+
+        The damping keeps it near the given weight.
+
+        Args:
+            weight: float32 [out, in].
+            drift: D.T X, float32 [out, in]. D are the outputs that are wanted less those of the
+                weight, and X the inputs.
+        """
+        found = np.empty_like(weight)
+        found[:, self._order] = solve(self._factor, drift[:, self._order])
+        found += weight
+        return found
+
+    def quantize(self, weight: FloatArray, block_size: int, bits: int = 4) -> Blocks:
+        """Quantise a weight in blocks.
 
         Args:
             weight: float32 [out, in].
             block_size: consecutive values of a row that share a scale.
+            bits: 4, with zero points, or 8.
         """
+        if bits == 8:
+            integers, scales, _ = self._round(weight, block_size, INT8)
+            return pack_int8_blocks(integers, scales, block_size)
         integers, scales, zeros = self._round(weight, block_size, INT4)
         return pack_int4_blocks(integers, scales, zeros, block_size)
 
@@ -117,17 +138,13 @@ class Rounder:
         self, weight: FloatArray, block_size: int, levels: Levels
     ) -> tuple[NDArray[np.int8], FloatArray, NDArray[np.uint8]]:
         # Rows are independent of each other, and pieces of them take little memory.
-        pieces = [
-            _round_columns(
-                weight[i : i + PIECE_ROWS],
-                self._factor,
-                self._order,
-                block_size,
-                self._settings,
-                levels,
-            )
-            for i in range(0, len(weight), PIECE_ROWS)
-        ]
+        pieces = map_pieces(
+            lambda rows: _round_columns(
+                weight[rows], self._factor, self._order, block_size, self._settings, levels
+            ),
+            len(weight),
+            PIECE_ROWS,
+        )
         integers, scales, zeros = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
         return integers, scales, zeros
 
@@ -207,81 +224,3 @@ def _round_columns(
     unordered = np.empty_like(integers)
     unordered[order] = integers
     return unordered.T, np.ascontiguousarray(scales.T), zeros.T.astype(np.uint8)
-
-
-def mirror(gram: FloatArray) -> None:
-    """Copy the upper triangle of a matrix into its lower triangle."""
-    for start in range(0, len(gram), TILE):
-        rows = slice(start, start + TILE)
-        tile = np.triu(gram[rows, rows])
-        gram[rows, rows] = tile + np.triu(tile, 1).T
-        gram[start + TILE :, rows] = gram[rows, start + TILE :].T
-
-
-def permute(gram: FloatArray, order: NDArray[np.int64]) -> None:
-    """Put the rows and columns of a matrix in another order, in place."""
-    # Each cycle of the permutation moves one row at a time.
-    waiting = set(range(len(order)))
-    while waiting:
-        first = row = next(iter(waiting))
-        kept = gram[first].copy()
-        while order[row] != first:
-            gram[row] = gram[order[row]]
-            waiting.discard(row)
-            row = int(order[row])
-        gram[row] = kept
-        waiting.discard(row)
-    for start in range(0, len(gram), TILE):
-        gram[start : start + TILE] = gram[start : start + TILE, order]
-
-
-def damped_factor(gram: FloatArray, damping: float) -> FloatArray:
-    """Return the upper triangular R with R @ R.T = H + damping * diagonal of H.
-
-    Args:
-        gram: H, float32 [n, n], symmetric. It is overwritten by R.
-        damping: the first share of the diagonal that is tried. It is raised tenfold until the
-            matrix is positive definite in float32.
-    """
-    diagonal = np.einsum("ii->i", gram)
-    # A channel without input gets a diagonal, too.
-    kept = np.maximum(diagonal, np.float32(LEAST_DIAGONAL * float(diagonal.mean()) or 1.0))
-    while True:
-        diagonal[:] = kept * np.float32(1 + damping)
-        try:
-            _factorize(gram)
-            break
-        except np.linalg.LinAlgError:
-            damping = 10 * damping or 1e-4
-            # The lower triangle still holds H.
-            mirror(gram.T)
-    for start in range(0, len(gram), TILE):
-        rows = slice(start, start + TILE)
-        gram[rows, rows] = np.triu(gram[rows, rows])
-        gram[start + TILE :, rows] = 0
-    return gram
-
-
-def _factorize(gram: FloatArray) -> None:
-    """Replace the upper triangle of H by R with R @ R.T = H, tile by tile from the end.
-
-    The lower triangle, without the diagonal, is neither read nor changed.
-
-    Raises:
-        LinAlgError: H is not positive definite.
-    """
-    for start in reversed(range(0, len(gram), TILE)):
-        rows = slice(start, min(start + TILE, len(gram)))
-        tile = np.triu(gram[rows, rows]).astype(np.float64)
-        tile = tile + np.triu(tile, 1).T
-        # numpy's factor is lower triangular; reversing both axes makes it upper triangular.
-        corner = np.linalg.cholesky(tile[::-1, ::-1])[::-1, ::-1]
-        upper = np.triu_indices(len(corner))
-        gram[rows, rows][upper] = corner[upper]
-        panel = gram[:start, rows] @ np.linalg.inv(corner).T.astype(np.float32)
-        gram[:start, rows] = panel
-        for above in range(0, start, TILE):
-            strip = slice(above, above + TILE)
-            update = panel[strip] @ panel[above:start].T
-            update[:, :TILE] = np.triu(update[:, :TILE])
-            gram[strip, above:start] -= update

@@ -1,11 +1,12 @@
 """The quantised weights of finished layers, kept in a folder until the package is written.
 
-An interrupted calibration goes on after the layers whose files are there. A file belongs to a
-layer's weights in float32, whose digest it holds.
+An interrupted calibration goes on after the layers whose files are there, with the activations that
+they give. A file belongs to a layer's weights in float32, whose digest it holds.
 """
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastvlm_onnx.export.calibration.decoder_forms import Arrays, DecoderForm
 from fastvlm_onnx.export.tensors.block_formats import PRODUCTS
+from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 
 DIGEST = "digest"
@@ -29,10 +31,7 @@ def write_layer(path: Path, products: Mapping[str, Arrays], digest: str) -> None
     arrays: dict[str, Any] = {DIGEST: np.frombuffer(bytes.fromhex(digest), np.uint8)}
     for product, found in products.items():
         arrays |= {f"{product}.{name}": array for name, array in found.items()}
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        np.savez(file, **arrays)
-    unfinished.replace(path)
+    _write_arrays(path, arrays)
 
 
 def read_layer(path: Path, digest: str) -> dict[str, Arrays] | None:
@@ -52,6 +51,44 @@ def read_layer(path: Path, digest: str) -> dict[str, Arrays] | None:
             }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
+
+
+@dataclass(frozen=True)
+class SavedStreams:
+    """The inputs of a layer.
+
+    Attributes:
+        layer: the layer, counted from 0; all layers before it are finished.
+        streams: float32 [streams, tokens, hidden_size].
+    """
+
+    layer: int
+    streams: FloatArray
+
+
+def _streams_file(folder: Path, form: DecoderForm) -> Path:
+    return folder / f"{form.name}.streams.npz"
+
+
+def write_streams(folder: Path, form: DecoderForm, saved: SavedStreams) -> None:
+    """Replace the inputs of an earlier layer by those of the next."""
+    _write_arrays(_streams_file(folder, form), vars(saved))
+
+
+def read_streams(folder: Path, form: DecoderForm) -> SavedStreams | None:
+    """Return the inputs of the first layer that is not finished; None if missing or damaged."""
+    try:
+        with _streams_file(folder, form).open("rb") as file, np.load(file) as arrays:
+            return SavedStreams(int(arrays["layer"]), arrays["streams"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        np.savez(file, **arrays)
+    unfinished.replace(path)
 
 
 def weights_in(folder: Path, form: DecoderForm, num_layers: int) -> CalibratedWeights:

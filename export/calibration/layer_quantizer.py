@@ -1,7 +1,8 @@
 """Quantise the weights of a decoder in one form, layer by layer.
 
-Each product sees the activations that the quantised products before it give, so it makes up for a
-part of their error. One layer's weights in float32 are in memory at a time.
+Each product sees the activations that the quantised products before it give. Where the form says
+so, it also makes up for a part of their errors: a second stream, of the layers in float32, says
+which outputs are wanted. One layer's weights in float32 are in memory at a time.
 """
 
 import hashlib
@@ -14,9 +15,16 @@ import numpy as np
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.calibration.decoder_forms import Arrays, DecoderForm
-from fastvlm_onnx.export.calibration.gptq import GPTQ, Rounder
+from fastvlm_onnx.export.calibration.gptq import Rounder
 from fastvlm_onnx.export.calibration.input_gram import InputGram
-from fastvlm_onnx.export.calibration.layer_files import layer_file, read_layer, write_layer
+from fastvlm_onnx.export.calibration.layer_files import (
+    SavedStreams,
+    layer_file,
+    read_layer,
+    read_streams,
+    write_layer,
+    write_streams,
+)
 from fastvlm_onnx.export.calibration.layer_runner import LayerRunner
 from fastvlm_onnx.export.graphs.recorded_layer import RecordedLayer
 from fastvlm_onnx.export.tensors.block_formats import PRODUCTS
@@ -26,7 +34,7 @@ from fastvlm_onnx.export.tensors.weights import Weights
 # Rows of a weight that are dequantised at a time.
 PIECE_ROWS: Final = 1024
 # The part of a layer's time before its output is computed, for the progress.
-QUANTIZED: Final = 0.7
+QUANTIZED: Final = 0.85
 
 Report = Callable[[int, float], None]
 """Called with a layer, counted from 0, and the share of it that is done."""
@@ -36,12 +44,7 @@ class LayerQuantizer:
     """Quantises all layers of a decoder in one form."""
 
     def __init__(
-        self,
-        form: DecoderForm,
-        config: DecoderConfig,
-        folder: Path,
-        settings: Mapping[str, GPTQ],
-        threads: int | None,
+        self, form: DecoderForm, config: DecoderConfig, folder: Path, threads: int | None
     ) -> None:
         """Take what is needed; nothing is read or written.
 
@@ -49,20 +52,23 @@ class LayerQuantizer:
             form: the form of the weights.
             config: the decoder's sizes.
             folder: the folder of finished layers.
-            settings: the settings of GPTQ, by product.
             threads: threads of ONNX Runtime; one for each physical core when None.
         """
-        self._form, self._config, self._folder = form, config, folder
-        self._settings, self._threads = settings, threads
+        self._form, self._config = form, config
+        self._folder, self._threads = folder, threads
         self._shapes = {name: config.shape_of(weights) for name, weights in PRODUCTS.items()}
 
-    def run(self, weights: Weights, activations: Sequence[FloatArray], report: Report) -> None:
+    def run(
+        self, weights: Weights, streams: FloatArray, lengths: Sequence[int], report: Report
+    ) -> None:
         """Quantise the layers, or those that an interrupted run left.
 
         Args:
             weights: the checkpoint at its root.
-            activations: the inputs of the first layer by sequence, float32 [tokens, hidden_size].
-                They are overwritten by those of each layer.
+            streams: the inputs of the first layer, float32 [1, tokens, hidden_size]; twice, [2,
+                tokens, hidden_size], if the form corrects the drift. They are overwritten by those
+                of each layer: with quantised weights, and in float32.
+            lengths: the tokens of each sequence.
             report: called as a layer goes on.
 
         Raises:
@@ -71,54 +77,115 @@ class LayerQuantizer:
         """
         count = self._config.num_hidden_layers
         each_layer = [self._form.layer(weights / f"model.layers.{i}") for i in range(count)]
-        longest = max(map(len, activations))
-        runner = LayerRunner(each_layer.__getitem__, self._config, longest, self._threads)
-        digest = hashlib.blake2b(digest_size=16)
-        for layer in range(count):
+        runner = LayerRunner(each_layer.__getitem__, self._config, max(lengths), self._threads)
+        stops = np.cumsum(lengths)[:-1]
+        parts = list(zip(np.split(streams[0], stops), np.split(streams[-1], stops), strict=True))
+        first = self._resume(runner, streams)
+        for layer in range(first, count):
             report(layer, 0)
-            graph = runner.layer(layer)
+            graph, digest = runner.layer(layer), hashlib.blake2b(digest_size=16)
             for name, array in graph.weights.items():
                 runner.load({name: array.read()}, digest.update)
-            path = layer_file(self._folder, self._form, layer)
-            products = read_layer(path, digest.hexdigest())
-            if products is None:
-                products = self._quantize_layer(runner, graph, activations, partial(report, layer))
-                write_layer(path, products, digest.hexdigest())
-            elif layer < count - 1:
-                for product in PRODUCTS:
-                    self._load(runner, graph, product, products)
+            products = self._quantize_layer(runner, graph, parts, partial(report, layer))
+            write_layer(layer_file(self._folder, self._form, layer), products, digest.hexdigest())
             if layer < count - 1:
-                for done, part in enumerate(activations):
+                for done, (part, _) in enumerate(parts):
                     part[:] = runner.run(part)
-                    report(layer, QUANTIZED + (1 - QUANTIZED) * (done + 1) / len(activations))
+                    report(layer, QUANTIZED + (1 - QUANTIZED) * (done + 1) / len(parts))
+            write_streams(self._folder, self._form, SavedStreams(layer + 1, streams))
             runner.release(*graph.weights)
+
+    def _resume(self, runner: LayerRunner, streams: FloatArray) -> int:
+        """Take the streams that an interrupted run left, and return the layer they belong to.
+
+        The layers before must be whole and of the same weights; otherwise it is the first layer.
+        """
+        saved = read_streams(self._folder, self._form)
+        if saved is None:
+            return 0
+        for layer in range(saved.layer):
+            digest = hashlib.blake2b(digest_size=16)
+            for array in runner.layer(layer).weights.values():
+                digest.update(np.ascontiguousarray(array.read()).data)
+            path = layer_file(self._folder, self._form, layer)
+            if read_layer(path, digest.hexdigest()) is None:
+                return 0
+        streams[:] = saved.streams
+        return saved.layer
 
     def _quantize_layer(
         self,
         runner: LayerRunner,
         graph: RecordedLayer,
-        activations: Sequence[FloatArray],
+        parts: Sequence[tuple[FloatArray, FloatArray]],
         report: Callable[[float], None],
     ) -> dict[str, Arrays]:
         """Quantise the products of a loaded layer one after the other.
 
         Each product's inputs are those of a layer whose products before it are quantised.
+
+        Args:
+            runner: has the layer's weights in float32. It gets the quantised weights.
+            graph: the layer.
+            parts: the streams of each sequence. The float32 stream is overwritten.
+            report: called with the share of the layer that is done.
         """
-        form, found = self._form, dict[str, Arrays]()
+        form, found, exact = self._form, dict[str, Arrays](), runner.beside()
         for i, product in enumerate(PRODUCTS):
-            name, gram = graph.products[product], None
-            if form.is_calibrated(product):
-                gram = InputGram(self._shapes[product][1])
-                for part in activations:
+            name, settings = graph.products[product], form.settings[product]
+            weight = form.transform(product, np.ascontiguousarray(runner.weight(name).T))
+            gram = InputGram(self._shapes[product][1])
+            if settings.corrects_drift:
+                drift = self._drift(product, weight, runner, exact, parts, gram)
+            else:
+                for part, _ in parts:
                     gram.add(form.transform(product, runner.run(part, product)))
             runner.release(name)
-            weight = form.transform(product, np.ascontiguousarray(graph.weights[name].read().T))
-            rounder = None if gram is None else Rounder(gram.upper, self._settings[product])
+            rounder = Rounder(gram.upper, settings)
+            if settings.corrects_drift:
+                weight = rounder.correct(weight, drift)
             found[product] = form.quantize(product, weight, rounder)
             del weight, gram, rounder
             self._load(runner, graph, product, found)
             report(QUANTIZED * (i + 1) / len(PRODUCTS))
         return found
+
+    def _drift(
+        self,
+        product: str,
+        weight: FloatArray,
+        runner: LayerRunner,
+        exact: LayerRunner,
+        parts: Sequence[tuple[FloatArray, FloatArray]],
+        gram: InputGram,
+    ) -> FloatArray:
+        """Return what the outputs of a product lack, for `Rounder.correct`, and fill the gram.
+
+        Wanted are the outputs of the float32 layers. Behind the output and the down projections,
+        the residual stream is wanted.
+        """
+        out_size, in_size = weight.shape
+        if product == "down_proj":
+            drift = np.zeros((out_size, in_size), np.float32)
+            for part, exact_part in parts:
+                # The runner has this product in float32 until now.
+                x, output = runner.run_to_end(part)
+                exact_part[:] = exact.run(exact_part)
+                gram.add(x)
+                drift += (exact_part - output).T @ x
+            return drift
+        difference = np.zeros((in_size, in_size), np.float32)
+        residual = np.zeros((self._config.hidden_size, in_size), np.float32)
+        for part, exact_part in parts:
+            x = runner.run(part, product)
+            gram.add(x)
+            difference += (exact.run(exact_part, product) - x).T @ x
+            if product == "o_proj":
+                residual += (exact_part - part).T @ x
+        drift = weight @ difference
+        if product == "o_proj":
+            drift += residual
+        return drift
 
     def _load(
         self,

@@ -4,11 +4,12 @@ The same sessions run all layers, because the weights are inputs of the graphs. 
 to disk, and one layer's weights are in memory.
 """
 
+import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +29,9 @@ from fastvlm_onnx.names import ATTENTION_MASK, past_names
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
+
+# The input of the last product, and the output of the layer.
+BOTH: Final = ("down_proj", NEXT_HIDDEN_STATES)
 
 
 class LayerRunner:
@@ -56,13 +60,13 @@ class LayerRunner:
         self._loaded: dict[str, FloatArray] = {}
         kv_shape = (1, config.num_key_value_heads, 0, config.head_dim)
         self._cache = dict.fromkeys(past_names(0), np.empty(kv_shape, np.float32))
-        self._sessions: dict[str, GraphSession] = {}
+        self._sessions: dict[tuple[str, ...], GraphSession] = {}
         with tempfile.TemporaryDirectory() as folder:
-            for output in (NEXT_HIDDEN_STATES, *PRODUCTS):
-                path = Path(folder) / f"{output}.onnx"
-                model = build_recorded_layer(layers(0), self._config, output).model
+            for outputs in ((NEXT_HIDDEN_STATES,), *((product,) for product in PRODUCTS), BOTH):
+                path = Path(folder) / f"{'.'.join(outputs)}.onnx"
+                model = build_recorded_layer(layers(0), self._config, outputs).model
                 ir.save(model, path)
-                self._sessions[output] = GraphSession(path, ProviderChoice(CPU), threads)
+                self._sessions[outputs] = GraphSession(path, ProviderChoice(CPU), threads)
 
     def layer(self, layer: int) -> RecordedLayer:
         """Return the graph and the unread weights of one layer, counted from 0."""
@@ -90,6 +94,19 @@ class LayerRunner:
         for name in names:
             del self._loaded[name]
 
+    def beside(self) -> Self:
+        """Return a runner with the same sessions and weights.
+
+        Weights that are loaded or released later, in either of the two, are not those of the other.
+        """
+        other = copy.copy(self)
+        other._loaded = dict(self._loaded)
+        return other
+
+    def weight(self, name: str) -> FloatArray:
+        """Return a loaded weight."""
+        return self._loaded[name]
+
     def run(self, hidden_states: FloatArray, output: str = NEXT_HIDDEN_STATES) -> FloatArray:
         """Run the loaded layer on a sequence, up to its end or up to one product's input.
 
@@ -100,11 +117,24 @@ class LayerRunner:
         Returns:
             float32 [sequence_length, width].
         """
+        (found,) = self._run(hidden_states, (output,))
+        return found
+
+    def run_to_end(self, hidden_states: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Run the loaded layer on a sequence, float32 [sequence_length, hidden_size].
+
+        Returns:
+            The input of the down projection, float32 [sequence_length, intermediate_size], and the
+            output of the layer, float32 [sequence_length, hidden_size].
+        """
+        inputs, output = self._run(hidden_states, BOTH)
+        return inputs, output
+
+    def _run(self, hidden_states: FloatArray, outputs: tuple[str, ...]) -> list[FloatArray]:
         feeds: dict[str, NDArray[Any]] = {
             HIDDEN_STATES: hidden_states[None],
             ATTENTION_MASK: np.ones((1, len(hidden_states)), np.int64),
             **self._cache,
             **self._loaded,
         }
-        found: FloatArray = self._sessions[output].run([output], feeds)[0][0]
-        return found
+        return [found[0] for found in self._sessions[outputs].run(outputs, feeds)]

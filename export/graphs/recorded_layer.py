@@ -75,7 +75,7 @@ class RecordedLayer:
 
     Attributes:
         model: `hidden_states` float32 [1, sequence_length, hidden_size], an attention mask, an
-            empty cache and the weights -> one output, float32 [1, sequence_length, width].
+            empty cache and the weights -> the outputs, float32 [1, sequence_length, width].
         weights: the weights by the names of the graph's inputs. A product's weight is [in, out].
         products: the name of each product's weight, by product.
     """
@@ -86,16 +86,16 @@ class RecordedLayer:
 
 
 def build_recorded_layer(
-    weights: Weights, config: DecoderConfig, output: str = NEXT_HIDDEN_STATES
+    weights: Weights, config: DecoderConfig, outputs: Sequence[str] = (NEXT_HIDDEN_STATES,)
 ) -> RecordedLayer:
     """Build the graph of one layer.
 
-    The graph has the nodes that the output needs, and no others.
+    The graph has the nodes that the outputs need, and no others.
 
     Args:
         weights: the tensors of the layer.
         config: the decoder's sizes. The rotary tables have its context length.
-        output: NEXT_HIDDEN_STATES, or one of `block_formats.PRODUCTS` for that product's input.
+        outputs: NEXT_HIDDEN_STATES, or names of `block_formats.PRODUCTS` for their inputs.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -119,11 +119,12 @@ def build_recorded_layer(
     residual, update, _ = module(
         graph.op, hidden_states, None, (key, value), inputs, LayerOutput.ALL_POSITIONS
     )
-    if output == NEXT_HIDDEN_STATES:
-        result = graph.op.Add(residual, update)
-    else:
-        result = graph.op.Identity(precision.inputs[output])
-    graph.output(output, result, [BATCH_SIZE, SEQUENCE_LENGTH, "width"])
+    for output in outputs:
+        if output == NEXT_HIDDEN_STATES:
+            result = graph.op.Add(residual, update)
+        else:
+            result = graph.op.Identity(precision.inputs[output])
+        graph.output(output, result, [BATCH_SIZE, SEQUENCE_LENGTH, f"width_of_{output}"])
     model = graph.finish()
     found: dict[str, LazyArray] = {}
     for name, initializer in list(model.graph.initializers.items()):

@@ -5,15 +5,17 @@ smallest squared error is taken.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
+
+Result = TypeVar("Result")
 
 # The number of float32 values that a thread works on at a time. They fit in the processor's cache,
 # and the time of a numpy call is small beside the time of the arithmetic.
@@ -119,6 +121,22 @@ def pack_int4_blocks(
     stored = padded.reshape(out_size, blocks, block_size) + zeros[..., None].astype(np.int8)
     packed = _pack_int4(stored.astype(np.uint8).reshape(-1, block_size))
     return Blocks(packed.reshape(out_size, blocks, block_size // 2), scales, _pack_int4(zeros))
+
+
+def pack_int8_blocks(integers: NDArray[np.int8], scales: FloatArray, block_size: int) -> Blocks:
+    """Pack integers of 8 bits as MatMulNBits reads them.
+
+    Args:
+        integers: int8 [out, in] in -127 .. 127.
+        scales: float32 [out, blocks].
+        block_size: the values in a block.
+    """
+    out_size, in_size = integers.shape
+    blocks = scales.shape[1]
+    padded = np.pad(integers, ((0, 0), (0, blocks * block_size - in_size)))
+    # In 8 bits, an integer plus 128 is its two's complement with the first bit turned.
+    packed = padded.view(np.uint8) ^ np.uint8(128)
+    return Blocks(packed.reshape(out_size, blocks, block_size), scales, None)
 
 
 def dequantize_blocks(blocks: Blocks, in_size: int) -> FloatArray:
@@ -248,15 +266,14 @@ def _round_int4(blocks: FloatArray, inverse: FloatArray, zero: FloatArray, out: 
 def _in_pieces(shape: tuple[int, ...], fill: Callable[[slice], None]) -> None:
     """Call `fill` with slices of a matrix's rows, on all cores that this process may use."""
     rows, width = shape
-    step = max(1, PIECE_VALUES // max(1, width))
+    map_pieces(fill, rows, max(1, PIECE_VALUES // max(1, width)))
 
-    def pieces() -> Iterator[slice]:
-        return (slice(start, start + step) for start in range(0, rows, step))
 
+def map_pieces(function: Callable[[slice], Result], rows: int, step: int) -> list[Result]:
+    """Return the results of slices of `step` rows, on all cores that this process may use."""
+    pieces = [slice(start, start + step) for start in range(0, rows, step)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if rows <= step or cores == 1:
-        for piece in pieces():
-            fill(piece)
-        return
+    if len(pieces) <= 1 or cores == 1:
+        return [function(piece) for piece in pieces]
     with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(fill, pieces()))
+        return list(pool.map(function, pieces))

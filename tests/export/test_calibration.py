@@ -188,13 +188,19 @@ def interrupted(tmp_path: Path, texts: Path) -> Path:
     return destination
 
 
-def finish(destination: Path, texts: Path) -> tuple[Manifest, set[str]]:
-    """Export again, and return the layers' files that were kept from before."""
+def finish(destination: Path, texts: Path) -> tuple[Manifest, set[str], list[str]]:
+    """Export again.
+
+    Returns:
+        The manifest, the layers' files that were kept from before, and the stages that ran.
+    """
     folder = destination.with_name(f".{destination.name}.calibration")
     before = {path.name: path.stat().st_ino for path in folder.glob("int4.layer.*.npz")}
-    kept = set()
+    kept, stages = set[str](), list[str]()
 
     def look(stage: str, done: int, total: int) -> None:
+        if stage not in stages:
+            stages.append(stage)
         if stage == "token embeddings":
             kept.update(n for n, inode in before.items() if (folder / n).stat().st_ino == inode)
 
@@ -202,24 +208,29 @@ def finish(destination: Path, texts: Path) -> tuple[Manifest, set[str]]:
         "demo", destination, precisions=["int4"], calibrate=texts, progress=look
     )
     assert names_in(destination.parent) == {destination.name}
-    return manifest, kept
+    return manifest, kept, stages
 
 
-def test_an_interrupted_calibration_goes_on_to_the_same_bytes(
+def test_an_interrupted_calibration_goes_on_at_its_layer_to_the_same_bytes(
     interrupted: Path, calibrated: Path, texts: Path
 ) -> None:
-    manifest, kept = finish(interrupted, texts)
+    manifest, kept, stages = finish(interrupted, texts)
     assert kept == {"int4.layer.0.npz", "int4.layer.1.npz"}
+    assert [stage for stage in stages if stage.startswith("calibration of")] == [
+        "calibration of int4, layer 3 of 4",
+        "calibration of int4, layer 4 of 4",
+    ]
     assert manifest == read_manifest(calibrated)
 
 
-def test_a_damaged_layer_is_calibrated_again(
-    interrupted: Path, calibrated: Path, texts: Path
+@pytest.mark.parametrize("name", ["int4.layer.1.npz", "int4.streams.npz"])
+def test_a_calibration_with_a_damaged_file_starts_again(
+    name: str, interrupted: Path, calibrated: Path, texts: Path
 ) -> None:
-    path = interrupted.with_name(".onnx.calibration") / "int4.layer.1.npz"
+    path = interrupted.with_name(".onnx.calibration") / name
     path.write_bytes(path.read_bytes()[:1000])
-    manifest, kept = finish(interrupted, texts)
-    assert kept == {"int4.layer.0.npz"}
+    manifest, kept, _ = finish(interrupted, texts)
+    assert not kept
     assert manifest == read_manifest(calibrated)
 
 
@@ -293,6 +304,31 @@ def test_a_product_s_input_is_what_the_layer_computes_before_it() -> None:
     attended = x + found["o_proj"] @ loaded["layer.self_attn.o_proj.weight"]
     output = attended + found["down_proj"] @ loaded["layer.mlp.down_proj.weight"]
     np.testing.assert_allclose(runner.run(x), output, rtol=1e-3, atol=1e-3)
+
+
+def test_the_down_projection_s_input_comes_with_the_output_of_the_layer() -> None:
+    checkpoint = open_checkpoint("demo")
+    config, weights = checkpoint.config.decoder, Weights(checkpoint.tensors)
+    runner = LayerRunner(layers_of(weights), config, 12, threads=1)
+    runner.load({name: array.read() for name, array in runner.layer(1).weights.items()})
+    x = np.random.default_rng(1).standard_normal((12, config.hidden_size)).astype(np.float32)
+    inputs, output = runner.run_to_end(x)
+    np.testing.assert_allclose(inputs, runner.run(x, "down_proj"), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output, runner.run(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_runner_beside_another_keeps_its_weights() -> None:
+    checkpoint = open_checkpoint("demo")
+    config, weights = checkpoint.config.decoder, Weights(checkpoint.tensors)
+    runner = LayerRunner(layers_of(weights), config, 12, threads=1)
+    graph = runner.layer(0)
+    runner.load({name: array.read() for name, array in graph.weights.items()})
+    x = np.random.default_rng(1).standard_normal((12, config.hidden_size)).astype(np.float32)
+    before, exact = runner.run(x), runner.beside()
+    name = graph.products["down_proj"]
+    runner.load({name: 2 * runner.weight(name)})
+    np.testing.assert_array_equal(exact.run(x), before)
+    assert not np.array_equal(runner.run(x), before)
 
 
 def test_image_features_are_those_of_the_float32_package(model: FastVLM, picture: Path) -> None:

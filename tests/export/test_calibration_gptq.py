@@ -6,13 +6,13 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from fastvlm_onnx.export.calibration.gptq import (
-    GPTQ,
+from fastvlm_onnx.export.calibration.gptq import GPTQ, Rounder
+from fastvlm_onnx.export.calibration.gram_factor import (
     TILE,
-    Rounder,
     damped_factor,
     mirror,
     permute,
+    solve,
 )
 from fastvlm_onnx.export.calibration.input_gram import STRIP_ROWS, InputGram
 from fastvlm_onnx.export.graphs.layers import Graph
@@ -95,6 +95,38 @@ def test_the_factor_times_its_transpose_is_the_damped_gram(size: int) -> None:
     factor = damped_factor(gram, 0.01)
     np.testing.assert_array_equal(factor, np.triu(factor))
     np.testing.assert_allclose(factor @ factor.T, expected, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize("size", [5, TILE, 2 * TILE + 37])
+def test_solving_with_the_factor_is_multiplying_by_the_inverse(size: int) -> None:
+    factor = damped_factor(gram_of(inputs(2 * size, size)), 0.1).astype(np.float64)
+    rows = np.random.default_rng(9).standard_normal((7, size))
+    found = solve(factor.astype(np.float32), (rows @ factor @ factor.T).astype(np.float32))
+    np.testing.assert_allclose(found, rows, rtol=1e-2, atol=1e-2)
+
+
+def test_a_corrected_weight_gives_the_wanted_outputs() -> None:
+    x, wanted_weight = inputs(3000, 192), weights(32, 192)
+    given = wanted_weight + 0.1 * weights(40, 192)[8:]
+    drift = (x @ (wanted_weight - given).T).T @ x
+    found = Rounder(gram_of(x), GPTQ(damping=1e-3)).correct(given, drift)
+    errors = [np.linalg.norm(x @ (each - wanted_weight).T) for each in (found, given)]
+    assert errors[0] < 0.1 * errors[1]
+
+
+@pytest.mark.parametrize(("width", "block_size"), [(256, 128), (300, 64)])
+def test_int8_blocks_of_gptq_are_closer_than_rounding_to_the_nearest(
+    width: int, block_size: int
+) -> None:
+    weight, others = weights(96, width), inputs(500, width, seed=4)
+    weight[3] = 0
+    rounder = Rounder(gram_of(inputs(3000, width)), GPTQ())
+    found = rounder.quantize(weight, block_size, bits=8)
+    nearest = quantize_blocks(weight, block_size, bits=8)
+    assert found.zero_points is None
+    assert found.packed.shape == nearest.packed.shape
+    assert not dequantize_blocks(found, width)[3].any()
+    assert output_error(found, weight, others) < 0.7 * output_error(nearest, weight, others)
 
 
 def test_a_matrix_that_is_not_positive_definite_is_damped_more() -> None:

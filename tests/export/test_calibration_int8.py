@@ -148,7 +148,7 @@ def test_an_interrupted_calibration_of_int8_goes_on_to_the_same_bytes(
             "demo", destination, precisions=["int8"], calibrate=texts, progress=interrupt
         )
     kept = {path.name for path in (tmp_path / ".onnx.calibration").glob("*.npz")}
-    assert kept == {"int8.layer.0.npz", "int8.layer.1.npz"}
+    assert kept == {"int8.layer.0.npz", "int8.layer.1.npz", "int8.streams.npz"}
     found = export_package("demo", destination, precisions=["int8"], calibrate=texts)
     assert found == read_manifest(calibrated)
     assert not (tmp_path / ".onnx.calibration").exists()

@@ -176,6 +176,7 @@ class Calibration:
         layers = config.num_hidden_layers
         shapes = [config.shape_of(names) for names in PRODUCTS.values()]
         layer_bytes = 4 * sum(out_size * in_size for out_size, in_size in shapes)
+        different_inputs = len({hashlib.sha256(row).digest() for row in inputs_embeds})
         for number, form in enumerate(self._forms):
 
             def report(
@@ -189,5 +190,7 @@ class Calibration:
             stream = form.stream(inputs_embeds)
             streams = self._hold("streams", np.stack([stream] * (2 if corrects_drift else 1)))
             del stream
-            quantizer = LayerQuantizer(form, config, self.folder, self._threads)
+            quantizer = LayerQuantizer(
+                form, config, self.folder, self._threads, different_inputs=different_inputs
+            )
             quantizer.run(weights, streams, lengths, report)

@@ -7,6 +7,7 @@ which outputs are wanted. One layer's weights in float32 are in memory at a time
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -44,7 +45,13 @@ class LayerQuantizer:
     """Quantises all layers of a decoder in one form."""
 
     def __init__(
-        self, form: DecoderForm, config: DecoderConfig, folder: Path, threads: int | None
+        self,
+        form: DecoderForm,
+        config: DecoderConfig,
+        folder: Path,
+        threads: int | None,
+        *,
+        different_inputs: int,
     ) -> None:
         """Take what is needed; nothing is read or written.
 
@@ -53,8 +60,10 @@ class LayerQuantizer:
             config: the decoder's sizes.
             folder: the folder of finished layers.
             threads: threads of ONNX Runtime; one for each physical core when None.
+            different_inputs: the different rows among the decoder's inputs.
         """
         self._form, self._config = form, config
+        self._different_inputs = different_inputs
         self._folder, self._threads = folder, threads
         self._shapes = {name: config.shape_of(weights) for name, weights in PRODUCTS.items()}
 
@@ -133,6 +142,10 @@ class LayerQuantizer:
         form, found, exact = self._form, dict[str, Arrays](), runner.beside()
         for i, product in enumerate(PRODUCTS):
             name, settings = graph.products[product], form.settings[product]
+            # A set of few words gives X.T X of a low rank, however long it is. Without more
+            # damping, the weights serve these words at the cost of all others.
+            scarcity = max(0, self._shapes[product][1] / self._different_inputs - 1)
+            settings = replace(settings, damping=settings.damping + scarcity)
             weight = form.transform(product, np.ascontiguousarray(runner.weight(name).T))
             gram = InputGram(self._shapes[product][1])
             if settings.corrects_drift:

@@ -1,4 +1,8 @@
-"""A calibration of a checkpoint with tokens whose activations are a thousand times the others'."""
+"""Calibration on one sentence, of a checkpoint with tokens of a thousand times the others' values.
+
+The prompts have other tokens than the sentence. Weights that serve the sentence alone would cost
+them more than rounding to the nearest.
+"""
 
 from pathlib import Path
 
@@ -37,7 +41,7 @@ def logits(package: Path, precision: str) -> np.ndarray:
     return np.array(rows)
 
 
-def test_a_calibration_with_outlier_tokens_is_no_worse_than_rounding_to_the_nearest(
+def test_a_calibration_on_few_words_is_no_worse_than_rounding_to_the_nearest(
     outlier_checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:
     nearest, found = tmp_path / "nearest", tmp_path / "found"
@@ -48,5 +52,4 @@ def test_a_calibration_with_outlier_tokens_is_no_worse_than_rounding_to_the_near
         before, after = (
             kl_divergences(logits(package, precision), exact).mean() for package in (nearest, found)
         )
-        print(precision, before, after)
         assert after < 1.1 * before

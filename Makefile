@@ -9,6 +9,11 @@ TEST_VARIANTS = $(CURDIR)/.venv/demo-variants
 CPU_VARIANTS = fp32,fp16,int8,web,int4,fast
 TEST_OPENVINO = $(CURDIR)/.venv/demo-openvino
 
+# Processes of pytest. Each takes some 3 GB, most of it PyTorch's. A file's tests run in one process, in
+# which they share what they export.
+TEST_PROCESSES ?= 2
+PYTEST_IN_PARALLEL = -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 # The graphs of `--operators standard`, for engines other than ONNX Runtime.
 TEST_STANDARD = $(CURDIR)/.venv/demo-standard
 # Packages with the files of onnxruntime-genai.
@@ -29,13 +34,13 @@ develop: .venv/installed-all .types
 # --- tests ---------------------------------------------------------------------------------------
 
 test: .venv/installed-all test-runtime
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST_IN_PARALLEL)
 
 # The runtime's tests where the runtime's own dependencies are all that is installed.
 test-runtime: .venv/installed-all .venv-cpu/installed
 	$(MAKE) test-packages
 	FASTVLM_ONNX_TEST_PACKAGE=$(TEST_PACKAGE) FASTVLM_ONNX_TEST_VARIANTS=$(TEST_VARIANTS) \
-		.venv-cpu/bin/python -m pytest tests/runtime
+		.venv-cpu/bin/python $(PYTEST_IN_PARALLEL) tests/runtime
 
 # The same with the oldest versions that pyproject.toml allows.
 test-oldest: .venv/installed-all .venv-oldest/installed
@@ -127,7 +132,7 @@ format: .venv/installed-all
 .venv-cpu/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-cpu
 	.venv-cpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e ".[cpu]" pytest
+		-e ".[cpu]" pytest pytest-xdist
 	touch $@
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt

@@ -24,6 +24,18 @@ PICTURES = DEMO / "pictures"
 OLD_PACKAGE = ROOT / "tests/packages/0.1.0-fast.zip"
 
 
+def pytest_configure() -> None:
+    """Give each of several processes of pytest-xdist its share of the cores.
+
+    ONNX Runtime and PyTorch would otherwise have threads for all cores in each process, and the
+    threads would wait for each other.
+    """
+    if (name := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+        number, count = int(name.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        if share := sorted(os.sched_getaffinity(0))[number::count]:
+            os.sched_setaffinity(0, share)
+
+
 @pytest.fixture(autouse=True)
 def user_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Commands remember the last export in a temporary folder, never in the user's home."""

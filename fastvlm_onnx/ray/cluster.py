@@ -3,8 +3,9 @@
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import ray
@@ -38,8 +39,18 @@ def connected(address: str) -> Iterator[None]:
         raise InputError("this program is connected to Ray already; call ray.shutdown() first.")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with ExitStack() as ending:
+        _connect(address, ending)
+        yield
+
+
+def _connect(address: str, ending: ExitStack) -> None:
+    """Connect to a cluster; `ending` disconnects, and removes what a cluster here has written."""
     try:
         if address == LOCAL:
+            folder = ending.enter_context(
+                tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+            )
             # Logical CPUs: a task that waits for a disk needs none of the cores.
             ray.init(
                 LOCAL,
@@ -48,6 +59,7 @@ def connected(address: str) -> Iterator[None]:
                 include_dashboard=False,
                 logging_level="error",
                 log_to_driver=False,
+                _temp_dir=folder,
             )
         else:
             _check_port(address)
@@ -65,10 +77,7 @@ def connected(address: str) -> Iterator[None]:
             "RAY_AUTH_MODE=token if it asks for a token, or give no address for a cluster on this "
             "machine."
         ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    ending.callback(ray.shutdown)
 
 
 def _check_port(address: str) -> None:

@@ -129,6 +129,7 @@ def run(job: Job) -> Counts:
     folder = _Folder.of(job.destination)
     _check_destination(folder, job.resume)
     source = find_source(job.source)
+    source.check_columns(job.id_column, job.image_column)
     with locked(Path(folder.path)) if folder.is_local else nullcontext(), connected(job.address):
         # 2. Place the actors.
         nodes = node_cpus()

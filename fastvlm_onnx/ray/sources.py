@@ -56,27 +56,16 @@ class Source:
     files: Sequence[SourceFile]
     filesystem: pyarrow.fs.FileSystem
 
-    def dataset(self, id_column: str | None, image_column: str | None) -> ray.data.Dataset:
-        """Return a dataset with an id and a picture in each row.
-
-        Args:
-            id_column: the column of parquet files with a unique id; `path` when None.
-            image_column: the column of parquet files with the pictures; `bytes` when None.
+    def check_columns(self, id_column: str | None, image_column: str | None) -> None:
+        """Check the columns that `dataset` takes; no cluster is needed.
 
         Raises:
             InputError: parquet files lack a column; or a column is named for other files.
         """
-        if self.are(PARQUET):
-            return self._parquet(id_column or PATH, image_column or CONTENT)
-        if id_column or image_column:
-            raise InputError("--id-column and --image-column are for parquet files; drop them.")
-        return ray.data.read_datasource(PictureFiles(self), num_cpus=LIGHT_CPUS)
-
-    def are(self, suffixes: tuple[str, ...]) -> bool:
-        """Whether the files have one of the suffixes."""
-        return self.files[0].name.lower().endswith(suffixes)
-
-    def _parquet(self, id_column: str, image_column: str) -> ray.data.Dataset:
+        if not self.are(PARQUET):
+            if id_column or image_column:
+                raise InputError("--id-column and --image-column are for parquet files; drop them.")
+            return
         first = self.files[0]
         try:
             schema = pq.read_schema(first.path, filesystem=self.filesystem)
@@ -84,18 +73,35 @@ class Source:
             raise InputError(
                 f"{first.name}: cannot be read as parquet ({_short(error)})."
             ) from None
-        for option, name in (("--id-column", id_column), ("--image-column", image_column)):
+        for option, name in (
+            ("--id-column", id_column or PATH),
+            ("--image-column", image_column or CONTENT),
+        ):
             if name not in schema.names:
                 raise InputError(
                     f"{first.name}: has the columns {', '.join(schema.names)[:200]}; expected "
                     f"{name}. Name another with {option}."
                 )
+
+    def dataset(self, id_column: str | None, image_column: str | None) -> ray.data.Dataset:
+        """Return a dataset with an id and a picture in each row.
+
+        Args:
+            id_column: the column of parquet files with a unique id; `path` when None.
+            image_column: the column of parquet files with the pictures; `bytes` when None.
+        """
+        if not self.are(PARQUET):
+            return ray.data.read_datasource(PictureFiles(self), num_cpus=LIGHT_CPUS)
         return ray.data.read_parquet(
             [file.path for file in self.files],
             filesystem=self.filesystem,
-            columns=[id_column, image_column],
+            columns=[id_column or PATH, image_column or CONTENT],
             num_cpus=LIGHT_CPUS,
         )
+
+    def are(self, suffixes: tuple[str, ...]) -> bool:
+        """Whether the files have one of the suffixes."""
+        return self.files[0].name.lower().endswith(suffixes)
 
 
 def find_source(given: Sequence[str]) -> Source:

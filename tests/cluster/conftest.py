@@ -1,5 +1,7 @@
 """Pictures for jobs on Ray."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,10 @@ def many(tmp_path: Path) -> Path:
         color = (number, 90, 200 - number)
         Image.new("RGB", (40, 30), color).save(folder / f"{number:03}.png")
     return folder
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for Ray's sockets, whose paths have at most 107 bytes."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)

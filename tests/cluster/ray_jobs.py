@@ -6,13 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENVIRONMENT = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-
 
 def caption_on_ray(*arguments: object) -> "subprocess.Popen[str]":
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-m", "fastvlm_onnx", "caption", *map(str, arguments)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
 
 

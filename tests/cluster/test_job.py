@@ -183,16 +183,22 @@ def test_a_machine_on_which_ray_does_not_start_is_one_line(
         (["x.png", "--ray", "-o", "{full}"], "exists already"),
         (["x.png", "--ray", "-o", "{full}", "--resume"], "has no ids of them"),
         (["x.png", "--ray", "127.0.0.1:1", "-o", "{empty}/out"], "no Ray cluster was found"),
+        # Before the cluster is asked for, of which there is none at this address.
+        (
+            ["{picture}", "--ray", "127.0.0.1:1", "-o", "{empty}/out", "--id-column", "x"],
+            "drop them",
+        ),
     ],
 )
 def test_bad_arguments_of_a_job_are_refused_in_one_line(
-    tmp_path: Path, package: Path, arguments: list[str], words: str
+    tmp_path: Path, package: Path, picture: Path, arguments: list[str], words: str
 ) -> None:
     empty, full = tmp_path / "empty", tmp_path / "full"
     for folder in (empty, full):
         folder.mkdir()
     (full / "mine.txt").write_text("mine")
-    filled = [argument.format(empty=empty, full=full) for argument in arguments]
+    places = {"empty": empty, "full": full, "picture": picture}
+    filled = [argument.format(**places) for argument in arguments]
     options = ["--model", package] if "--ray" in arguments else []
     assert words in refusal("caption", *filled, *options)
     assert not list(empty.iterdir())
@@ -200,8 +206,14 @@ def test_bad_arguments_of_a_job_are_refused_in_one_line(
 
 @pytest.mark.slow
 def test_a_job_on_this_machine_is_resumed_with_more_pictures(
-    many: Path, package: Path, model: FastVLM, tmp_path: Path
+    many: Path,
+    package: Path,
+    model: FastVLM,
+    tmp_path: Path,
+    short_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("TMPDIR", str(short_folder))
     (many / "bad.png").write_bytes(b"no picture")
     output = tmp_path / "captions.jsonl"
     command = ("--ray", many, "-o", output, "--model", package, "--max-new-tokens", 3)
@@ -209,6 +221,7 @@ def test_a_job_on_this_machine_is_resumed_with_more_pictures(
     _, errors = first.communicate(timeout=240)
     assert first.returncode == 3, errors
     assert "1 of 193 pictures could not be read" in errors
+    assert not list(short_folder.iterdir())  # the cluster's sockets and logs are gone
     before = {row["path"]: row for row in rows_in(output)}
     assert sorted(before) == sorted(map(str, many.iterdir()))
     one = str(many / "007.png")

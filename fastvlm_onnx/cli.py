@@ -38,8 +38,8 @@ from fastvlm_onnx.telemetry import disable_telemetry
 
 MEMORY_IS_FULL = "the memory is full; use less of it, or raise its limit."
 NO_THREAD = "no further thread can be started; raise the limit of memory or of processes."
-# Below, native libraries end the process with messages of their own. The built-in model takes more.
-LEAST_ADDRESS_SPACE = 400_000_000  # bytes
+# Below, native libraries end the process with their own messages. The built-in model takes more.
+LEAST_ADDRESS_SPACE = 600_000_000  # bytes
 
 
 @dataclass

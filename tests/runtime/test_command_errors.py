@@ -166,7 +166,7 @@ def test_too_little_address_space_is_refused_before_libraries_are_loaded(package
         check=False,
     )
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert "205 MB of address space, expected at least 400 MB" in ended.stderr
+    assert "205 MB of address space, expected at least 600 MB" in ended.stderr
 
 
 @needs_posix

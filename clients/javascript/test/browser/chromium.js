@@ -38,10 +38,12 @@ export async function openPage(context, { isIsolated = false, args = ["--disable
     "/package/": folder,
     "/pictures/": PICTURES,
   }, { isIsolated });
-  const browser = await chromium.launch({ executablePath: EXECUTABLE, args: ["--no-sandbox", ...args] });
+  // No timeouts: a busy machine takes its time, and a browser that dies ends the waiting.
+  const timeout = 0;
+  const browser = await chromium.launch({ executablePath: EXECUTABLE, args: ["--no-sandbox", ...args], timeout });
   context.after(() => browser.close());
   const page = await browser.newPage();
-  await page.goto(`${server.url}/`);
+  await page.goto(`${server.url}/`, { timeout });
   return { page, server };
 }
 

@@ -38,7 +38,7 @@ import { AnswerText } from "./text/answer_text.js";
 /**
  * @param {Components} components
  * @param {Float32Array} embeds the part of the prompt that the cache lacks, [positions, hidden_size]
- * @param {KVCache} cache has room for the prompt and the answer
+ * @param {KVCache} cache takes the positions of the prompt and of the answer
  * @param {number[]} tokenIds takes the answer's tokens as they come
  * @param {CheckedOptions} options `maxNewTokens` is at most what the context has room for
  * @param {StageTimes} times

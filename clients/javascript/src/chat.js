@@ -127,7 +127,6 @@ export class Chat {
     // 2. The parts that the cache lacks: all of them after a question that was not run to its end.
     const uncached = this.#cache ? [this.#pending, template.endOfTurn()] : this.#parts();
     const cache = (this.#cache ??= decoder.newCache());
-    cache.reserve(promptEnd + maxNewTokens);
     const embeds = embedParts(components, [...uncached, ...question]);
 
     // 3. The answer. However it ends, the cache and the turns agree.

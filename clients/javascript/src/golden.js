@@ -186,7 +186,6 @@ export class GoldenCheck {
       const cache = decoder.newCache();
       try {
         const embeds = embedParts(components, context);
-        cache.reserve(embeds.length / decoder.sizes.hidden_size + answer.token_ids.length);
         let logits = await decoder.run(embeds, cache, false);
         let step = 0;
         for (const wanted of answer.logits) {

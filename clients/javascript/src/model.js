@@ -131,7 +131,6 @@ export class FastVLM {
     const maxNewTokens = Math.min(checked.maxNewTokens, room);
     const cache = decoder.newCache();
     try {
-      cache.reserve(positions + maxNewTokens);
       const embeds = embedParts(components, withFeatures(parts, features));
       yield* answer(components, embeds, cache, [], { ...checked, maxNewTokens }, times);
     } finally {

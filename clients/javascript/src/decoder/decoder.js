@@ -42,7 +42,7 @@ export class Decoder {
   }
 
   /**
-   * Append positions to a cache that has room for them.
+   * Append positions to a cache.
    *
    * @param {Float32Array} embeds [positions, hidden_size]
    * @param {KVCache} cache
@@ -71,6 +71,7 @@ export class Decoder {
     const { hidden_size } = this.sizes;
     const count = embeds.length / hidden_size;
     const total = cache.length + count;
+    cache.reserve(total);
     const feeds = cache.inputs({
       inputs_embeds: new Tensor("float32", embeds, [1, count, hidden_size]),
       attention_mask: new Tensor("int64", new BigInt64Array(total).fill(1n), [1, total]),

@@ -8,6 +8,10 @@ import { FastVLMError } from "../errors.js";
 // JavaScript has no bfloat16, and not every engine has Float16Array. Uint16Array holds the bits.
 const STORAGE = { float32: Float32Array, float16: Uint16Array };
 
+// Room grows with an answer, and is not made for all of maxNewTokens: at each run onnxruntime-node makes
+// array buffers of the tensors anew, and V8 collects garbage by the bytes that they have in all.
+const SPARE_POSITIONS = 64;
+
 /**
  * In place, each tensor has room for `capacity` positions and is both past and present. Elsewhere
  * each run returns tensors that are one run longer.
@@ -49,10 +53,12 @@ export class KVCache {
   /**
    * Make room for this many positions in all.
    *
-   * @param {number} capacity
+   * @param {number} positions
+   * @throws {FastVLMError} there is no memory.
    */
-  reserve(capacity) {
-    if (!this.isInPlace || capacity <= this.capacity) return;
+  reserve(positions) {
+    if (!this.isInPlace || positions <= this.capacity) return;
+    const capacity = positions + SPARE_POSITIONS;
     const before = this.#past;
     const { num_key_value_heads: heads, head_dim } = this.#sizes;
     const [from, to] = [this.capacity * head_dim, capacity * head_dim];

@@ -126,6 +126,26 @@ describe("a model", async () => {
   });
 });
 
+test("the cache grows within an answer, and keeps what it holds", async () => {
+  const model = await load(PACKAGE, { variant: "fp32" });
+  const { decoder, embedding, template } = model.components;
+  const logitsOf = async (/** @type {number} */ positions) => {
+    const cache = decoder.newCache();
+    cache.reserve(positions);
+    const capacities = new Set();
+    const logits = [];
+    for (const id of [...template.prompt(0, PROMPT).flat(), ...Array(200).keys()]) {
+      logits.push(...(await decoder.run(embedding.embed([Number(id)]), cache, true)).values);
+      capacities.add(cache.capacity);
+    }
+    return { logits, growths: capacities.size - 1 };
+  };
+  const [growing, whole] = [await logitsOf(0), await logitsOf(300)];
+  assert.deepEqual([growing.growths, whole.growths], [3, 0]);
+  assert.ok(growing.logits.every((logit, i) => logit === whole.logits[i]));
+  await model.close();
+});
+
 describe("a conversation", async () => {
   const model = await load(PACKAGE, { variant: "fp32" });
   const followUp = "Tell me how many stars are there.";

@@ -9,8 +9,10 @@ from typing import Final
 from tests.hostile.case import Command, Outcome
 
 LONGEST_MESSAGE: Final = 400
-# Lines on stderr that are no errors: progress, and warnings of the library.
-_NOTICES: Final = ("model: ", "wrote ", "warning: ", "next: ")
+# Lines on stderr that are no errors: progress, warnings of the library, and a chat's /stats.
+_NOTICES: Final = re.compile(r"(model|warning|next): |wrote |\d+ turns[;,] ")
+# The file without which a package, or a folder for transformers.js, is half.
+_RESULTS: Final = ("fastvlm.json", "config.json")
 _FOREIGN: Final = re.compile(r"\[[EWIF]:onnxruntime|\.cc:\d+|\.cpp:\d+|\.rs:\d+|panicked at")
 
 
@@ -59,7 +61,7 @@ def _of_stderr(outcome: Outcome, *, is_silent: bool) -> list[str]:
         lines.pop()
     if any(unicodedata.category(letter) == "Cc" for line in lines for letter in line):
         found.append("control characters")
-    errors = [line for line in lines if not line.startswith(_NOTICES)]
+    errors = [line for line in lines if not _NOTICES.match(line)]
     if any(len(line) > LONGEST_MESSAGE for line in lines):
         found.append("a line over 400 characters")
     if outcome.code == 2 and len(errors) > 1:
@@ -81,7 +83,7 @@ def _leftovers(command: Command, outcome: Outcome, room: Path) -> list[str]:
         found.append("unfinished folder left")
     destination = command.destination
     if destination is not None and destination.is_dir():
-        is_whole = (destination / "fastvlm.json").is_file()
+        is_whole = any((destination / name).is_file() for name in _RESULTS)
         if not is_whole and any(destination.iterdir()):
             found.append("half a result")
         if outcome.code == 2 and not (room / "had-destination").exists():

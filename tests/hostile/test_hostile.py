@@ -26,6 +26,11 @@ def test_a_refusal_in_one_line_is_right(tmp_path: Path) -> None:
     assert problems(Command([]), REFUSED, tmp_path) == []
 
 
+def test_a_refusal_after_stats_of_a_chat_is_right(tmp_path: Path) -> None:
+    refused = Outcome(2, b"", b"0 turns; no answer is complete yet\nerror: a picture is needed.\n")
+    assert problems(Command([]), refused, tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("outcome", "problem"),
     [

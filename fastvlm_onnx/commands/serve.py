@@ -13,6 +13,7 @@ from fastvlm_onnx.commands.server_options import server_options
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.optional_packages import optional_packages
 from fastvlm_onnx.server.settings import LOOPBACK, MEGABYTE, Settings
+from fastvlm_onnx.untrusted_files import regular_file_size
 
 if TYPE_CHECKING:
     from fastvlm_onnx.server.service import Service
@@ -84,6 +85,7 @@ def _key(file: Path | None, no_key: bool, host: str) -> str | None:
     key = os.environ.get(KEY_VARIABLE)
     if file is not None:
         try:
+            regular_file_size(file, InputError)
             key = file.read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--api-key-file {file} cannot be read ({error}).") from None

@@ -194,3 +194,24 @@ def test_a_signal_waits_for_the_end_of_an_import(
     assert ending.value.code == 143
     assert capsys.readouterr().err == "terminated\n"
     assert sys.modules.pop("interrupted_module").ended
+
+
+@needs_posix
+@pytest.mark.parametrize(
+    "arguments",
+    [("serve", "--api-key-file", "{fifo}"), ("caption", "x.png", "--prompt-file", "{fifo}")],
+)
+def test_a_fifo_without_a_writer_is_refused_at_once(
+    tmp_path: Path, package: Path, arguments: tuple[str, ...]
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    filled = [argument.format(fifo=tmp_path / "fifo") for argument in arguments]
+    ended = subprocess.run(
+        [*COMMAND, *filled, "--model", str(package)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "fifo: is a FIFO, expected a regular file" in ended.stderr

@@ -197,21 +197,9 @@ def test_a_signal_waits_for_the_end_of_an_import(
 
 
 @needs_posix
-@pytest.mark.parametrize(
-    "arguments",
-    [("serve", "--api-key-file", "{fifo}"), ("caption", "x.png", "--prompt-file", "{fifo}")],
-)
 def test_a_fifo_without_a_writer_is_refused_at_once(
-    tmp_path: Path, package: Path, arguments: tuple[str, ...]
+    tmp_path: Path, package: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    filled = [argument.format(fifo=tmp_path / "fifo") for argument in arguments]
-    ended = subprocess.run(
-        [*COMMAND, *filled, "--model", str(package)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == 2
-    assert "fifo: is a FIFO, expected a regular file" in ended.stderr
+    os.mkfifo(fifo := tmp_path / "fifo")
+    line = refused(capsys, "caption", "x.png", "--prompt-file", fifo, "--model", package)
+    assert f"{fifo}: is a FIFO, expected a regular file" in line

@@ -227,6 +227,12 @@ def test_options_that_cannot_be_used_are_refused(refuse: Refuse, tmp_path: Path)
         assert reason in refuse(*options), options
 
 
+@pytest.mark.skipif(os.name != "posix", reason="FIFOs are files of POSIX systems")
+def test_a_fifo_without_a_writer_is_refused_at_once(refuse: Refuse, tmp_path: Path) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    assert f"{fifo}: is a FIFO, expected a regular file" in refuse("--api-key-file", fifo)
+
+
 def test_a_port_that_is_taken_is_refused(refuse: Refuse) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -64,6 +64,7 @@ def _after_imports(handler: SignalHandler) -> SignalHandler:
             again.daemon = True
             again.start()
             return
+        first = None  # a chat goes on after Ctrl-C
         handler(number, frame)
 
     return handle

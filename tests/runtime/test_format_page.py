@@ -116,6 +116,8 @@ def test_a_product_with_the_reciprocal_is_wrong_in_as_many_values_as_the_page_sa
 
 
 def test_the_format_page_states_the_constants_of_the_code() -> None:
+    longest = f"at most {package_format.LONGEST_CONTEXT:,}"
+    assert longest in section("### `decoder`")
     products = section("### int8 products")
     assert f"gives {PROBE_SHAPE[1]} · {PROBE_WEIGHT} · 255" in products
     assert f"`{EXACT_PRODUCTS[0]}` = `{EXACT_PRODUCTS[1]}`" in products

@@ -21,13 +21,14 @@ from fastvlm_onnx.errors import InputError, ProviderError
 from fastvlm_onnx.ray.captioner import CONTENT, ERROR, PATH, Captioner
 from fastvlm_onnx.ray.cluster import connected, default_threads, fitting_actors, node_cpus
 from fastvlm_onnx.ray.json_lines import JsonLinesFiles
-from fastvlm_onnx.ray.sources import LIGHT_CPUS, find_source
+from fastvlm_onnx.ray.sources import LIGHT_CPUS, PARQUET, find_source
 from fastvlm_onnx.runtime.captions.destination import locked
 from fastvlm_onnx.runtime.captions.prompts import PromptTemplate
 
 # Ray reserves this much for the ids of answered pictures, or more where they take more.
 _FILTER_BYTES: Final = 100_000_000
-# An actor gets this many batches at once: it reads a batch while it answers the batch before.
+# An actor gets this many batches of parquet files at once: it reads a batch while it answers the
+# batch before. Blocks of pictures are as large as an actor should have them.
 _BATCHES_AT_ONCE: Final = 16
 # The end of a traceback: one of this library's errors, and its message.
 _OWN_ERROR: Final = re.compile(r"^fastvlm_onnx\.errors\.(\w+): (.+)$", re.MULTILINE)
@@ -142,7 +143,7 @@ def run(job: Job) -> Counts:
         context.enable_progress_bars = sys.stderr is not None and sys.stderr.isatty()
         context.checkpoint_config = _checkpoint(folder, job.id_column or PATH)
         with _plain_errors():
-            captions = source.dataset(job.id_column, job.image_column).map_batches(
+            captions = source.dataset(job.id_column, job.image_column, actors=actors).map_batches(
                 Captioner,
                 fn_constructor_kwargs={
                     "package": job.package,
@@ -153,7 +154,7 @@ def run(job: Job) -> Counts:
                     "load_options": {**job.load_options, "threads": threads},
                     **job.generation,
                 },
-                batch_size=job.batch_size * _BATCHES_AT_ONCE,
+                batch_size=(job.batch_size * _BATCHES_AT_ONCE if source.are(PARQUET) else None),
                 compute=ray.data.ActorPoolStrategy(
                     min_size=1, max_size=actors, initial_size=actors
                 ),

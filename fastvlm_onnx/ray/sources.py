@@ -30,8 +30,12 @@ LIGHT_CPUS: Final = 0.25
 SCHEMA: Final = pa.schema([(PATH, pa.string()), (CONTENT, pa.binary()), (ERROR, pa.string())])
 
 _LARGEST_FILE: Final = 256_000_000
-# A task takes about 10 ms to schedule, and Ray's scheduler slows down with more tasks in a job.
-_FILES_IN_A_TASK: Final = 32
+# The pictures of a task are answered in one go. More of them keep an actor busier; fewer are lost
+# when it dies, and end together with those of the other actors.
+_LEAST_FILES_IN_A_TASK: Final = 32
+_FILES_IN_A_TASK: Final = 128
+_TASKS_OF_AN_ACTOR: Final = 8
+# Ray's scheduler slows down with more tasks in a job.
 _MOST_TASKS: Final = 20_000
 _BLOCK_BYTES: Final = 32_000_000
 
@@ -83,15 +87,28 @@ class Source:
                     f"{name}. Name another with {option}."
                 )
 
-    def dataset(self, id_column: str | None, image_column: str | None) -> ray.data.Dataset:
+    def dataset(
+        self, id_column: str | None, image_column: str | None, *, actors: int
+    ) -> ray.data.Dataset:
         """Return a dataset with an id and a picture in each row.
 
         Args:
             id_column: the column of parquet files with a unique id; `path` when None.
             image_column: the column of parquet files with the pictures; `bytes` when None.
+            actors: the number of actors that share the pictures.
         """
         if not self.are(PARQUET):
-            return ray.data.read_datasource(PictureFiles(self), num_cpus=LIGHT_CPUS)
+            pictures = PictureFiles(self, actors)
+            # Ray would cut blocks into rows of a few pictures where it expects more tasks.
+            tasks = len(pictures.get_read_tasks())
+            # A process that starts takes a second of the actors' time, and reading a disk is quick.
+            is_disk = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+            return ray.data.read_datasource(
+                pictures,
+                num_cpus=LIGHT_CPUS,
+                concurrency=actors if is_disk else None,
+                override_num_blocks=tasks,
+            )
         return ray.data.read_parquet(
             [file.path for file in self.files],
             filesystem=self.filesystem,
@@ -165,11 +182,14 @@ def _kind(name: str) -> str:
 
 
 class PictureFiles(Datasource):
-    """Files with pictures, and tar files of them, as rows with SCHEMA."""
+    """Files with pictures, and tar files of them, as rows with SCHEMA.
 
-    def __init__(self, source: Source) -> None:
+    The tasks are as many as suit the number of actors that share the pictures.
+    """
+
+    def __init__(self, source: Source, actors: int) -> None:
         super().__init__()
-        self._source = source
+        self._source, self._actors = source, actors
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -177,7 +197,9 @@ class PictureFiles(Datasource):
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
         """Return a task for each tar file, or for many files with pictures."""
         files = self._source.files
-        size = max(_FILES_IN_A_TASK, -(-len(files) // _MOST_TASKS))
+        size = len(files) // (self._actors * _TASKS_OF_AN_ACTOR)
+        size = min(max(size, _LEAST_FILES_IN_A_TASK), _FILES_IN_A_TASK)
+        size = max(size, -(-len(files) // _MOST_TASKS))
         size = 1 if self._source.are(TARS) else size
         metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
         return [

@@ -26,7 +26,7 @@ PROMPT = "Describe the image."
 
 def rows_of(*given: object) -> list[dict[str, Any]]:
     """The rows that Ray's read tasks give, without Ray."""
-    tasks = PictureFiles(find_source(list(map(str, given)))).get_read_tasks()
+    tasks = PictureFiles(find_source(list(map(str, given))), actors=1).get_read_tasks()
     return [row for task in tasks for table in task() for row in table.to_pylist()]
 
 

@@ -17,9 +17,19 @@ from fastvlm_onnx import FastVLM, InputError
 
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
+import pyarrow.fs
+
 from fastvlm_onnx.ray import Captioner, PromptTemplate
 from fastvlm_onnx.ray.cluster import connected, fitting_actors
-from fastvlm_onnx.ray.sources import CONTENT, ERROR, PATH, PictureFiles, find_source
+from fastvlm_onnx.ray.sources import (
+    CONTENT,
+    ERROR,
+    PATH,
+    PictureFiles,
+    Source,
+    SourceFile,
+    find_source,
+)
 
 PROMPT = "Describe the image."
 
@@ -44,6 +54,32 @@ def test_files_become_rows_and_a_missing_file_an_error(picture: Path, tmp_path: 
     assert found == {PATH: str(picture), CONTENT: picture.read_bytes(), ERROR: None}
     assert missing[CONTENT] is None
     assert "gone.png: no such picture" in missing[ERROR]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "files", "actors", "tasks"),
+    [
+        (".jpg", 2_000, 1, 16),  # of 128 files, the most
+        (".jpg", 2_000, 4, 33),  # 62 files: 8 tasks for an actor
+        (".jpg", 2_000, 100, 63),  # of 32 files, the least
+        (".jpg", 10_000_000, 1, 20_000),
+        (".tar", 20, 1, 20),
+    ],
+)
+def test_a_task_reads_many_pictures_or_a_tar_file(
+    suffix: str, files: int, actors: int, tasks: int
+) -> None:
+    named = [SourceFile(f"a{suffix}", f"a{suffix}")] * files
+    source = Source(named, pyarrow.fs.LocalFileSystem())
+    assert len(PictureFiles(source, actors).get_read_tasks()) == tasks
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own options
+def test_ray_does_not_cut_what_a_task_reads(many: Path) -> None:
+    with connected("local"):
+        pictures = find_source([str(many)]).dataset(None, None, actors=1).materialize()
+        assert pictures.num_blocks() == 192 // 32
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])

@@ -6,6 +6,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import ray
@@ -17,6 +18,8 @@ LOCAL: Final = "local"
 
 # For reading and writing, and for the filter of pictures that are answered already.
 SPARE_CPUS: Final = 2
+# The rest of a machine's memory is for pictures, keys and values, and other programs.
+_SHARE_OF_MODELS: Final = 0.25
 _OBJECT_STORE_BYTES: Final = 1_000_000_000
 # gRPC runs over HTTP/2, in which the first frame of each side has the type 4, SETTINGS.
 # Source: RFC 9113, sections 3.4 and 4.1.
@@ -129,12 +132,40 @@ def fitting_actors(nodes: Sequence[float], threads: int) -> int:
     return actors
 
 
-def node_cpus() -> list[float]:
-    """Return the logical CPUs of each machine of the cluster that is up."""
-    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+@dataclass(frozen=True)
+class Machine:
+    """A machine of the cluster.
+
+    Attributes:
+        cpus: its logical CPUs.
+        memory: the bytes that tasks and actors may take.
+    """
+
+    cpus: float
+    memory: float
 
 
-def default_threads(nodes: Sequence[float]) -> int:
-    """Return the CPUs of an actor: 4, or as many as the smallest machine with CPUs can spare."""
-    smallest = min((cpus for cpus in nodes if cpus), default=1.0)
+def machines() -> list[Machine]:
+    """Return the machines of the cluster that are up."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(has.get("CPU", 0.0), has.get("memory", 0.0)) for has in resources]
+
+
+def default_threads(machines: Sequence[Machine], model_bytes: int | None) -> int:
+    """Return the CPUs of an actor.
+
+    Actors of one thread answer most pictures, and each holds a model. They are taken where these
+    models are small beside the memory; elsewhere actors have 4 threads, or as many as the smallest
+    machine can spare.
+
+    Args:
+        machines: those of the cluster.
+        model_bytes: bytes of the package; None when they are unknown.
+    """
+    working = [machine for machine in machines if machine.cpus]
+    if model_bytes is not None and all(
+        machine.cpus * model_bytes <= _SHARE_OF_MODELS * machine.memory for machine in working
+    ):
+        return 1
+    smallest = min((machine.cpus for machine in working), default=1.0)
     return int(min(4, max(1, smallest - SPARE_CPUS)))

@@ -19,7 +19,7 @@ from ray.data.checkpoint import CheckpointConfig
 from fastvlm_onnx import errors
 from fastvlm_onnx.errors import InputError, ProviderError
 from fastvlm_onnx.ray.captioner import CONTENT, ERROR, PATH, Captioner
-from fastvlm_onnx.ray.cluster import connected, default_threads, fitting_actors, node_cpus
+from fastvlm_onnx.ray.cluster import connected, default_threads, fitting_actors, machines
 from fastvlm_onnx.ray.json_lines import JsonLinesFiles
 from fastvlm_onnx.ray.sources import LIGHT_CPUS, PARQUET, find_source
 from fastvlm_onnx.runtime.captions.destination import locked
@@ -48,7 +48,8 @@ class Job:
         resume: leave out the pictures that an earlier run answered.
         id_column: the column of parquet files with a unique id.
         image_column: the column of parquet files with pictures.
-        threads: CPUs of an actor, and threads of its sessions; chosen by the machines when None.
+        threads: CPUs of an actor, and threads of its sessions; chosen by the machines and the
+            package when None.
         actors: the largest number of actors; as many as fit when None.
         rows_per_file: the smallest number of rows in a file of the destination, but for the last.
         batch_size: pictures that an actor answers at once.
@@ -133,9 +134,11 @@ def run(job: Job) -> Counts:
     source.check_columns(job.id_column, job.image_column)
     with locked(Path(folder.path)) if folder.is_local else nullcontext(), connected(job.address):
         # 2. Place the actors.
-        nodes = node_cpus()
-        threads = job.threads or default_threads(nodes)
-        fitting = fitting_actors(nodes, threads)
+        nodes = machines()
+        # The actors that the user has limited take the cores between them.
+        model_bytes = None if job.actors else _package_bytes(job.package)
+        threads = job.threads or default_threads(nodes, model_bytes)
+        fitting = fitting_actors([node.cpus for node in nodes], threads)
         actors = min(job.actors or fitting, fitting)
 
         # 3. Read, answer, write.
@@ -164,6 +167,14 @@ def run(job: Job) -> Counts:
 
         # 4. Count the rows of the folder.
         return _count(folder)
+
+
+def _package_bytes(package: str) -> int | None:
+    """The bytes of a package's files; None where they cannot be read on this machine."""
+    try:
+        return sum(path.stat().st_size for path in Path(package).iterdir())
+    except (OSError, ValueError):
+        return None
 
 
 def _check_destination(folder: _Folder, resume: bool) -> None:

@@ -20,7 +20,7 @@ pytest.importorskip("ray", reason="the extra [ray] is not installed")
 import pyarrow.fs
 
 from fastvlm_onnx.ray import Captioner, PromptTemplate
-from fastvlm_onnx.ray.cluster import connected, fitting_actors
+from fastvlm_onnx.ray.cluster import Machine, connected, default_threads, fitting_actors
 from fastvlm_onnx.ray.sources import (
     CONTENT,
     ERROR,
@@ -176,6 +176,27 @@ def test_actors_leave_cpus_for_reading_and_writing(
     nodes: list[float], threads: int, actors: int
 ) -> None:
     assert fitting_actors(nodes, threads) == actors
+
+
+@pytest.mark.parametrize(
+    ("cpus", "model_bytes", "threads"),
+    [
+        ([4, 64], 1e6, 1),
+        ([64], 1e9, 4),  # one thread each: 64 GB of models in 64 GB
+        ([4, 64], 1e9, 2),
+        ([4], 1e9, 1),
+        ([8], 3e9, 4),
+        ([4], 2e10, 2),
+        ([2], 2e10, 1),
+        ([4, 64], None, 2),
+        ([], 1e6, 1),
+    ],
+)
+def test_actors_of_small_models_have_one_thread(
+    cpus: list[float], model_bytes: int | None, threads: int
+) -> None:
+    cluster = [Machine(number, memory=64e9) for number in cpus]
+    assert default_threads([Machine(0, memory=1e9), *cluster], model_bytes) == threads
 
 
 @pytest.mark.parametrize("nodes", [[], [2], [1, 1], [4]])

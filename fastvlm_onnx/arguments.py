@@ -73,7 +73,8 @@ class Real:
 
     def __call__(self, name: str, value: Any) -> float:
         """Return the number as a float."""
-        if _is_bool(value) or not hasattr(type(value), "__float__"):
+        # numpy takes an array with one element as a number, and warns of it.
+        if _is_bool(value) or _is_array(value) or not hasattr(type(value), "__float__"):
             raise _other_type(name, value, "a number")
         try:
             number = float(value)
@@ -299,6 +300,10 @@ def checks_arguments(function: Callable[P, R]) -> Callable[P, R]:
 def _is_bool(value: Any) -> bool:
     # numpy is not imported here; its truth values are no numbers either.
     return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(type(value), "__array__") and getattr(value, "ndim", 0) != 0
 
 
 def _other_type(name: str, value: Any, expected: str) -> InputError:

@@ -4,17 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from installed_onnxruntime import runs, skip_without
 
 import fastvlm_onnx
 from fastvlm_onnx import ProviderError
-from fastvlm_onnx.package import parse_version, read_manifest
-from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
+from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.variants import CPU_VARIANTS, VARIANTS, variants_for_provider
-
-
-def runs(variant: str) -> bool:
-    installed = parse_version(import_onnxruntime().__version__)
-    return installed >= parse_version(VARIANTS[variant].least_onnxruntime)
 
 
 @pytest.mark.parametrize("variant", CPU_VARIANTS)
@@ -53,8 +48,7 @@ def test_the_best_variant_that_runs_is_chosen(variants_package: Path) -> None:
 def test_an_int8_image_does_not_depend_on_the_other_images_of_its_batch(
     variants_package: Path, variant: str
 ) -> None:
-    if not runs(variant):
-        pytest.skip(f"{variant} needs ONNX Runtime {VARIANTS[variant].least_onnxruntime}")
+    skip_without(variant)
     with fastvlm_onnx.load(variants_package, precision=variant, providers="cpu") as model:
         size = model.image_size
         pixel_values = np.random.default_rng(0).random((2, 3, size, size), np.float32)

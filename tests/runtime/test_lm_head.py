@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from installed_onnxruntime import skip_without
 from numpy.typing import NDArray
 
 import fastvlm_onnx
@@ -20,6 +21,7 @@ PROMPT = "Describe the image."
 
 @pytest.fixture(scope="module")
 def fast(variants_package: Path) -> FastVLM:
+    skip_without("fast")
     return fastvlm_onnx.load(variants_package, precision="fast", providers="cpu")
 
 
@@ -99,6 +101,7 @@ def test_a_margin_is_safe_beyond_the_errors_of_the_candidates() -> None:
 def test_lm_head_is_opened_when_all_logits_are_first_needed(
     variants_package: Path, picture: Path
 ) -> None:
+    skip_without("fast")
     model = fastvlm_onnx.load(variants_package, precision="fast", providers="cpu")
     greedy = model.generate(picture, PROMPT)
     assert model.sessions[LM_HEAD]._session is None

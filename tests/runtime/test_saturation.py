@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import refusal, run
+from installed_onnxruntime import skip_without
 
 import fastvlm_onnx
 from fastvlm_onnx import InputError
-from fastvlm_onnx.package import parse_version
 from fastvlm_onnx.runtime.ort import saturation
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU, import_onnxruntime
@@ -21,14 +21,13 @@ from fastvlm_onnx.runtime.ort.saturation import (
     int8_products_saturate,
 )
 from fastvlm_onnx.runtime.ort.session import GraphSession
-from fastvlm_onnx.variants import VARIANTS
 
-# The package of 0.1.0 holds `fast` alone.
-needs_fast = pytest.mark.skipif(
-    parse_version(import_onnxruntime().__version__)
-    < parse_version(VARIANTS["fast"].least_onnxruntime),
-    reason="this ONNX Runtime is too old for the package of 0.1.0",
-)
+
+@pytest.fixture
+def old_package(old_package: Path) -> Path:
+    """The package of 0.1.0, which holds `fast` alone."""
+    skip_without("fast")
+    return old_package
 
 
 @pytest.fixture
@@ -88,7 +87,6 @@ def test_a_graph_without_int8_products_probes_nothing(
         assert {session.int8_weights for session in model.sessions.values()} == {None}
 
 
-@needs_fast
 def test_a_verdict_other_than_0_or_1_is_refused(
     old_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +99,6 @@ def test_a_verdict_other_than_0_or_1_is_refused(
 # --- reports ---------------------------------------------------------------------------------
 
 
-@needs_fast
 @pytest.mark.parametrize(
     ("verdict", "words"), [("0", "are exact"), ("1", "rewritten as uint8")], ids=["exact", "not"]
 )
@@ -130,7 +127,6 @@ ANSWERS_OF_0_1 = {
 }
 
 
-@needs_fast
 def test_a_package_of_0_1_opens_and_answers(old_package: Path) -> None:
     picture = Path(__file__).parent.parent / "packages/0.1.0-shapes.png"
     with fastvlm_onnx.load(old_package) as model:
@@ -143,7 +139,6 @@ def test_a_package_of_0_1_opens_and_answers(old_package: Path) -> None:
             assert answer.text == expected or int8_products_saturate()
 
 
-@needs_fast
 def test_a_package_of_0_1_gives_one_warning_where_products_saturate(
     old_package: Path,
     picture: Path,
@@ -161,7 +156,6 @@ def test_a_package_of_0_1_gives_one_warning_where_products_saturate(
     assert done.stderr.count("warning: ") == 1
 
 
-@needs_fast
 def test_a_package_of_0_1_does_not_warn_where_products_are_exact(
     old_package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

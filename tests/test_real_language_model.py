@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from quality.job import Job, write_sequences
+from quality.ours import language_files
 from quality.prompts import Prompt, read_prompts, tokenize
 from quality.wheels import LAYER_TENSORS, write_checkpoint
 from quality.worker import WorkerError, read_json, worker
@@ -23,6 +24,7 @@ from fastvlm_onnx.export.architecture.tensor_names import VISION_PREFIX
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.names import TOKENIZER_FILE
+from fastvlm_onnx.package import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARK = ROOT / "benchmarks/real_language_model.py"
@@ -36,6 +38,18 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | environment
     )
+
+
+def test_the_files_of_a_language_model_are_all_that_a_greedy_answer_reads(
+    variants_package: Path, tmp_path: Path
+) -> None:
+    job = Job("ours-fast", tmp_path, variants_package, threads=1)
+    variant = read_manifest(variants_package).variants["fast"]
+    files = set(language_files(job))
+    assert variant.split_decoder is not None
+    assert files >= {variant.prefill, variant.decoder, variant.embed_tokens}
+    assert files >= set(variant.split_decoder.graph_files().values())
+    assert not files & {*variant.vision_encoder.values(), variant.projector}
 
 
 def decode(package: Path, token_ids: list[int]) -> str:

@@ -13,10 +13,10 @@ PREFIX = "ours-"
 
 
 def language_files(job: Job) -> list[str]:
-    """Return the variant's files without vision: decoder, prefill graph, token embeddings."""
+    """Return the variant's files without vision: decoder and its parts, prefill, embeddings."""
     manifest = read_manifest(job.package)
     variant = manifest.variants[job.system.removeprefix(PREFIX)]
-    graphs = {variant.prefill, variant.decoder}
+    graphs = set(variant.graph_files()) - {*variant.vision_encoder.values(), variant.projector}
     weights = {file for graph in graphs for file in manifest.graphs[graph].weights}
     needed = graphs | weights | {variant.embed_tokens, scale_file(variant.embed_tokens)}
     return [name for name in manifest.files if name in needed]

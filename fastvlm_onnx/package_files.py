@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from fastvlm_onnx.checked_files import checked_files, file_identity, remember_checked
 from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.package import FileEntry, Manifest
 from fastvlm_onnx.untrusted_files import regular_file_size
@@ -60,25 +61,39 @@ def _check_link(path: Path) -> None:
         )
 
 
-def check_hashes(folder: Path, names: list[str], manifest: Manifest) -> None:
+def check_hashes(
+    folder: Path, names: list[str], manifest: Manifest, *, remember: bool = False
+) -> None:
     """Compare the SHA-256 of files with the manifest.
+
+    Args:
+        remember: pass over files that were right before and have not changed since, and remember
+            those that are right now. Every file is read when False.
 
     Raises:
         PackageError: a file is altered or cannot be read.
     """
+    known = checked_files() if remember else {}
+    right = {}
     for name in names:
+        expected = manifest.files[name].sha256
         try:
+            identity = file_identity(folder / name) if remember else None
+            if identity and known.get(identity) == expected:
+                continue
             found = sha256_of(folder / name)
         except OSError as error:
             raise PackageError(
                 f"{folder / name}: cannot be read ({error.strerror}); check its permissions."
             ) from None
-        if found != manifest.files[name].sha256:
+        if found != expected:
             raise PackageError(
-                f"{folder / name}: sha256 is {found[:12]}…, expected "
-                f"{manifest.files[name].sha256[:12]}…; the file was altered: "
-                "copy or export the package again."
+                f"{folder / name}: sha256 is {found[:12]}…, expected {expected[:12]}…; "
+                "the file was altered: copy or export the package again."
             )
+        if identity:
+            right[identity] = found
+    remember_checked(right)
 
 
 def sha256_of(path: Path) -> str:

@@ -118,12 +118,12 @@ def load(
     # A compiled graph has checksums of its own, and does not read the package's weights.
     stored = [] if lazy_vision else [graph for graph in compiled if compiled[graph].exists()]
     unread = weights_in(manifest, graphs, stored)
-    # Hashing weights and reading the tokenizer take long, so the graphs open meanwhile. Altered
+    # Hashing new weights and reading the tokenizer take long, so the graphs open meanwhile. Altered
     # weights are still numbers, and cannot harm before the check ends.
     with ThreadPoolExecutor(2) as pool:
         tokenizer = pool.submit(TextTokenizer, path / TOKENIZER_FILE)
         read = [name for name in weights if name not in unread]
-        check = pool.submit(check_hashes, path, read, manifest)
+        check = pool.submit(check_hashes, path, read, manifest, remember=True)
         try:
             sessions = open_sessions(
                 path,
@@ -137,7 +137,8 @@ def load(
             )
             # A damaged compiled graph was made anew from the package.
             anew = [graph for graph in stored if not sessions[graph].is_stored]
-            check_hashes(path, sorted(weights_in(manifest, graphs, anew) & unread), manifest)
+            late = sorted(weights_in(manifest, graphs, anew) & unread)
+            check_hashes(path, late, manifest, remember=True)
             model = FastVLM(
                 path,
                 as_written,

@@ -12,7 +12,8 @@ def cache(clear: bool) -> None:
 
     OpenVINO's plugin and CoreML compile a graph when a package is first opened. The result is kept
     for the next start. Graphs that were not used for the longest time are deleted beyond
-    $FASTVLM_ONNX_CACHE_MB megabytes, 2000 by default; 0 keeps no graphs.
+    $FASTVLM_ONNX_CACHE_MB megabytes, 2000 by default; 0 keeps no graphs. The folder also remembers
+    which weights were checked; --clear makes the next start read them again.
     """
     from fastvlm_onnx.runtime.ort import compiled_cache
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from fastvlm_onnx.checked_files import checked_files, file_identity, remember_checked
 from fastvlm_onnx.errors import InputError
 from fastvlm_onnx.user_data import HOME_VARIABLE, cache_folder
 
@@ -166,15 +167,22 @@ def read_record(folder: Path) -> Record | None:
 
 
 def is_whole(folder: Path, record: Record) -> bool:
-    """Whether the files are those that the record lists."""
+    """Whether the files are those that the record lists; unchanged files are not read again."""
+    known, right = checked_files(), {}
     try:
-        return all(
-            (folder / name).stat().st_size == expected[0]
-            and size_and_crc(folder / name) == expected
-            for name, expected in record.files.items()
-        )
+        for name, (size, crc) in record.files.items():
+            path, checksum = folder / name, f"CRC-32 {crc}"
+            identity = file_identity(path)
+            if identity and known.get(identity) == checksum:
+                continue
+            if path.stat().st_size != size or size_and_crc(path) != (size, crc):
+                return False
+            if identity:
+                right[identity] = checksum
     except OSError:
         return False
+    remember_checked(right)
+    return True
 
 
 def size_and_crc(path: Path) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from fastvlm_onnx.names import (
 from fastvlm_onnx.package import Manifest
 from fastvlm_onnx.runtime.ort.compiled_graphs import CompiledGraph
 from fastvlm_onnx.runtime.ort.coreml import with_model_cache
+from fastvlm_onnx.runtime.ort.hardware import cores
 from fastvlm_onnx.runtime.ort.lazy_session import DeferredSession, LazySession
 from fastvlm_onnx.runtime.ort.plugins import plugin_devices
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
@@ -24,6 +25,7 @@ from fastvlm_onnx.runtime.ort.providers import COREML, CPU, PROVIDERS
 from fastvlm_onnx.runtime.ort.session import GraphRunner, GraphSession
 
 VISION_GRAPHS: Final = (VISION_ENCODER, PROJECTOR)
+LONGEST_FIRST: Final = (VISION_ENCODER, PREFILL, DECODER, LM_HEAD_SCREEN, PROJECTOR, LM_HEAD)
 
 
 def graph_files(
@@ -65,7 +67,7 @@ def open_sessions(
     lazy_vision: bool,
     record_placement: bool,
 ) -> dict[str, GraphRunner]:
-    """Open graphs, all at once.
+    """Open graphs, one on each core.
 
     Args:
         files: by graph, as `graph_files` gives them.
@@ -101,9 +103,12 @@ def open_sessions(
             compiled=place,
         )
 
-    # A session's opening keeps one core busy for most of its time.
-    with ThreadPoolExecutor(len(files)) as pool:
-        return dict(zip(files, pool.map(open_graph, files), strict=True))
+    # A session's opening keeps a core busy. More of them at once than cores disturb each other, and
+    # one core would wait at the end for a long one that came last.
+    order = sorted(files, key=LONGEST_FIRST.index)
+    with ThreadPoolExecutor(min(len(files), cores())) as pool:
+        opened = dict(zip(order, pool.map(open_graph, order), strict=True))
+    return {graph: opened[graph] for graph in files}
 
 
 def _choice(choices: Mapping[str, ProviderChoice], graph: str) -> ProviderChoice:

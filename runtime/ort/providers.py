@@ -14,7 +14,10 @@ from fastvlm_onnx.telemetry import disable_telemetry
 ProviderOptions = Mapping[str, str]
 
 LONGEST_REASON: Final = 300  # characters of another library's message
-_SOURCE_LINE: Final = re.compile(r"(\S*/)?\w+\.(cc|cpp|cu|h):\d+")
+# A line of ONNX Runtime's source, and the signature of the function that holds it.
+_SOURCE_LINE: Final = re.compile(
+    r"([^\s:]*/)?\w+\.(cc|cpp|cu|h):\d+(\s[\w:<>*&,~\s]{0,200}::~?\w+\([^()]{0,500}\)( const)?)?"
+)
 # In older versions, attention on the CPU cannot append several positions to a filled cache.
 OLDEST_ONNXRUNTIME: Final = (1, 20)
 CPU: Final = "CPUExecutionProvider"
@@ -137,7 +140,7 @@ def in_one_line(error: BaseException) -> str:
     """Return an exception's message as one line.
 
     A long message is cut to its end, where ONNX Runtime states the reason. Lines of ONNX Runtime's
-    source, such as "model.cc:182", are left out.
+    source, such as "model.cc:182", and the functions in them are left out.
     """
     text = " ".join(_SOURCE_LINE.sub(" ", str(error)).split()) or type(error).__name__
     return text if len(text) <= LONGEST_REASON else f"... {text[-LONGEST_REASON:]}"

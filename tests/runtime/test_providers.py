@@ -406,3 +406,29 @@ def test_the_limit_of_a_cgroup_counts(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert hardware.cgroup_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "/onnxruntime/onnxruntime/python/onnxruntime_pybind_state.cc:1053 "
+            "std::shared_ptr<onnxruntime::IExecutionProviderFactory> "
+            "onnxruntime::python::CreateExecutionProviderFactoryInstance("
+            "const onnxruntime::SessionOptions&, const std::string&, "
+            "const onnxruntime::ProviderOptionsMap&) Invalid OpenVINO EP option: colour\n",
+            "Invalid OpenVINO EP option: colour",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Load model failed:/src/core/graph/model.cc:182 "
+            "onnxruntime::Model::Model(onnx::ModelProto&&, const PathString&) Unsupported model IR "
+            "version: 99 (of 11)",
+            "[ONNXRuntimeError] : 1 : FAIL : Load model failed: Unsupported model IR version: 99 "
+            "(of 11)",
+        ),
+        ("tensor.cc:12 size (3) is negative", "size (3) is negative"),
+        ("std::bad_alloc", "std::bad_alloc"),
+    ],
+)
+def test_lines_of_source_are_left_out_of_another_librarys_message(message: str, shown: str) -> None:
+    assert providers.in_one_line(RuntimeError(message)) == shown

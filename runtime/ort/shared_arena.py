@@ -12,7 +12,9 @@ from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 
 USE_SHARED_ARENA: Final = ("session.use_env_allocators", "1")
 DOUBLING: Final = 0  # each extension is twice as large as the one before
-DEFAULT: Final = -1
+# Reserved at once, and resident only as far as it is used. In the small extensions that ONNX Runtime
+# would begin with, large tensors have no room: an answer at 1024 pixels took 20 MB more.
+FIRST_BYTES: Final = 64 << 20
 # A free block is split if this much of it would be left over. ONNX Runtime's default is 128 MB,
 # with which a tensor may take a block of almost twice its size.
 SPLIT_BYTES: Final = 1 << 20
@@ -30,7 +32,7 @@ def has_shared_arena() -> bool:
     settings = {
         "max_mem": 0,
         "arena_extend_strategy": DOUBLING,
-        "initial_chunk_size_bytes": DEFAULT,
+        "initial_chunk_size_bytes": FIRST_BYTES,
         "max_dead_bytes_per_chunk": SPLIT_BYTES,
     }
     try:

@@ -313,7 +313,7 @@ def test_memory_that_ends_in_an_answer_is_one_line_and_the_next_answer_comes(
         import numpy
         import fastvlm_onnx
 
-        pixel_values = numpy.zeros((32, 3, 256, 256), numpy.float32)
+        pixel_values = numpy.zeros((256, 3, 256, 256), numpy.float32)
         model = fastvlm_onnx.load({str(package)!r}, threads=1)
         expected = model.generate({str(picture)!r}, "Hi", max_new_tokens=3).token_ids
         size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

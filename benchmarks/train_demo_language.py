@@ -1,6 +1,6 @@
 """Train the built-in model's projector and language model further; its vision encoder stays.
 
-    python benchmarks/train_demo_language.py --steps 3000 --first-picture 2870400
+    python benchmarks/train_demo_language.py --steps 3000 --first-picture 2870400 --out CHECKPOINT
 
 It teaches new phrasings on a processor in less than an hour. ONNX Runtime encodes each picture
 once. The features are kept and used again with the picture's questions, as train_demo.py keeps

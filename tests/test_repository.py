@@ -1,5 +1,6 @@
 """Rules of the repository: file names, the wheel's files, links between pages, public types."""
 
+import ast
 import json
 import os
 import re
@@ -72,6 +73,45 @@ def test_every_source_path_that_a_page_names_exists(page: str) -> None:
         r"`((?:export|runtime|fastvlm_onnx|tests|docs|benchmarks)/[\w/.]*)`", text
     ):
         assert (ROOT / path).exists(), path
+
+
+def benchmark_commands(text: str) -> list[tuple[str, list[str]]]:
+    """Return the benchmarks that a text names, with their arguments; code spans may break."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    text = re.sub(r"`[^`\n]+\n[^`\n]+`", lambda span: span[0].replace("\n", " "), text)
+    found = re.findall(r"python benchmarks/(\w+\.py)([^`|#\n]*)", text)
+    return [(script, arguments.split()) for script, arguments in found]
+
+
+def declared_options(script: Path) -> tuple[set[str], list[set[str]]]:
+    """Return all options that a script declares, and the names of each that it requires.
+
+    Of a script with subcommands, none is returned as required.
+    """
+    names, required, has_commands = set(), [], False
+    for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            has_commands |= node.func.attr == "add_subparsers"
+            if node.func.attr == "add_argument":
+                own = {name.value for name in node.args if isinstance(name, ast.Constant)}
+                names |= own
+                if any(k.arg == "required" and ast.literal_eval(k.value) for k in node.keywords):
+                    required.append(own)
+    return names, [] if has_commands else required
+
+
+def test_every_benchmark_command_has_options_that_its_script_takes() -> None:
+    programs = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "benchmarks").glob("*.log")]
+    checked = 0
+    for page in (*pages(), *(ROOT / "clients").glob("*/README.md"), *programs):
+        for script, arguments in benchmark_commands(page.read_text("utf-8")):
+            names, required = declared_options(ROOT / "benchmarks" / script)
+            given = {argument for argument in arguments if re.match(r"--?[a-z]", argument)}
+            assert given <= names, f"{page.name}: {script} has no {given - names}"
+            for option in required:
+                assert given & option, f"{page.name}: {script} lacks {option}"
+            checked += 1
+    assert checked > 60
 
 
 # --- the wheel -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,16 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(
     fastvlm_onnx.load(copied_package, precision="fp32")
     assert file_identity(copied_package / WEIGHTS) is None
     assert not memory(user_folder).exists()
+
+
+def test_no_file_is_remembered_on_windows(
+    copied_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the system does not tell when a file was last changed: a fake `sys.platform`."""
+    with monkeypatch.context() as faked:
+        faked.setattr(sys, "platform", "win32")
+        assert file_identity(copied_package / WEIGHTS) is None
+    assert file_identity(copied_package / WEIGHTS)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "3", "\x00\xff", '{"a": 1, "b": {}}'])

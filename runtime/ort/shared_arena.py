@@ -12,8 +12,8 @@ from fastvlm_onnx.runtime.ort.providers import import_onnxruntime
 
 USE_SHARED_ARENA: Final = ("session.use_env_allocators", "1")
 DOUBLING: Final = 0  # each extension is twice as large as the one before
-# Reserved at once, and resident only as far as it is used. In the small extensions that ONNX Runtime
-# would begin with, large tensors have no room: an answer at 1024 pixels took 20 MB more.
+# Reserved at once, and resident only as far as it is used. In the small extensions that ONNX
+# Runtime would begin with, large tensors have no room: an answer at 1024 pixels took 20 MB more.
 FIRST_BYTES: Final = 64 << 20
 # A free block is split if this much of it would be left over. ONNX Runtime's default is 128 MB,
 # with which a tensor may take a block of almost twice its size.

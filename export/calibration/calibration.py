@@ -15,7 +15,7 @@ import numpy as np
 
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.calibration.calibration_set import CalibrationSet
-from fastvlm_onnx.export.calibration.decoder_forms import form_of
+from fastvlm_onnx.export.calibration.decoder_forms import corrects_drift, form_of
 from fastvlm_onnx.export.calibration.layer_files import weights_in
 from fastvlm_onnx.export.calibration.layer_quantizer import LayerQuantizer
 from fastvlm_onnx.export.calibration.sequences import Limits, make_sequences
@@ -186,9 +186,8 @@ class Calibration:
                 done = int((before + layer + share) * layer_bytes)
                 progress(stage, done, len(self._forms) * layers * layer_bytes)
 
-            corrects_drift = any(each.corrects_drift for each in form.settings.values())
             stream = form.stream(inputs_embeds)
-            streams = self._hold("streams", np.stack([stream] * (2 if corrects_drift else 1)))
+            streams = self._hold("streams", np.stack([stream] * (2 if corrects_drift(form) else 1)))
             del stream
             quantizer = LayerQuantizer(
                 form, config, self.folder, self._threads, different_inputs=different_inputs

@@ -97,6 +97,11 @@ class DecoderForm(Protocol):
         """
 
 
+def corrects_drift(form: DecoderForm) -> bool:
+    """Whether a product of the form makes up for the errors of those before it."""
+    return any(settings.corrects_drift for settings in form.settings.values())
+
+
 class BlockForm:
     """Blocks by GPTQ: int4 with zero points, or int8."""
 

@@ -93,20 +93,22 @@ class Rounder:
             permute(gram, self._order)
         self._factor = damped_factor(gram, settings.damping)
 
-    def correct(self, weight: FloatArray, drift: FloatArray) -> FloatArray:
-        """Return the weight whose outputs are nearest to the outputs that are wanted.
+    def correct(self, weight: FloatArray, drift: FloatArray) -> None:
+        """Move a weight so that its outputs are nearest to the outputs that are wanted.
 
         The damping keeps it near the given weight.
 
         Args:
-            weight: float32 [out, in].
+            weight: float32 [out, in]. It is moved in place.
             drift: D.T X, float32 [out, in]. D are the outputs that are wanted less those of the
-                weight, and X the inputs.
+                weight, and X the inputs. It is overwritten.
         """
-        found = np.empty_like(weight)
-        found[:, self._order] = solve(self._factor, drift[:, self._order])
-        found += weight
-        return found
+        pieces = [slice(i, i + PIECE_ROWS) for i in range(0, len(weight), PIECE_ROWS)]
+        for rows in pieces:
+            drift[rows] = drift[rows, self._order]
+        solve(self._factor, drift)
+        for rows in pieces:
+            weight[rows][:, self._order] += drift[rows]
 
     def quantize(self, weight: FloatArray, block_size: int, bits: int = 4) -> Blocks:
         """Quantise a weight in blocks.

@@ -94,19 +94,18 @@ def _factorize(gram: FloatArray) -> None:
             gram[strip, above:start] -= update
 
 
-def solve(factor: FloatArray, rows: FloatArray) -> FloatArray:
-    """Return rows @ inverse(factor @ factor.T).
+def solve(factor: FloatArray, found: FloatArray) -> None:
+    """Multiply rows by inverse(factor @ factor.T) from the right, in place.
 
     Args:
         factor: upper triangular, float32 [n, n].
-        rows: float32 [m, n].
+        found: the rows, float32 [m, n].
     """
-    found = rows.copy()
     tiles = [slice(i, min(i + TILE, len(factor))) for i in range(0, len(factor), TILE)]
     inverses = [
         np.linalg.inv(factor[tile, tile].astype(np.float64)).astype(np.float32) for tile in tiles
     ]
-    # The factor of found @ factor.T = rows, from the last column on.
+    # Solve y @ factor.T = rows for y, from the last column on.
     for tile, inverse in zip(reversed(tiles), reversed(inverses), strict=True):
         later = slice(tile.stop, None)
         found[:, tile] -= found[:, later] @ factor[tile, later].T
@@ -115,4 +114,3 @@ def solve(factor: FloatArray, rows: FloatArray) -> FloatArray:
         before = slice(tile.start)
         found[:, tile] -= found[:, before] @ factor[before, tile]
         found[:, tile] = found[:, tile] @ inverse
-    return found

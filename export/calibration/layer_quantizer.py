@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
-from fastvlm_onnx.export.calibration.decoder_forms import Arrays, DecoderForm
+from fastvlm_onnx.export.calibration.decoder_forms import Arrays, DecoderForm, corrects_drift
 from fastvlm_onnx.export.calibration.gptq import Rounder
 from fastvlm_onnx.export.calibration.input_gram import InputGram
 from fastvlm_onnx.export.calibration.layer_files import (
@@ -34,6 +34,8 @@ from fastvlm_onnx.export.tensors.weights import Weights
 
 # Rows of a weight that are dequantised at a time.
 PIECE_ROWS: Final = 1024
+# Its drift is the last that needs the layer in float32, and its X.T X is by far the largest.
+LAST_PRODUCT: Final = "down_proj"
 # The part of a layer's time before its output is computed, for the progress.
 QUANTIZED: Final = 0.85
 
@@ -139,24 +141,31 @@ class LayerQuantizer:
             parts: the streams of each sequence. The float32 stream is overwritten.
             report: called with the share of the layer that is done.
         """
-        form, found, exact = self._form, dict[str, Arrays](), runner.beside()
+        form, found = self._form, dict[str, Arrays]()
+        exact = runner.beside() if corrects_drift(form) else None
         for i, product in enumerate(PRODUCTS):
             name, settings = graph.products[product], form.settings[product]
             # A set of few words gives X.T X of a low rank, however long it is. Without more
             # damping, the weights serve these words at the cost of all others.
             scarcity = max(0, self._shapes[product][1] / self._different_inputs - 1)
             settings = replace(settings, damping=settings.damping + scarcity)
-            weight = form.transform(product, np.ascontiguousarray(runner.weight(name).T))
+            original = runner.weight(name)
             gram = InputGram(self._shapes[product][1])
-            if settings.corrects_drift:
-                drift = self._drift(product, weight, runner, exact, parts, gram)
+            drift = None
+            if exact is not None and settings.corrects_drift:
+                drift = self._drift(product, original, runner, exact, parts, gram)
+                if product == LAST_PRODUCT:
+                    exact.release(*graph.weights)
             else:
                 for part, _ in parts:
                     gram.add(form.transform(product, runner.run(part, product)))
             runner.release(name)
+            weight = form.transform(product, np.ascontiguousarray(original.T))
+            del original
             rounder = Rounder(gram.upper, settings)
-            if settings.corrects_drift:
-                weight = rounder.correct(weight, drift)
+            if drift is not None:
+                rounder.correct(weight, drift)
+            del drift
             found[product] = form.quantize(product, weight, rounder)
             del weight, gram, rounder
             self._load(runner, graph, product, found)
@@ -166,7 +175,7 @@ class LayerQuantizer:
     def _drift(
         self,
         product: str,
-        weight: FloatArray,
+        original: FloatArray,
         runner: LayerRunner,
         exact: LayerRunner,
         parts: Sequence[tuple[FloatArray, FloatArray]],
@@ -176,9 +185,12 @@ class LayerQuantizer:
 
         Wanted are the outputs of the float32 layers. Behind the output and the down projections,
         the residual stream is wanted.
+
+        Args:
+            original: the weight in float32, [in, out].
         """
-        out_size, in_size = weight.shape
-        if product == "down_proj":
+        in_size, out_size = original.shape
+        if product == LAST_PRODUCT:
             drift = np.zeros((out_size, in_size), np.float32)
             for part, exact_part in parts:
                 # The runner has this product in float32 until now.
@@ -195,7 +207,7 @@ class LayerQuantizer:
             difference += (exact.run(exact_part, product) - x).T @ x
             if product == "o_proj":
                 residual += (exact_part - part).T @ x
-        drift = weight @ difference
+        drift = original.T @ difference
         if product == "o_proj":
             drift += residual
         return drift

@@ -49,7 +49,7 @@ def checked_files() -> dict[str, str]:
     """Return the checksum of each known file, by identity; empty if none can be read."""
     try:
         memory = json.loads(_memory_file().read_text("utf-8"))
-    except (OSError, ValueError, InputError):
+    except (OSError, ValueError, RecursionError, InputError):
         return {}
     if not isinstance(memory, dict):
         return {}

@@ -94,12 +94,12 @@ def _factorize(gram: FloatArray) -> None:
             gram[strip, above:start] -= update
 
 
-def solve(factor: FloatArray, found: FloatArray) -> None:
+def solve(factor: FloatArray, rows: FloatArray) -> None:
     """Multiply rows by inverse(factor @ factor.T) from the right, in place.
 
     Args:
         factor: upper triangular, float32 [n, n].
-        found: the rows, float32 [m, n].
+        rows: float32 [m, n].
     """
     tiles = [slice(i, min(i + TILE, len(factor))) for i in range(0, len(factor), TILE)]
     inverses = [
@@ -108,9 +108,9 @@ def solve(factor: FloatArray, found: FloatArray) -> None:
     # Solve y @ factor.T = rows for y, from the last column on.
     for tile, inverse in zip(reversed(tiles), reversed(inverses), strict=True):
         later = slice(tile.stop, None)
-        found[:, tile] -= found[:, later] @ factor[tile, later].T
-        found[:, tile] = found[:, tile] @ inverse.T
+        rows[:, tile] -= rows[:, later] @ factor[tile, later].T
+        rows[:, tile] = rows[:, tile] @ inverse.T
     for tile, inverse in zip(tiles, inverses, strict=True):
         before = slice(tile.start)
-        found[:, tile] -= found[:, before] @ factor[before, tile]
-        found[:, tile] = found[:, tile] @ inverse
+        rows[:, tile] -= rows[:, before] @ factor[before, tile]
+        rows[:, tile] = rows[:, tile] @ inverse

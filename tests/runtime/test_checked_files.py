@@ -135,7 +135,11 @@ def test_no_file_is_remembered_on_windows(
     assert file_identity(copied_package / WEIGHTS)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "3", "\x00\xff", '{"a": 1, "b": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[1, 2]", "3", "\x00\xff", '{"a": 1, "b": {}}', "[" * 200_000],
+    ids=["empty", "cut", "list", "number", "bytes", "other values", "nested"],
+)
 def test_a_damaged_memory_is_made_anew(
     copied_package: Path, user_folder: Path, hashed: list[str], content: str
 ) -> None:

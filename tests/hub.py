@@ -96,9 +96,12 @@ def serve_bytes(answer: bytes) -> Iterator[str]:
             except OSError:  # the socket is closed
                 return
             with connection, suppress(ConnectionError):
-                is_head = connection.recv(65536).startswith(b"HEAD")
+                request = b""
+                # A connection that is closed with unread bytes is reset, and the answer is lost.
+                while b"\r\n\r\n" not in request and (part := connection.recv(65536)):
+                    request += part
                 header, end, _ = answer.partition(b"\r\n\r\n")
-                connection.sendall(header + end if is_head else answer)
+                connection.sendall(header + end if request.startswith(b"HEAD") else answer)
 
     with socket.create_server(("127.0.0.1", 0)) as opened:
         thread = threading.Thread(target=serve)

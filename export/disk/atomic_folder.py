@@ -56,19 +56,23 @@ def unfinished_folder(destination: Path) -> Iterator[Path]:
     """
     parent, name = destination.parent, destination.name
     unfinished = parent / f".{name}.unfinished-{os.getpid()}"
+    was_refused = False
+    # A signal may come as soon as the folder is there.
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent, name)
-        unfinished.mkdir()
-    except OSError as error:
-        raise PackageError(
-            f"{parent}: cannot be written ({error.strerror}); give another folder with -o."
-        ) from None
-    try:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(parent, name)
+            unfinished.mkdir()
+        except OSError as error:
+            was_refused = True  # what is there may be of another thread
+            raise PackageError(
+                f"{parent}: cannot be written ({error.strerror}); give another folder with -o."
+            ) from None
         yield unfinished
         _put_in_place(unfinished, destination)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if not was_refused:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _put_in_place(unfinished: Path, destination: Path) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 import fastvlm_onnx
 from fastvlm_onnx import InputError, PackageError, UnsupportedError
+from fastvlm_onnx.export.disk.atomic_folder import unfinished_folder
 from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.golden import read_golden
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.package_files import check_files
+from fastvlm_onnx.signals import Terminated
 
 EXPECTED_FILES = {
     "LICENSE_MODEL",
@@ -413,3 +415,31 @@ def test_the_manifest_is_json_that_people_can_read(package: Path) -> None:
     text = (package / "fastvlm.json").read_text("utf-8")
     assert json.loads(text)["format_version"] == 2
     assert len(text.splitlines()) > 50
+
+
+def test_a_signal_right_after_the_hidden_folder_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def make_and_be_ended(self: Path, *args: object, **kwargs: object) -> None:
+        make(self, *args, **kwargs)
+        if ".unfinished-" in self.name:
+            raise Terminated
+
+    monkeypatch.setattr(Path, "mkdir", make_and_be_ended)
+    with pytest.raises(Terminated), unfinished_folder(tmp_path / "onnx"):
+        pass
+    assert names_in(tmp_path) == set()
+
+
+def test_a_second_export_of_this_process_leaves_the_hidden_folder_of_the_first(
+    tmp_path: Path,
+) -> None:
+    with unfinished_folder(tmp_path / "onnx") as first:
+        with (
+            pytest.raises(PackageError, match="File exists"),
+            unfinished_folder(tmp_path / "onnx"),
+        ):
+            pass
+        assert first.is_dir()

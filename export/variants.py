@@ -57,6 +57,11 @@ QDQ: Final = "qdq"
 QDQ_WEIGHTS: Final = weights_file(VISION_ENCODER, QDQ)
 # The tensors of lm_head that a decoder has beside those of the decoder whose weights it shares.
 CHANNEL_HEAD: Final = "lm_head.by_channel."
+# lm_head of the decoders with weights in blocks, which several decoders and graphs read. Where
+# lm_head is the embedding matrix, the token embeddings store it.
+BLOCK_HEAD: Final = dict.fromkeys(
+    ("lm_head.weight", "lm_head.scales"), weights_file(LM_HEAD, "int8")
+)
 # GroupQueryAttention's rotary embedding on the CPU takes multiples of this number.
 FUSED_HEAD_DIM: Final = 16
 
@@ -263,11 +268,8 @@ def build_graphs(
                     graph_file(DECODER_LAYERS, decoder),
                     partial(_decoder_layers, weights, config, decoder, calibrated),
                 ),
-                add(graph_file(LM_HEAD, "int8"), partial(_lm_head, weights, config, decoder)),
-                add(
-                    graph_file(LM_HEAD_SCREEN, "int4"),
-                    partial(_lm_head_screen, weights, config, decoder),
-                ),
+                add(graph_file(LM_HEAD, "int8"), partial(_lm_head, weights, config)),
+                add(graph_file(LM_HEAD_SCREEN, "int4"), partial(_lm_head_screen, weights, config)),
             )
         per_provider = {}
         if ranges is not None and takes_qdq(spec.name):
@@ -390,7 +392,10 @@ def _decoder(
     )
     shared = DECODER_PRECISIONS[precision].shared_weights
     if shared is None:
-        return UnwrittenGraph(model, weights_file(DECODER, precision))
+        has_blocks = DECODER_PRECISIONS[precision].formats is not None
+        return UnwrittenGraph(
+            model, weights_file(DECODER, precision), BLOCK_HEAD if has_blocks else {}
+        )
     # The other decoder's file stays as it is, whether both are exported or one.
     own_file = weights_file(LM_HEAD, precision)
     own_tensors = [name for name in model.graph.initializers if name.startswith(CHANNEL_HEAD)]
@@ -431,15 +436,14 @@ def _decoder_layers(
     return UnwrittenGraph(model, weights_file(DECODER, precision))
 
 
-def _lm_head(weights: Weights, config: FastVLMConfig, precision: str) -> UnwrittenGraph:
-    return UnwrittenGraph(build_lm_head(weights, config.decoder), weights_file(DECODER, precision))
+def _lm_head(weights: Weights, config: FastVLMConfig) -> UnwrittenGraph:
+    return UnwrittenGraph(build_lm_head(weights, config.decoder), weights_file(LM_HEAD, "int8"))
 
 
-def _lm_head_screen(weights: Weights, config: FastVLMConfig, precision: str) -> UnwrittenGraph:
-    # Only a screened variant reads the int4 weights. The int8 weights are the decoder's.
-    decoder_file = weights_file(DECODER, precision)
+def _lm_head_screen(weights: Weights, config: FastVLMConfig) -> UnwrittenGraph:
+    # Only a screened variant reads the int4 weights.
     return UnwrittenGraph(
         build_lm_head_screen(weights, config.decoder),
         weights_file(LM_HEAD_SCREEN, "int4"),
-        other_files={"lm_head.weight": decoder_file, "lm_head.scales": decoder_file},
+        other_files=BLOCK_HEAD,
     )

@@ -153,7 +153,7 @@ _ROWS: Final = (
         "fast",
         "int8 vision and prompt, int4 answer; the soonest answer on the CPU",
         vision_precision="int8",
-        decoder_precision="int4",
+        decoder_precision="fast",
         providers={"cpu": 1},
         # The prompt as int8, the answer as int4.
         tolerance=Tolerance(0.4, cosine=0.92, kl_divergence=0.1, argmax_agreement=0.8),

@@ -18,7 +18,6 @@ from fastvlm_onnx.export.graphs.decoder_int8 import (
     transform_layer,
 )
 from fastvlm_onnx.export.graphs.decoder_precisions import (
-    INT4_BLOCKS,
     INT8_CHANNELS,
     DecoderPrecision,
 )
@@ -54,7 +53,7 @@ class DecoderForm(Protocol):
     """One form of the weights of a decoder.
 
     Attributes:
-        name: its name, INT4_BLOCKS or INT8_CHANNELS.
+        name: its name, a `DecoderPrecision.calibrated_form`.
         settings: the settings of GPTQ, by product.
     """
 
@@ -105,12 +104,11 @@ def corrects_drift(form: DecoderForm) -> bool:
 class BlockForm:
     """Blocks by GPTQ: int4 with zero points, or int8."""
 
-    name = INT4_BLOCKS
     settings: Mapping[str, GPTQ] = BLOCK_SETTINGS
 
-    def __init__(self, config: DecoderConfig, formats: BlockFormats) -> None:
-        """Take the decoder's sizes, and the format of each product."""
-        self._config, self._formats = config, formats
+    def __init__(self, name: str, config: DecoderConfig, formats: BlockFormats) -> None:
+        """Take the form's name, the decoder's sizes, and the format of each product."""
+        self.name, self._config, self._formats = name, config, formats
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -198,4 +196,5 @@ def form_of(precision: DecoderPrecision, config: DecoderConfig) -> DecoderForm:
     """Return the form of the weights of a precision that has a `calibrated_form`."""
     if precision.formats is None:
         return ChannelForm(config)
-    return BlockForm(config, precision.formats)
+    assert precision.calibrated_form is not None
+    return BlockForm(precision.calibrated_form, config, precision.formats)

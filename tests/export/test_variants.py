@@ -209,11 +209,20 @@ def test_an_untied_lm_head_is_stored_in_the_decoders_weights(variants: Path) -> 
     assert files["lm_head.weight"] == "decoder.int8.onnx.data"
 
 
+def test_decoders_in_blocks_share_an_untied_lm_head(variants: Path) -> None:
+    graphs = ("decoder.int4.onnx", "decoder.fast.onnx", "lm_head.int8.onnx")
+    for graph in (*graphs, "lm_head_screen.int4.onnx"):
+        files = external(variants, graph)
+        assert files["lm_head.weight"] == files["lm_head.scales"] == "lm_head.int8.onnx.data"
+
+
 def test_variants_share_equal_graphs_and_weights(variants: Path) -> None:
     manifest = read_manifest(variants).variants
     assert manifest["int4"].vision_encoder == manifest["int8"].vision_encoder
-    assert manifest["fast"].decoder == manifest["int4"].decoder
+    assert manifest["fast"].vision_encoder == manifest["int8"].vision_encoder
     assert manifest["fast"].embed_tokens == manifest["int8"].embed_tokens
+    # Its decoder has smaller blocks than that of int4.
+    assert manifest["fast"].decoder != manifest["int4"].decoder
     assert set(external(variants, "prefill.int8.onnx").values()) == {"decoder.int8.onnx.data"}
 
 

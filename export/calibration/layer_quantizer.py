@@ -32,7 +32,7 @@ from fastvlm_onnx.export.tensors.block_formats import PRODUCTS
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 from fastvlm_onnx.export.tensors.weights import Weights
 
-# Rows of a weight that are dequantised at a time.
+# Rows of a weight that are dequantised or summed at a time.
 PIECE_ROWS: Final = 1024
 # Its drift is the last that needs the layer in float32, and its X.T X is by far the largest.
 LAST_PRODUCT: Final = "down_proj"
@@ -197,7 +197,10 @@ class LayerQuantizer:
                 x, output = runner.run_to_end(part)
                 exact_part[:] = exact.run(exact_part)
                 gram.add(x)
-                drift += (exact_part - output).T @ x
+                lacking = exact_part - output
+                for start in range(0, out_size, PIECE_ROWS):
+                    rows = slice(start, start + PIECE_ROWS)
+                    drift[rows] += lacking[:, rows].T @ x
             return drift
         difference = np.zeros((in_size, in_size), np.float32)
         residual = np.zeros((self._config.hidden_size, in_size), np.float32)

@@ -149,9 +149,7 @@ _INT8: Final = DecoderPrecision(
     calibrated_form=INT8_CHANNELS,
     avoids_tiling=True,
 )
-_INT4: Final = DecoderPrecision(
-    None, _int8_head, formats=INT4_FORMATS, calibrated_form=INT4_BLOCKS
-)
+_INT4: Final = DecoderPrecision(None, _int8_head, formats=INT4_FORMATS, calibrated_form=INT4_BLOCKS)
 DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
     "fp32": DecoderPrecision(FloatLinear, partial(LMHead, dtype=ir.DataType.FLOAT)),
     "fp16": DecoderPrecision(

@@ -42,8 +42,7 @@ INT4_FORMATS: Final[BlockFormats] = {
 # The decoder of `fast`, which runs one position at a time. Blocks of 64 are closer to the float32
 # weights. For a prompt they are slower than blocks of 128, and `fast` runs its prompt in int8.
 FAST_FORMATS: Final[BlockFormats] = {
-    "qkv_proj": BlockFormat(bits=8, block_size=INT8_BLOCK),
-    "o_proj": BlockFormat(bits=4, block_size=SMALL_INT4_BLOCK),
+    **INT4_FORMATS,
     "gate_up_proj": BlockFormat(bits=4, block_size=SMALL_INT4_BLOCK),
     "down_proj": BlockFormat(bits=4, block_size=SMALL_INT4_BLOCK),
 }

@@ -191,11 +191,14 @@ def test_a_tied_lm_head_is_stored_in_the_file_of_the_token_embeddings(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tied-onnx"
-    manifest = export_package(checkpoint, folder, precisions=["fp32", "int8", "web", "int4"])
-    for graph in ("decoder.int8.onnx", "decoder.web.onnx", "decoder.int4.onnx"):
+    precisions = ["fp32", "int8", "web", "int4", "fast"]
+    manifest = export_package(checkpoint, folder, precisions=precisions)
+    decoders = [f"decoder.{precision}.onnx" for precision in ("int8", "web", "int4", "fast")]
+    for graph in (*decoders, "lm_head.int8.onnx", "lm_head_screen.int4.onnx"):
         files = external(folder, graph)
         assert files["lm_head.weight"] == "embed_tokens.int8.npy"
         assert files["lm_head.scales"] == "embed_tokens.int8.scale.npy"
+    assert not (folder / "lm_head.int8.onnx.data").exists()
     # float32 embeddings hold a float32 head as well; float16 ones do not.
     stored = np.load(folder / "embed_tokens.npy", mmap_mode="r").dtype
     shared = external(folder, "decoder.fp32.onnx")["lm_head.weight"] == "embed_tokens.npy"

@@ -57,11 +57,6 @@ QDQ: Final = "qdq"
 QDQ_WEIGHTS: Final = weights_file(VISION_ENCODER, QDQ)
 # The tensors of lm_head that a decoder has beside those of the decoder whose weights it shares.
 CHANNEL_HEAD: Final = "lm_head.by_channel."
-# lm_head of the decoders with weights in blocks, which several decoders and graphs read. Where
-# lm_head is the embedding matrix, the token embeddings store it.
-BLOCK_HEAD: Final = dict.fromkeys(
-    ("lm_head.weight", "lm_head.scales"), weights_file(LM_HEAD, "int8")
-)
 # GroupQueryAttention's rotary embedding on the CPU takes multiples of this number.
 FUSED_HEAD_DIM: Final = 16
 
@@ -268,8 +263,11 @@ def build_graphs(
                     graph_file(DECODER_LAYERS, decoder),
                     partial(_decoder_layers, weights, config, decoder, calibrated),
                 ),
-                add(graph_file(LM_HEAD, "int8"), partial(_lm_head, weights, config)),
-                add(graph_file(LM_HEAD_SCREEN, "int4"), partial(_lm_head_screen, weights, config)),
+                add(graph_file(LM_HEAD, "int8"), partial(_lm_head, weights, config, decoder)),
+                add(
+                    graph_file(LM_HEAD_SCREEN, "int4"),
+                    partial(_lm_head_screen, weights, config, decoder),
+                ),
             )
         per_provider = {}
         if ranges is not None and takes_qdq(spec.name):
@@ -290,6 +288,7 @@ def build_graphs(
             decoder=decoder_file,
             embed_tokens=matrix.file_name,
             split_decoder=split_decoder,
+            second_pass=spec.second_pass if split_decoder else None,
             per_provider=per_provider,
         )
     weights.check_all_taken()
@@ -392,10 +391,7 @@ def _decoder(
     )
     shared = DECODER_PRECISIONS[precision].shared_weights
     if shared is None:
-        has_blocks = DECODER_PRECISIONS[precision].formats is not None
-        return UnwrittenGraph(
-            model, weights_file(DECODER, precision), BLOCK_HEAD if has_blocks else {}
-        )
+        return UnwrittenGraph(model, weights_file(DECODER, precision))
     # The other decoder's file stays as it is, whether both are exported or one.
     own_file = weights_file(LM_HEAD, precision)
     own_tensors = [name for name in model.graph.initializers if name.startswith(CHANNEL_HEAD)]
@@ -436,14 +432,15 @@ def _decoder_layers(
     return UnwrittenGraph(model, weights_file(DECODER, precision))
 
 
-def _lm_head(weights: Weights, config: FastVLMConfig) -> UnwrittenGraph:
-    return UnwrittenGraph(build_lm_head(weights, config.decoder), weights_file(LM_HEAD, "int8"))
+def _lm_head(weights: Weights, config: FastVLMConfig, precision: str) -> UnwrittenGraph:
+    return UnwrittenGraph(build_lm_head(weights, config.decoder), weights_file(DECODER, precision))
 
 
-def _lm_head_screen(weights: Weights, config: FastVLMConfig) -> UnwrittenGraph:
-    # Only a screened variant reads the int4 weights.
+def _lm_head_screen(weights: Weights, config: FastVLMConfig, precision: str) -> UnwrittenGraph:
+    # Only a screened variant reads the int4 weights. The int8 weights are the decoder's.
+    decoder_file = weights_file(DECODER, precision)
     return UnwrittenGraph(
         build_lm_head_screen(weights, config.decoder),
         weights_file(LM_HEAD_SCREEN, "int4"),
-        other_files=BLOCK_HEAD,
+        other_files={"lm_head.weight": decoder_file, "lm_head.scales": decoder_file},
     )

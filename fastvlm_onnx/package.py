@@ -25,6 +25,7 @@ from fastvlm_onnx.names import (
     VISION_ENCODER,
     scale_file,
 )
+from fastvlm_onnx.second_pass import SecondPass
 from fastvlm_onnx.untrusted_files import read_json_object
 
 FORMAT_VERSION = 2
@@ -203,6 +204,8 @@ class Variant:
         decoder: the decoder's file.
         embed_tokens: the token embeddings' file.
         split_decoder: the decoder in parts; None where the package has the whole alone.
+        second_pass: for `split_decoder` with a prefill graph that has hidden states; None where
+            the decoder decides alone.
         per_provider: other graphs for some providers, by the provider's short name.
     """
 
@@ -212,6 +215,7 @@ class Variant:
     decoder: str
     embed_tokens: str
     split_decoder: SplitDecoder | None = None
+    second_pass: SecondPass | None = None
     per_provider: dict[str, ProviderGraphs] = field(default_factory=dict)
 
     def on_providers(self, providers: Mapping[str, str]) -> "Variant":
@@ -452,6 +456,11 @@ def _check_references(manifest: Manifest, path: Path) -> None:
         if variant.embed_tokens not in manifest.files:
             raise refuse(
                 f"{where}.embed_tokens names {variant.embed_tokens!r}, which is not among its files"
+            )
+        positions = variant.second_pass.positions if variant.second_pass else 1
+        if not 1 <= positions <= LONGEST_CONTEXT:
+            raise refuse(
+                f"{where}.second_pass.positions is {positions}, expected 1 to {LONGEST_CONTEXT}"
             )
         for key, file in variant.graph_keys().items():
             if file not in manifest.files:

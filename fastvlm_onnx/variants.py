@@ -11,6 +11,7 @@ from typing import Final
 
 from fastvlm_onnx.agreement import Tolerance
 from fastvlm_onnx.golden import GoldenTolerance
+from fastvlm_onnx.second_pass import SecondPass
 
 # Operators of the graphs: with ONNX Runtime's fused operators, or those of ONNX's opset 17 alone.
 OPERATOR_SETS: Final = ("microsoft", "standard")
@@ -31,6 +32,8 @@ class VariantSpec:
         golden_tolerance: the largest difference of a right port from this runtime.
         prefill_precision: graph precision of a second decoder graph, which runs the prompt; None
             where the decoder does.
+        second_pass: when the prefill graph runs the last positions of an answer again; None where
+            the decoder decides alone.
         has_int8_embeddings: the token embeddings are int8 instead of float.
         can_split: the decoder can also be exported in parts, with a screen before lm_head; on the
             CPU it then finds the likeliest token sooner.
@@ -50,6 +53,7 @@ class VariantSpec:
     tolerance: Tolerance
     golden_tolerance: GoldenTolerance
     prefill_precision: str | None = None
+    second_pass: SecondPass | None = None
     has_int8_embeddings: bool = False
     can_split: bool = False
     splits: bool = False
@@ -153,12 +157,13 @@ _ROWS: Final = (
         "fast",
         "int8 vision and prompt, int4 answer; the soonest answer on the CPU",
         vision_precision="int8",
-        decoder_precision="fast",
+        decoder_precision="int4",
         providers={"cpu": 1},
         # The prompt as int8, the answer as int4.
         tolerance=Tolerance(0.4, cosine=0.92, kl_divergence=0.1, argmax_agreement=0.8),
         golden_tolerance=GoldenTolerance(0.1, logits=0.4),
         prefill_precision="int8",
+        second_pass=SecondPass(margin=0.3, positions=4),
         has_int8_embeddings=True,
         can_split=True,
         splits=True,

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from fastvlm_onnx.errors import FastVLMError
-from fastvlm_onnx.names import DECODER, LM_HEAD_SCREEN, VISION_ENCODER
+from fastvlm_onnx.names import DECODER, LM_HEAD_SCREEN, PREFILL, VISION_ENCODER
 from fastvlm_onnx.runtime.answering.results import Generation
 from fastvlm_onnx.runtime.loading import load
 from fastvlm_onnx.runtime.ort.hardware import peak_rss_bytes
@@ -113,7 +113,7 @@ def measure(case: Case, progress: Callable[[], None]) -> Figures:
     )
     runs: list[float] = []
     token_ids: list[int] = []
-    for graph in (DECODER, LM_HEAD_SCREEN):
+    for graph in (DECODER, LM_HEAD_SCREEN, PREFILL):
         if isinstance(session := model.sessions.get(graph), GraphSession):
             session.observer = runs.append
 

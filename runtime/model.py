@@ -98,7 +98,8 @@ class FastVLM:
         lm_head = None
         if LM_HEAD_SCREEN in sessions:
             lm_head = ScreenedHead(sessions[LM_HEAD], sessions[LM_HEAD_SCREEN], sizes.vocab_size)
-        embed_tokens = folder / manifest.variants[precision].embed_tokens
+        variant = manifest.variants[precision]
+        embed_tokens = folder / variant.embed_tokens
         self._components: Components | None = Components(
             PromptTemplate(tokenizer, manifest.prompt),
             ImageEncoder(
@@ -110,7 +111,7 @@ class FastVLM:
                 cache_bytes=image_cache_bytes,
             ),
             LanguageModel(
-                Decoder(decoder, sizes, prefill, lm_head),
+                Decoder(decoder, sizes, prefill, lm_head, variant.second_pass),
                 TokenEmbedding(embed_tokens, sizes),
                 sizes,
             ),

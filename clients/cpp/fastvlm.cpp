@@ -184,6 +184,9 @@ class Fields {
   bool flag(const std::string& key) const {
     return expect(key, member(key).is_boolean(), "true or false").get<bool>();
   }
+  double number(const std::string& key) const {
+    return expect(key, member(key).is_number(), "a number").get<double>();
+  }
   std::int64_t count(const std::string& key, std::int64_t least = 0) const {
     const bool fits = member(key).is_number_unsigned() &&
                       member(key).get<std::uint64_t>() <= std::numeric_limits<int>::max() &&
@@ -262,6 +265,12 @@ struct GraphFacts {
   std::string cache_dtype;  ///< empty for a graph without a cache
 };
 
+/// When the prefill graph runs the last positions of an answer again.
+struct SecondPass {
+  double margin = 0;           ///< where the largest logit leads the second by less
+  std::int64_t positions = 0;  ///< the most positions that it runs again, the newest included
+};
+
 /// The graph files of a variant at one image size, on the CPU.
 struct Variant {
   std::string name;
@@ -272,6 +281,7 @@ struct Variant {
   std::string lm_head;
   std::string lm_head_screen;
   std::string embed_tokens;
+  std::optional<SecondPass> second_pass;
 
   bool is_split() const { return !lm_head.empty(); }
   std::vector<std::string> graphs() const {
@@ -358,6 +368,10 @@ Variant read_variant(const Fields& variants, const std::string& name, const std:
     variant.decoder = parts.text("decoder_layers");
     variant.lm_head = parts.text("lm_head");
     variant.lm_head_screen = parts.text("lm_head_screen");
+  }
+  if (variant.is_split() && fields.has("second_pass")) {
+    const Fields second_pass = fields.object("second_pass");
+    variant.second_pass = {second_pass.number("margin"), second_pass.count("positions", 1)};
   }
   return variant;
 }
@@ -1773,22 +1787,40 @@ struct Sequence {
   std::vector<std::int64_t> attention_mask;  ///< 1 for each position that was run
   Floats hidden_states;  ///< float32 [hidden_size], where lm_head is a graph of its own
   Floats logits;         ///< float32 [vocab_size]
+  /// Inputs of the last positions that ran one by one since the last run of several, float32
+  /// [positions, hidden_size]; no more than a second pass reads.
+  Floats steps;
 };
 
-TokenId largest(const Floats& logits) {
-  return std::max_element(logits.begin(), logits.end()) - logits.begin();
+/// A token with the largest logit, and by how much that leads the second largest.
+struct Likeliest {
+  TokenId token = 0;
+  float lead = 0;
+};
+
+Likeliest likeliest_of(const Floats& logits) {
+  const auto best = std::max_element(logits.begin(), logits.end());
+  float second = -std::numeric_limits<float>::infinity();
+  for (auto logit = logits.begin(); logit != logits.end(); ++logit) {
+    if (logit != best) second = std::max(second, *logit);
+  }
+  return {best - logits.begin(), *best - second};
 }
+
+TokenId largest(const Floats& logits) { return likeliest_of(logits).token; }
 
 /// The decoder's graphs: embeddings in, logits or the likeliest token out.
 class Decoder {
  public:
   Decoder(const DecoderFormat& sizes, const std::string& cache_dtype, Session session,
           std::optional<Session> prefill, std::optional<Session> screen,
-          std::function<Session()> open_lm_head)
+          std::optional<SecondPass> second_pass, std::function<Session()> open_lm_head)
       : sizes_(sizes),
         session_(std::move(session)),
         prefill_(std::move(prefill)),
         screen_(std::move(screen)),
+        prefills_whole_prompts_(prefill_ && screen_ && prefill_->has_output("hidden_states")),
+        second_pass_(prefills_whole_prompts_ ? second_pass : std::nullopt),
         open_lm_head_(std::move(open_lm_head)) {
     if (cache_dtype == "float32") {
       cache_type_ = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
@@ -1837,9 +1869,11 @@ class Decoder {
   /// Append positions, float32 [positions, hidden_size], to a sequence.
   void run(const Floats& embeds, Sequence& sequence) const {
     const std::int64_t positions = static_cast<std::int64_t>(embeds.size()) / sizes_.hidden_size;
+    if (positions > 1) sequence.steps.clear();
     if (!prefill_ || positions == 1) {
       append(session_, embeds.data(), positions, sequence);
-    } else if (screen_ && prefill_->has_output("hidden_states")) {
+      if (second_pass_) remember_step(embeds, sequence.steps);
+    } else if (prefills_whole_prompts_) {
       append(*prefill_, embeds.data(), positions, sequence);
     } else {
       append(*prefill_, embeds.data(), positions - 1, sequence);
@@ -1849,28 +1883,67 @@ class Decoder {
 
   /// The token with the largest logit at the last position.
   TokenId likeliest(Sequence& sequence) const {
-    if (!screen_) return largest(sequence.logits);
-    for (const std::int64_t candidates : {64, 1024}) {
-      if (const auto token = screened(sequence, std::min(candidates, sizes_.vocab_size))) {
-        return *token;
-      }
+    Likeliest found = find_likeliest(sequence);
+    if (is_close(found, sequence)) {
+      run_again(sequence);
+      found = find_likeliest(sequence);
     }
-    return largest(logits(sequence));
+    return found.token;
   }
 
   /// All logits of the last position.
   const Floats& logits(Sequence& sequence) const {
-    if (screen_) {
-      std::call_once(lm_head_opened_, [this] { lm_head_.emplace(open_lm_head_()); });
-      Session::Values outputs = {tensor_over(sequence.logits.data(), {1, 1, sizes_.vocab_size})};
-      lm_head_->run({"hidden_states"}, {hidden_states(sequence)}, {"logits"}, outputs);
+    compute_logits(sequence);
+    if (is_close(likeliest_of(sequence.logits), sequence)) {
+      run_again(sequence);
+      compute_logits(sequence);
     }
     return sequence.logits;
   }
 
  private:
+  /// Keep the input of a step for a second pass, and forget the oldest that none would read.
+  void remember_step(const Floats& embeds, Floats& steps) const {
+    steps.insert(steps.end(), embeds.begin(), embeds.end());
+    const auto most = static_cast<std::size_t>(second_pass_->positions * sizes_.hidden_size);
+    if (steps.size() > most) {
+      steps.erase(steps.begin(), steps.begin() + sizes_.hidden_size);
+    }
+  }
+
+  /// Whether the prefill graph is to decide between the largest logits.
+  bool is_close(const Likeliest& found, const Sequence& sequence) const {
+    return second_pass_ && !sequence.steps.empty() && found.lead < second_pass_->margin;
+  }
+
+  /// Run the last steps by the prefill graph, which replaces their keys and values.
+  void run_again(Sequence& sequence) const {
+    const Floats embeds = std::exchange(sequence.steps, {});
+    const std::int64_t positions = static_cast<std::int64_t>(embeds.size()) / sizes_.hidden_size;
+    sequence.length -= positions;
+    append(*prefill_, embeds.data(), positions, sequence, false);
+  }
+
+  Likeliest find_likeliest(Sequence& sequence) const {
+    if (!screen_) return likeliest_of(sequence.logits);
+    for (const std::int64_t candidates : {64, 1024}) {
+      if (const auto found = screened(sequence, std::min(candidates, sizes_.vocab_size))) {
+        return *found;
+      }
+    }
+    compute_logits(sequence);
+    return likeliest_of(sequence.logits);
+  }
+
+  void compute_logits(Sequence& sequence) const {
+    if (!screen_) return;
+    std::call_once(lm_head_opened_, [this] { lm_head_.emplace(open_lm_head_()); });
+    Session::Values outputs = {tensor_over(sequence.logits.data(), {1, 1, sizes_.vocab_size})};
+    lm_head_->run({"hidden_states"}, {hidden_states(sequence)}, {"logits"}, outputs);
+  }
+
   void append(const Session& session, const float* embeds, std::int64_t positions,
-              Sequence& sequence) const {
+              Sequence& sequence, bool is_prompt = true) const {
     const std::int64_t total = sequence.length + positions;
     sequence.attention_mask.resize(static_cast<std::size_t>(total), 1);
     Session::Names inputs = {"inputs_embeds", "attention_mask"}, outputs;
@@ -1889,7 +1962,7 @@ class Decoder {
       out.push_back(hidden_states(sequence));
     }
     // A prompt's activations take many times the memory of a step's.
-    session.run(inputs, in, outputs, out, positions > 1);
+    session.run(inputs, in, outputs, out, is_prompt && positions > 1);
     out.resize(past_.size());
     sequence.keys_values = std::move(out);
     sequence.length = total;
@@ -1897,7 +1970,7 @@ class Decoder {
 
   /// The likeliest token by a screen in int4, where no token outside its candidates can be
   /// likelier.
-  std::optional<TokenId> screened(Sequence& sequence, std::int64_t candidates) const {
+  std::optional<Likeliest> screened(Sequence& sequence, std::int64_t candidates) const {
     constexpr double safe_margin = 8.0;  // times the root mean square of the screen's errors
     Session::Values outputs(3);
     screen_->run({"hidden_states", "num_candidates"},
@@ -1910,18 +1983,20 @@ class Decoder {
       throw OrtFailure("the screen's outputs have different lengths");
     }
     std::size_t best = 0;
+    float second = -std::numeric_limits<float>::infinity();
     double squares = 0;
     float least = std::numeric_limits<float>::infinity();
     for (std::size_t i = 0; i < count; i++) {
       const bool is_better =
           exact[i] > exact[best] || (exact[i] == exact[best] && tokens[i] < tokens[best]);
+      if (i > 0) second = std::max(second, is_better ? exact[best] : exact[i]);
       if (is_better) best = i;
       squares += std::pow(double{exact[i]} - double{rough[i]}, 2);
       least = std::min(least, rough[i]);
     }
     const double error = std::sqrt(squares / static_cast<double>(count));
     if (double{exact[best]} - double{least} < safe_margin * error) return std::nullopt;
-    return tokens[best];
+    return Likeliest{tokens[best], exact[best] - second};
   }
 
   Value hidden_states(const Sequence& sequence) const {
@@ -1931,6 +2006,8 @@ class Decoder {
   DecoderFormat sizes_;
   Session session_;
   std::optional<Session> prefill_, screen_;
+  bool prefills_whole_prompts_;
+  std::optional<SecondPass> second_pass_;
   std::function<Session()> open_lm_head_;  // greedy answers need it only when the screen is unsure
   mutable std::once_flag lm_head_opened_;
   mutable std::optional<Session> lm_head_;
@@ -2091,7 +2168,7 @@ struct Model::Impl {
     vision_encoder.emplace(vision.get());
     projector.emplace(projection.get());
     decoder.emplace(manifest.decoder, manifest.graphs.at(variant.decoder).cache_dtype, layers.get(),
-                    when_opened(prefill), when_opened(screen),
+                    when_opened(prefill), when_opened(screen), variant.second_pass,
                     [open_graph, file = variant.lm_head] { return open_graph(file); });
   }
 

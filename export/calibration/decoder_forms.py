@@ -18,6 +18,7 @@ from fastvlm_onnx.export.graphs.decoder_int8 import (
     transform_layer,
 )
 from fastvlm_onnx.export.graphs.decoder_precisions import (
+    INT4_BLOCKS,
     INT8_CHANNELS,
     DecoderPrecision,
 )
@@ -53,7 +54,7 @@ class DecoderForm(Protocol):
     """One form of the weights of a decoder.
 
     Attributes:
-        name: its name, a `DecoderPrecision.calibrated_form`.
+        name: its name, INT4_BLOCKS or INT8_CHANNELS.
         settings: the settings of GPTQ, by product.
     """
 
@@ -104,11 +105,12 @@ def corrects_drift(form: DecoderForm) -> bool:
 class BlockForm:
     """Blocks by GPTQ: int4 with zero points, or int8."""
 
+    name = INT4_BLOCKS
     settings: Mapping[str, GPTQ] = BLOCK_SETTINGS
 
-    def __init__(self, name: str, config: DecoderConfig, formats: BlockFormats) -> None:
-        """Take the form's name, the decoder's sizes, and the format of each product."""
-        self.name, self._config, self._formats = name, config, formats
+    def __init__(self, config: DecoderConfig, formats: BlockFormats) -> None:
+        """Take the decoder's sizes, and the format of each product."""
+        self._config, self._formats = config, formats
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -196,5 +198,4 @@ def form_of(precision: DecoderPrecision, config: DecoderConfig) -> DecoderForm:
     """Return the form of the weights of a precision that has a `calibrated_form`."""
     if precision.formats is None:
         return ChannelForm(config)
-    assert precision.calibrated_form is not None
-    return BlockForm(precision.calibrated_form, config, precision.formats)
+    return BlockForm(config, precision.formats)

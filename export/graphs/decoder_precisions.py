@@ -24,16 +24,15 @@ from fastvlm_onnx.export.graphs.linear import (
     Linear,
     MatMulNBits,
 )
-from fastvlm_onnx.export.tensors.block_formats import FAST_FORMATS, INT4_FORMATS, BlockFormats
+from fastvlm_onnx.export.tensors.block_formats import INT4_FORMATS, BlockFormats
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.tensors.quantization import INT8_BLOCK
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
 from fastvlm_onnx.export.tensors.weights import Weights
 
-# The forms in which a calibration can quantise the weights of a decoder: int4 in blocks, as in
-# INT4_FORMATS or FAST_FORMATS, and int8 with a scale for each output channel.
+# The forms in which a calibration can quantise the weights of a decoder: int4 in blocks, and int8
+# with a scale for each output channel.
 INT4_BLOCKS: Final = "int4"
-FAST_BLOCKS: Final = "fast"
 INT8_CHANNELS: Final = "int8"
 
 LinearFactory = Callable[..., Linear]
@@ -74,8 +73,7 @@ class DecoderPrecision:
         mlp: makes every MLP from its tensors, and from its quantised tensors if there are any;
             `linear` and `down_linear` make its layers when None.
         transforms_stream: the residual stream goes through a Hadamard transform.
-        calibrated_form: the form in which a calibration quantises the weights: INT4_BLOCKS,
-            FAST_BLOCKS or INT8_CHANNELS; None for a precision that no calibration changes.
+        has_int8_channels: every weight is int8 with a scale for each output channel.
         formats: the block formats of all products, of which every linear layer is made; None where
             weights are not in blocks.
         avoids_tiling: attention does without ONNX Runtime's tiled kernel; see AttentionInputs.
@@ -90,10 +88,20 @@ class DecoderPrecision:
     down_linear: LinearFactory | None = None
     mlp: Callable[..., nn.Module] | None = None
     transforms_stream: bool = False
-    calibrated_form: str | None = None
+    has_int8_channels: bool = False
     formats: BlockFormats | None = None
     avoids_tiling: bool = False
     shared_weights: str | None = None
+
+    @property
+    def calibrated_form(self) -> str | None:
+        """The form in which a calibration quantises the weights.
+
+        INT4_BLOCKS or INT8_CHANNELS; None for a precision that no calibration changes.
+        """
+        if self.formats is not None:
+            return INT4_BLOCKS
+        return INT8_CHANNELS if self.has_int8_channels else None
 
     def linear_of(
         self,
@@ -146,10 +154,9 @@ _INT8: Final = DecoderPrecision(
     o_linear=SpreadInt8Linear,
     mlp=PerTokenInt8MLP,
     transforms_stream=True,
-    calibrated_form=INT8_CHANNELS,
+    has_int8_channels=True,
     avoids_tiling=True,
 )
-_INT4: Final = DecoderPrecision(None, _int8_head, formats=INT4_FORMATS, calibrated_form=INT4_BLOCKS)
 DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
     "fp32": DecoderPrecision(FloatLinear, partial(LMHead, dtype=ir.DataType.FLOAT)),
     "fp16": DecoderPrecision(
@@ -171,8 +178,7 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
         lm_head=partial(ChannelInt8Head, block_size=INT8_BLOCK, bits=8),
         shared_weights="int8",
     ),
-    "int4": _INT4,
-    "fast": replace(_INT4, formats=FAST_FORMATS, calibrated_form=FAST_BLOCKS),
+    "int4": DecoderPrecision(None, _int8_head, formats=INT4_FORMATS),
     # CUDA's attention has no float32 kernel.
-    "int4_cuda": replace(_INT4, cache_dtype=ir.DataType.FLOAT16),
+    "int4_cuda": DecoderPrecision(None, _int8_head, ir.DataType.FLOAT16, formats=INT4_FORMATS),
 }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK, SMALL_INT4_BLOCK
+from fastvlm_onnx.export.tensors.quantization import INT4_BLOCK, INT8_BLOCK
 
 # The linear layers of a decoder layer by their names in the graph, and the weights of each.
 PRODUCTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -31,18 +31,11 @@ class BlockFormat:
 # The format of each linear layer, by its name in PRODUCTS; the same in every decoder layer.
 BlockFormats = Mapping[str, BlockFormat]
 
-# The decoder of `int4`. Attention in int8 costs 3.8 % more bytes and no time, for an error there
-# spreads to all later layers and positions. docs/quantisation.md has the figures.
+# Attention in int8 costs 3.8 % more bytes and no time, for an error there spreads to all later
+# layers and positions. docs/quantisation.md has the figures.
 INT4_FORMATS: Final[BlockFormats] = {
     "qkv_proj": BlockFormat(bits=8, block_size=INT8_BLOCK),
     "o_proj": BlockFormat(bits=8, block_size=INT8_BLOCK),
     "gate_up_proj": BlockFormat(bits=4, block_size=INT4_BLOCK),
     "down_proj": BlockFormat(bits=4, block_size=INT4_BLOCK),
-}
-# The decoder of `fast`, which runs one position at a time. Blocks of 64 are closer to the float32
-# weights. For a prompt they are slower than blocks of 128, and `fast` runs its prompt in int8.
-FAST_FORMATS: Final[BlockFormats] = {
-    **INT4_FORMATS,
-    "gate_up_proj": BlockFormat(bits=4, block_size=SMALL_INT4_BLOCK),
-    "down_proj": BlockFormat(bits=4, block_size=SMALL_INT4_BLOCK),
 }

@@ -23,7 +23,6 @@ PIECE_VALUES: Final = 262_144
 # The number of consecutive values of a row that share a scale. Smaller blocks are closer to the
 # float32 weights, larger blocks take fewer bytes; docs/quantisation.md has the figures.
 INT4_BLOCK: Final = 128
-SMALL_INT4_BLOCK: Final = 64
 INT8_BLOCK: Final = 128
 # The sixteen int4 values are spread over these shares of a block's range. Clipping the ends of the
 # range (below 1), or a wider range, can reduce the error of the other values. Least squares then

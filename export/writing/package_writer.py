@@ -62,9 +62,7 @@ class PackageWriter:
             embeddings.write(folder, partial(self._count, "token embeddings"))
         stored: dict[str, dict[str, ir.ExternalTensor]] = {}
         for name, file in self._files.items():
-            written = dict[str, ir.ExternalTensor]()
-            if file.own:
-                written = write_tensors(file.own, folder, name, partial(self._count, file.stage))
+            written = write_tensors(file.own, folder, name, partial(self._count, file.stage))
             for tensor_name, tensor in file.shared.items():
                 npy = file.shared_files[tensor_name]
                 written[tensor_name] = in_npy(tensor, tensor_name, folder, npy)

@@ -116,7 +116,7 @@ class Transcript:
 
     def rollback(self, draft: Draft) -> None:
         """Forget a turn whose question was not run to its end."""
-        draft.cache.length = draft.filled
+        draft.cache.truncate(draft.filled)
 
     def parts(self, turns: Sequence[Turn]) -> list[PromptPart]:
         """The system text and these turns as the decoder gets them."""

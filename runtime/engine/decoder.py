@@ -11,6 +11,7 @@ from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.engine.kv_cache import BatchCache, KVCache
 from fastvlm_onnx.runtime.engine.lm_head import ScreenedHead
 from fastvlm_onnx.runtime.ort.session import GraphSession
+from fastvlm_onnx.second_pass import SecondPass
 
 ONE_TOKEN: Final = 1
 # The activations of a longer prompt take more memory than those of an image, and it is released
@@ -30,6 +31,7 @@ class Decoder:
         sizes: DecoderFormat,
         prefill_session: GraphSession | None = None,
         lm_head: ScreenedHead | None = None,
+        second_pass: SecondPass | None = None,
     ) -> None:
         """Take the open graphs.
 
@@ -40,6 +42,8 @@ class Decoder:
                 prompt too if it has hidden states for `lm_head`, and otherwise all but the last.
                 `session` runs every position when None.
             lm_head: computes logits; None where `session` does.
+            second_pass: when `prefill_session` runs the last positions of an answer again. It is
+                read only where `prefill_session` has hidden states for `lm_head`.
         """
         self._lm_head = lm_head
         self.session, self.prefill_session, self.sizes = session, prefill_session, sizes
@@ -49,11 +53,13 @@ class Decoder:
             and prefill_session is not None
             and any(output.name == HIDDEN_STATES for output in prefill_session.get_outputs())
         )
+        self._second_pass = second_pass if self._prefills_whole_prompts else None
+        self._max_steps = self._second_pass.positions if self._second_pass else 0
         self._mask = np.ones((1, sizes.context_length), np.int64)
 
     def new_cache(self, capacity: int) -> KVCache:
         """Allocate an empty cache for `capacity` positions in the decoder's memory."""
-        return KVCache(self._sessions, self.sizes, capacity)
+        return KVCache(self._sessions, self.sizes, capacity, max_steps=self._max_steps)
 
     def new_batch(self, rows: int = 0, capacity: int = 0) -> BatchCache:
         """Allocate an empty batch.
@@ -62,7 +68,7 @@ class Decoder:
             rows: rows to reserve memory for; the batch grows past them.
             capacity: positions of each row to reserve memory for; the batch grows past them.
         """
-        return BatchCache(self._sessions, self.sizes, rows, capacity)
+        return BatchCache(self._sessions, self.sizes, rows, capacity, self._max_steps)
 
     def run(
         self, inputs_embeds: FloatArray, cache: KVCache, *, is_greedy: bool = False
@@ -83,8 +89,9 @@ class Decoder:
         else:
             self._append(self.prefill_session, inputs_embeds[:, :-1], cache)
             self._append(self.session, inputs_embeds[:, -1:], cache)
-        if self._lm_head is not None:
-            self._lm_head.compute(cache.outputs.hidden_states, cache.outputs.logits, [is_greedy])
+        self._compute_logits(cache, is_greedy)
+        if cache.steps and self._is_close(cache.outputs.logits[0, 0]):
+            self._run_again(cache, is_greedy)
         return cache.outputs.logits[0, 0]
 
     def append(self, inputs_embeds: FloatArray, cache: KVCache) -> None:
@@ -112,13 +119,50 @@ class Decoder:
         binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
         binding.bind_cpu_input(ATTENTION_MASK, batch.step_mask())
         self.session.run_with_iobinding(binding)
-        batch.advance()
+        batch.advance(inputs_embeds)
         if self._lm_head is not None:
             rows = is_greedy or [False] * len(batch.lengths)
             self._lm_head.compute(outputs.hidden_states, outputs.logits, rows)
+            for index, row_is_greedy in enumerate(rows):
+                if self._is_close(outputs.logits[index, 0]):
+                    # Each row alone: as a part of the batch, its neighbours would be run again too.
+                    row = batch.row(index)
+                    self._run_again(row, row_is_greedy)
+                    outputs.logits[index] = row.outputs.logits[0]
         return outputs.logits[:, 0]
 
-    def _append(self, session: GraphSession, inputs_embeds: FloatArray, cache: KVCache) -> None:
+    def _is_close(self, logits: FloatArray) -> bool:
+        """Return whether the prefill graph is to decide between the largest logits."""
+        if self._second_pass is None:
+            return False
+        best = int(logits.argmax())
+        others = logits[:best].max(initial=-np.inf), logits[best + 1 :].max(initial=-np.inf)
+        return bool(logits[best] - max(others) < self._second_pass.margin)
+
+    def _run_again(self, cache: KVCache, is_greedy: bool) -> None:
+        """Run the last steps by the prefill graph, which replaces their keys and values.
+
+        All of them take little more time than the last alone, whose time is that of reading the
+        weights.
+        """
+        assert self.prefill_session is not None
+        inputs_embeds = np.concatenate(cache.steps, axis=1)
+        cache.truncate(cache.length - len(cache.steps))
+        self._append(self.prefill_session, inputs_embeds, cache, is_prompt=False)
+        self._compute_logits(cache, is_greedy)
+
+    def _compute_logits(self, cache: KVCache, is_greedy: bool) -> None:
+        if self._lm_head is not None:
+            self._lm_head.compute(cache.outputs.hidden_states, cache.outputs.logits, [is_greedy])
+
+    def _append(
+        self,
+        session: GraphSession,
+        inputs_embeds: FloatArray,
+        cache: KVCache,
+        *,
+        is_prompt: bool = True,
+    ) -> None:
         total = cache.length + inputs_embeds.shape[1]
         assert total <= cache.capacity
         binding = cache.binding(session)
@@ -130,5 +174,10 @@ class Decoder:
         else:
             binding.bind_cpu_input(INPUTS_EMBEDS, inputs_embeds)
         binding.bind_cpu_input(ATTENTION_MASK, self._mask[:, :total])
-        session.run_with_iobinding(binding, returns_memory=total > LONG_PROMPT and not is_step)
+        is_long = is_prompt and total > LONG_PROMPT and not is_step
+        session.run_with_iobinding(binding, returns_memory=is_long)
         cache.advance(session, total)
+        if session is self.session and is_step:
+            cache.steps.append(inputs_embeds)
+        else:
+            cache.steps.clear()

@@ -1,5 +1,6 @@
 """Keys and values of every layer, in buffers that most decoder graphs write in place."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from fastvlm_onnx.errors import ProviderError
 from fastvlm_onnx.names import HIDDEN_STATES, LOGITS, is_past, present_name
 from fastvlm_onnx.package import DecoderFormat
+from fastvlm_onnx.runtime.arrays import FloatArray
 from fastvlm_onnx.runtime.engine.cache_types import (
     BFLOAT16,
     CACHE_TYPES,
@@ -48,6 +50,8 @@ class KVCache:
     Attributes:
         token: OrtValue float32 [1, 1, hidden_size], the decoder's input where it is one token.
         outputs: of one row.
+        steps: the inputs of the last positions, float32 [1, 1, hidden_size] each, that ran one by
+            one since the last run of several. There are `max_steps` of them at most.
         length: positions filled.
         capacity: positions there is room for.
     """
@@ -58,12 +62,14 @@ class KVCache:
         sizes: DecoderFormat,
         capacity: int,
         buffers: Mapping[str, Any] | None = None,
+        max_steps: int = 0,
     ) -> None:
         """Allocate the cache where the sessions' tensors live.
 
         Args:
             buffers: OrtValues [1, num_key_value_heads, capacity, head_dim] by the past input that
                 they hold; new buffers when None.
+            max_steps: the most inputs that `steps` keeps.
 
         Raises:
             ProviderError: there is not enough memory.
@@ -72,6 +78,7 @@ class KVCache:
         memory = MEMORY if sizes.cache_grows else sessions[0].choice.memory
         types = _past_types(sessions[0])
         self.length, self.capacity = 0, capacity
+        self.steps: deque[FloatArray] = deque(maxlen=max_steps)
         self.outputs = Outputs(1, sizes)
         shape = (1, sizes.num_key_value_heads, capacity, sizes.head_dim)
         with _enough_memory(capacity):
@@ -112,6 +119,11 @@ class KVCache:
             self._growth.collect(self._bindings[id(session)], [self.length])
         self.length = total
 
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        self.steps.clear()
+        self.length = length
+
     def read(self, begin: int, end: int) -> KeysValues:
         """Copy the keys and values of positions `begin` to `end`."""
         arrays = [host_array(value, storage) for value, storage in self._buffers]
@@ -119,6 +131,7 @@ class KVCache:
 
     def append(self, keys_values: KeysValues) -> None:
         """Append positions that were read from a cache of the same model."""
+        self.steps.clear()
         total = self.length + keys_values.shape[2]
         assert total <= self.capacity
         for (value, storage), positions in zip(self._buffers, keys_values, strict=True):
@@ -140,14 +153,23 @@ class BatchCache:
     """
 
     def __init__(
-        self, sessions: Sequence[GraphSession], sizes: DecoderFormat, rows: int, capacity: int
+        self,
+        sessions: Sequence[GraphSession],
+        sizes: DecoderFormat,
+        rows: int,
+        capacity: int,
+        max_steps: int = 0,
     ) -> None:
         """Reserve memory.
+
+        Args:
+            max_steps: the most inputs that are kept of each row; see `KVCache`.
 
         Raises:
             ProviderError: there is not enough memory.
         """
-        self._sessions, self._sizes = sessions, sizes
+        self._sessions, self._sizes, self._max_steps = sessions, sizes, max_steps
+        self._steps: list[deque[FloatArray]] = []
         self._types = _past_types(sessions[0])
         self.lengths = np.zeros(0, np.int64)
         self._rows, self._capacity = 0, 0
@@ -166,14 +188,23 @@ class BatchCache:
         """
         row = len(self.lengths)
         self._reserve(row + 1, capacity)
-        return KVCache(
-            self._sessions, self._sizes, self._capacity, self._values(slice(row, row + 1))
-        )
+        return self._cache_of(row)
 
     def admit(self, row: KVCache) -> None:
         """Take the row of the last `new_row` into the batch; it comes last."""
         self.lengths = np.append(self.lengths, row.length)
+        self._steps.append(row.steps)
         self._binding = None
+
+    def row(self, row: int) -> KVCache:
+        """A row as a cache of its own, over the same memory, until rows join or leave."""
+        cache = self._cache_of(row)
+        cache.length, cache.steps = int(self.lengths[row]), self._steps[row]
+        return cache
+
+    def _cache_of(self, row: int) -> KVCache:
+        values = self._values(slice(row, row + 1))
+        return KVCache(self._sessions, self._sizes, self._capacity, values, self._max_steps)
 
     def read(self, row: int, begin: int, end: int) -> KeysValues:
         """Copy the keys and values of a row's positions `begin` to `end`."""
@@ -187,6 +218,7 @@ class BatchCache:
                 for array in self._arrays.values():
                     array[to, :, :filled] = array[row, :, :filled]
         self.lengths = self.lengths[list(rows)]
+        self._steps = [self._steps[row] for row in rows]
         self._binding = None
 
     def binding(self) -> tuple[Any, Outputs]:
@@ -215,8 +247,14 @@ class BatchCache:
             counts = filled <= self.lengths[:, None]
         return counts.astype(np.int64)
 
-    def advance(self) -> None:
-        """Take the position that a run of the binding appended to each row."""
+    def advance(self, inputs_embeds: FloatArray) -> None:
+        """Take the position that a run of the binding appended to each row.
+
+        Args:
+            inputs_embeds: the run's input, float32 [rows, 1, hidden_size].
+        """
+        for steps, step in zip(self._steps, inputs_embeds, strict=True):
+            steps.append(step[None])
         assert self._binding is not None
         binding, _, growth = self._binding
         if growth:

@@ -153,26 +153,6 @@ def test_every_product_may_have_another_format(
     assert np.linalg.norm(logits[0] - logits[1]) < 0.2 * np.linalg.norm(logits[1])
 
 
-def test_int4_and_fast_of_one_package_are_calibrated_in_blocks_of_their_own(
-    calibrated: Path, tmp_path: Path, texts: Path
-) -> None:
-    folder = tmp_path / "onnx"
-    manifest = export_package("demo", folder, precisions=["int4", "fast"], calibrate=texts)
-    for decoder, mlp_block in (("decoder.int4.onnx", 128), ("decoder.fast.onnx", 64)):
-        nodes = onnx.load(folder / decoder, load_external_data=False).graph.node
-        products = [node for node in nodes if node.op_type == "MatMulNBits"]
-        found = [
-            tuple(a.i for a in p.attribute if a.name in ("bits", "block_size")) for p in products
-        ]
-        attention, mlp = (8, 128), (4, mlp_block)
-        assert found == [attention, attention, mlp, mlp] * 4 + [(8, 128)]  # lm_head
-    # int4 has the weights that it has alone.
-    weights = "decoder.int4.onnx.data"
-    assert manifest.files[weights] == read_manifest(calibrated).files[weights]
-    assert manifest.calibration is not None
-    assert {"decoder.int4.onnx", "decoder.fast.onnx"} < set(manifest.calibration.graphs)
-
-
 # --- the same bytes ------------------------------------------------------------------------------
 
 

@@ -100,9 +100,9 @@ def test_the_record_names_every_calibrated_graph(calibrated: Path) -> None:
     assert record.graphs == [DECODER]
     graphs = build_graphs(open_checkpoint("demo"), ["fp32", "fast"], [256], "microsoft")
     assert calibrated_graphs(graphs) == [
-        "decoder.fast.onnx",
+        "decoder.int4.onnx",
         "prefill.int8.onnx",
-        "decoder_layers.fast.onnx",
+        "decoder_layers.int4.onnx",
     ]
 
 

@@ -142,6 +142,6 @@ def test_a_command_without_a_folder_takes_the_built_in_set(tmp_path: Path) -> No
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     record = read_manifest(tmp_path / "onnx").calibration
     assert record is not None
-    # fast has its decoder whole and in parts.
-    decoders = ["decoder.fast.onnx", "prefill.int8.onnx", "decoder_layers.fast.onnx"]
+    # fast has its int4 decoder whole and in parts.
+    decoders = ["decoder.int4.onnx", "prefill.int8.onnx", "decoder_layers.int4.onnx"]
     assert (record.set, record.graphs) == (BUILT_IN, decoders)

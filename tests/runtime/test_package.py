@@ -93,6 +93,15 @@ CHANGES = {
             "lm_head_screen": "x.onnx",
         }
     ),
+    "variants.fp32.second_pass.positions is missing": lambda m: m["variants"]["fp32"].update(
+        second_pass={"margin": 0.5}
+    ),
+    "variants.fp32.second_pass.positions is 0, expected 1 to": lambda m: m["variants"][
+        "fp32"
+    ].update(second_pass={"margin": 0.5, "positions": 0}),
+    "variants.fp32.second_pass.margin is true, expected a finite number": lambda m: m["variants"][
+        "fp32"
+    ].update(second_pass={"margin": True, "positions": 1}),
     "variants.fp32.vision_encoder is empty": lambda m: m["variants"]["fp32"].update(
         vision_encoder={}
     ),

@@ -11,48 +11,10 @@
 
 namespace fs = std::filesystem;
 using nlohmann::json;
+using testing::Copy;
 using testing::expect;
 
 namespace {
-
-/// A copy of the package that a test may damage.
-class Copy {
- public:
-  explicit Copy(const fs::path& package)
-      : folder_(fs::temp_directory_path() / ("fastvlm-" + std::to_string(::getpid()))) {
-    fs::remove_all(folder_);
-    fs::copy(package, folder_, fs::copy_options::recursive);
-  }
-  ~Copy() { fs::remove_all(folder_); }
-  Copy(const Copy&) = delete;
-  Copy& operator=(const Copy&) = delete;
-
-  const fs::path& folder() const { return folder_; }
-
-  std::string read(const std::string& name) const {
-    std::ifstream file(folder_ / name, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
-  void write(const std::string& name, const std::string& content) const {
-    std::ofstream(folder_ / name, std::ios::binary) << content;
-  }
-  /// Write a file, and its size and hash into the manifest.
-  void write_listed(const std::string& name, const std::string& content) const {
-    write(name, content);
-    json manifest = json::parse(read("fastvlm.json"));
-    const std::vector<char> bytes(content.begin(), content.end());
-    manifest["files"][name] = {{"bytes", bytes.size()}, {"sha256", testing::sha256_of(bytes)}};
-    write("fastvlm.json", manifest.dump());
-  }
-  void change_manifest(const std::function<void(json&)>& change) const {
-    json manifest = json::parse(read("fastvlm.json"));
-    change(manifest);
-    write("fastvlm.json", manifest.dump());
-  }
-
- private:
-  fs::path folder_;
-};
 
 /// Expect an error of exactly this class, in one line that has these words.
 template <class Class>

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <openssl/evp.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -71,5 +74,45 @@ inline std::vector<std::uint8_t> base64_decoded(const std::string& text) {
   bytes.resize(bytes.size() - (text.size() - end));
   return bytes;
 }
+
+/// A copy of the package that a test may damage.
+class Copy {
+ public:
+  explicit Copy(const std::filesystem::path& package)
+      : folder_(std::filesystem::temp_directory_path() /
+                ("fastvlm-" + std::to_string(::getpid()))) {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::copy(package, folder_, std::filesystem::copy_options::recursive);
+  }
+  ~Copy() { std::filesystem::remove_all(folder_); }
+  Copy(const Copy&) = delete;
+  Copy& operator=(const Copy&) = delete;
+
+  const std::filesystem::path& folder() const { return folder_; }
+
+  std::string read(const std::string& name) const {
+    std::ifstream file(folder_ / name, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  void write(const std::string& name, const std::string& content) const {
+    std::ofstream(folder_ / name, std::ios::binary) << content;
+  }
+  /// Write a file, and its size and hash into the manifest.
+  void write_listed(const std::string& name, const std::string& content) const {
+    write(name, content);
+    nlohmann::json manifest = nlohmann::json::parse(read("fastvlm.json"));
+    const std::vector<char> bytes(content.begin(), content.end());
+    manifest["files"][name] = {{"bytes", bytes.size()}, {"sha256", sha256_of(bytes)}};
+    write("fastvlm.json", manifest.dump());
+  }
+  void change_manifest(const std::function<void(nlohmann::json&)>& change) const {
+    nlohmann::json manifest = nlohmann::json::parse(read("fastvlm.json"));
+    change(manifest);
+    write("fastvlm.json", manifest.dump());
+  }
+
+ private:
+  std::filesystem::path folder_;
+};
 
 }  // namespace testing

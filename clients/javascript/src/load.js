@@ -111,13 +111,14 @@ export async function openModel(platform, files, engine, options, { began, devic
     const { vision_encoder, projector, ...decoderGraphs } = open;
     const numImageTokens = Math.floor(imageSize / manifest.image.patch_size) ** 2;
     const cacheType = decoderGraph.cache_dtype ?? "float32";
+    const { embed_tokens, second_pass = null } = manifest.variants[variant];
     const components = {
       engine,
       tokenizer,
       template: new PromptTemplate(tokenizer, manifest.prompt),
       imageEncoder: new ImageEncoder(engine, vision_encoder, projector, imageSize, numImageTokens),
-      decoder: new Decoder(engine, /** @type {any} */ (decoderGraphs), manifest.decoder, cacheType),
-      embedding: await TokenEmbedding.open(files, manifest.variants[variant].embed_tokens, manifest.decoder),
+      decoder: new Decoder(engine, /** @type {any} */ (decoderGraphs), manifest.decoder, cacheType, second_pass),
+      embedding: await TokenEmbedding.open(files, embed_tokens, manifest.decoder),
       readPixels: platform.readPixels,
     };
     components.decoder.newCache().dispose(); // A type that the client lacks is refused here.

@@ -15,6 +15,11 @@ const ADVICE = "export the package again, or install a fastvlm-onnx that knows i
  * @property {string} decoder graph file
  * @property {string} embed_tokens file of the token embeddings
  * @property {SplitDecoder|null} [split_decoder] the decoder in parts
+ * @property {SecondPass|null} [second_pass] when `prefill` runs the last positions of an answer again
+ *
+ * @typedef {object} SecondPass
+ * @property {number} margin `prefill` decides where the largest logit leads the second by less
+ * @property {number} positions the most positions that it runs again, the newest included
  *
  * @typedef {object} SplitDecoder
  * @property {string} decoder_layers graph file: embeddings to hidden states
@@ -78,6 +83,11 @@ export function parseManifest(text, where) {
   }
   const misfit = firstMisfit(content, MANIFEST, "");
   if (misfit) throw fault(where, `${MANIFEST_FILE}: ${misfit}`, ADVICE);
+  for (const [name, variant] of Object.entries(content.variants)) {
+    const secondPass = variant.second_pass ?? { margin: 0, positions: 0 };
+    const fault_ = firstMisfit(secondPass, SECOND_PASS, `variants.${name}.second_pass`);
+    if (fault_) throw fault(where, `${MANIFEST_FILE}: ${fault_}`, ADVICE);
+  }
   const { padding, resample, rescale } = content.image;
   if (padding !== "pad" || resample !== "bicubic" || rescale !== "1/255") {
     const found = `image has ${padding}, ${resample}, ${rescale}`;
@@ -118,7 +128,7 @@ export const scaleFile = (embedTokens) => embedTokens.replace(/\.npy$/, ".scale.
 
 // --- checks --------------------------------------------------------------------------------------
 
-/** @typedef {"text" | "count" | "counts" | "texts" | "flag"} Kind */
+/** @typedef {"text" | "number" | "count" | "counts" | "texts" | "flag"} Kind */
 /** A key of an object with the kind of its value; `each` stands for every key. @typedef {{[key: string]: Kind | Shape}} Shape */
 
 /** @type {Shape} */
@@ -129,6 +139,9 @@ const VARIANT = {
   decoder: "text",
   embed_tokens: "text",
 };
+
+/** @type {Shape} */
+const SECOND_PASS = { margin: "number", positions: "count" };
 
 /** @type {Shape} */
 const MANIFEST = {
@@ -160,6 +173,7 @@ const MANIFEST = {
 const KINDS = {
   text: ["a text", (value) => typeof value === "string"],
   flag: ["true or false", (value) => typeof value === "boolean"],
+  number: ["a number", (value) => typeof value === "number"],
   count: ["an integer of 0 or more", isCount],
   counts: ["a list of integers", (value) => Array.isArray(value) && value.every(isCount)],
   texts: [

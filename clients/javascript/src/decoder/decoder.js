@@ -2,8 +2,9 @@
 
 import { KVCache } from "./kv_cache.js";
 import { LMHead } from "./lm_head.js";
+import { lead } from "./sampler.js";
 
-/** @import { DecoderFormat } from "../manifest.js" */
+/** @import { DecoderFormat, SecondPass } from "../manifest.js" */
 /** @import { Engine, Graph } from "../engine/engine.js" */
 /** @import { Logits } from "./sampler.js" */
 
@@ -20,20 +21,25 @@ export class Decoder {
   #graphs;
   #cacheType;
   #lmHead;
+  #prefillsWholePrompts;
+  #secondPass;
 
   /**
    * @param {Engine} engine
    * @param {DecoderGraphs} graphs
    * @param {DecoderFormat} sizes
    * @param {string} cacheType the manifest's `cache_dtype`
+   * @param {SecondPass|null} secondPass read only where `prefill` has hidden states for `lm_head`
    */
-  constructor(engine, graphs, sizes, cacheType) {
+  constructor(engine, graphs, sizes, cacheType, secondPass) {
     this.#engine = engine;
     this.#graphs = graphs;
     this.#cacheType = cacheType;
     this.sizes = sizes;
     const { lm_head, lm_head_screen } = graphs;
     this.#lmHead = lm_head ? new LMHead(engine, lm_head, lm_head_screen ?? null, sizes) : null;
+    this.#prefillsWholePrompts = this.#lmHead && graphs.prefill?.outputNames.includes("hidden_states");
+    this.#secondPass = this.#prefillsWholePrompts ? secondPass : null;
   }
 
   /** An empty cache for one sequence. */
@@ -52,17 +58,33 @@ export class Decoder {
   async run(embeds, cache, isGreedy) {
     const { decoder, prefill } = this.#graphs;
     const lastPosition = embeds.length - this.sizes.hidden_size;
+    const isStep = lastPosition === 0;
     let outputs;
-    if (!prefill || lastPosition === 0) {
+    if (!prefill || isStep) {
       outputs = await this.#append(decoder, embeds, cache);
-    } else if (this.#lmHead && prefill.outputNames.includes("hidden_states")) {
+    } else if (this.#prefillsWholePrompts) {
       outputs = await this.#append(prefill, embeds, cache);
     } else {
       await this.#append(prefill, embeds.subarray(0, lastPosition), cache);
       outputs = await this.#append(decoder, embeds.subarray(lastPosition), cache);
     }
-    if (this.#lmHead) return this.#lmHead.run(outputs.hidden_states, isGreedy);
-    return { values: /** @type {Float32Array} */ (outputs.logits.data), ids: null };
+    if (!this.#lmHead) return { values: /** @type {Float32Array} */ (outputs.logits.data), ids: null };
+    const logits = await this.#lmHead.run(outputs.hidden_states, isGreedy);
+    // Tensors that each run returns anew cannot be cut back.
+    if (!prefill || !this.#secondPass || !cache.isInPlace) return logits;
+    cache.steps = isStep ? [...cache.steps, embeds].slice(-this.#secondPass.positions) : [];
+    if (!isStep || lead(logits.values) >= this.#secondPass.margin) return logits;
+    const again = await this.#append(prefill, this.#takeBack(cache), cache);
+    return this.#lmHead.run(again.hidden_states, isGreedy);
+  }
+
+  /** Forget the positions of the last steps, and return their inputs. @param {KVCache} cache */
+  #takeBack(cache) {
+    const { hidden_size } = this.sizes;
+    const embeds = new Float32Array(cache.steps.length * hidden_size);
+    for (const [i, step] of cache.steps.entries()) embeds.set(step, i * hidden_size);
+    cache.truncate(cache.length - cache.steps.length);
+    return embeds;
   }
 
   /** @param {Graph} graph @param {Float32Array} embeds @param {KVCache} cache */

@@ -47,6 +47,12 @@ export class KVCache {
     this.isInPlace = engine.writesInPlace && sizes.operators === "microsoft";
     this.length = 0;
     this.capacity = 0;
+    /**
+     * Inputs of the last positions that ran one by one since the last run of several.
+     *
+     * @type {Float32Array[]}
+     */
+    this.steps = [];
     if (!this.isInPlace) this.#allocate(0);
   }
 
@@ -108,6 +114,16 @@ export class KVCache {
       this.#past[name] = this.#inputs[name] = outputs[presentName(name)];
       tensor.dispose();
     }
+  }
+
+  /**
+   * Forget the last positions of a cache that is in place.
+   *
+   * @param {number} length the positions that stay
+   */
+  truncate(length) {
+    this.length = length;
+    this.steps = [];
   }
 
   dispose() {

@@ -12,6 +12,20 @@
  *   they are all tokens in order
  */
 
+/**
+ * The largest logit less the second largest.
+ *
+ * @param {Float32Array} values at least one
+ */
+export function lead(values) {
+  let [first, second] = [-Infinity, -Infinity];
+  for (const value of values) {
+    if (value > first) [first, second] = [value, first];
+    else if (value > second) second = value;
+  }
+  return first - second;
+}
+
 /** Draws the tokens of one answer. */
 export class Sampler {
   #options;

@@ -85,8 +85,8 @@ export function parseManifest(text, where) {
   if (misfit) throw fault(where, `${MANIFEST_FILE}: ${misfit}`, ADVICE);
   for (const [name, variant] of Object.entries(content.variants)) {
     const secondPass = variant.second_pass ?? { margin: 0, positions: 0 };
-    const fault_ = firstMisfit(secondPass, SECOND_PASS, `variants.${name}.second_pass`);
-    if (fault_) throw fault(where, `${MANIFEST_FILE}: ${fault_}`, ADVICE);
+    const found = firstMisfit(secondPass, SECOND_PASS, `variants.${name}.second_pass`);
+    if (found) throw fault(where, `${MANIFEST_FILE}: ${found}`, ADVICE);
   }
   const { padding, resample, rescale } = content.image;
   if (padding !== "pad" || resample !== "bicubic" || rescale !== "1/255") {

@@ -154,7 +154,10 @@ def test_a_row_of_a_batch_is_run_again_without_its_neighbours(
     # A margin that some rows of a step are above, and some below.
     int4 = np.stack([run_steps(fast, decoder_with(fast, NEVER), *each)[0] for each in sequences])
     leads = np.diff(np.partition(int4[:, 1:], -2)[..., -2:])[..., 0]
-    margin = float(np.median(leads))
+    # Sums of a row and of a batch have other orders, so the margin is far from every lead.
+    middle = np.sort(leads.ravel())[4:11]
+    widest = int(np.diff(middle).argmax())
+    margin = float(middle[widest : widest + 2].mean())
     alone, passes = [], []
     for prompt, tokens in sequences:
         decoder = decoder_with(fast, margin)

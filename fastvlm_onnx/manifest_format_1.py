@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fastvlm_onnx.errors import PackageError
 from fastvlm_onnx.manifest_reader import parse
+from fastvlm_onnx.names import scale_file
 from fastvlm_onnx.variants import VARIANTS
 
 # This token begins a turn in Qwen2's prompts, the only prompts with turns in format 1.
@@ -79,6 +80,11 @@ def convert_format_1(content: dict[str, Any], path: Path) -> dict[str, Any]:
         encoders = variant.vision_encoder.values()
         for file in (*encoders, variant.projector, variant.prefill, variant.decoder):
             graphs[file] = _graph(file, name, old.files)
+        # Where the checkpoint ties lm_head to the token embeddings, a decoder reads their files.
+        # Format 1 does not say so.
+        embeddings = (variant.embed_tokens, scale_file(variant.embed_tokens))
+        weights = graphs[variant.decoder]["weights"]
+        weights += [file for file in embeddings if file in old.files and file not in weights]
     return {
         **content,
         "prompt": _turns(old.prompt),

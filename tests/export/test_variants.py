@@ -204,6 +204,40 @@ def test_a_tied_lm_head_is_stored_in_the_file_of_the_token_embeddings(
         assert fastvlm_onnx.load(folder, precision=precision).manifest == manifest
 
 
+def as_format_1(content: dict) -> None:
+    """Leave of a manifest what fastvlm-onnx 0.1 wrote."""
+    prompt = content["prompt"]
+    content["format_version"] = 1
+    content["prompt"] = {
+        "before_image": prompt["system"] + prompt["user"],
+        "before_prompt": prompt["after_image"],
+        "after_prompt": prompt["end_of_turn"] + prompt["assistant"],
+    }
+    del content["decoder"]["operators"]
+    kept = ("vision_encoder", "projector", "prefill", "decoder", "embed_tokens")
+    for variant in content["variants"].values():
+        for key in variant.keys() - set(kept):
+            del variant[key]
+    known = ("format_version", "source", "image", "prompt", "decoder", "variants", "files")
+    for key in content.keys() - {*known, "measured"}:
+        del content[key]
+
+
+def test_a_tied_package_of_format_1_opens(
+    checkpoint: Path, tmp_path: Path, edit_json: Callable[[Path, Callable[[dict], None]], None]
+) -> None:
+    """Format 1 does not say that a decoder reads the files of the token embeddings."""
+    folder = tmp_path / "tied-onnx"
+    manifest = export_package(checkpoint, folder, precisions=["fp32", "int8", "int4"])
+    edit_json(folder / "fastvlm.json", as_format_1)
+    for precision in manifest.variants:
+        with fastvlm_onnx.load(folder, precision=precision) as model:
+            assert model.manifest.format_version == 1
+            language_model = model.language_model
+            rows = language_model.teacher_forced_logits(language_model.embed([[1, 2, 3]]), [4, 5])
+            assert all(np.isfinite(row).all() for row in rows)
+
+
 def test_an_untied_lm_head_is_stored_in_the_decoders_weights(variants: Path) -> None:
     files = external(variants, "decoder.int8.onnx")  # the built-in model's is untied
     assert files["lm_head.weight"] == "decoder.int8.onnx.data"

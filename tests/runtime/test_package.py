@@ -258,7 +258,16 @@ def test_format_1_is_read_as_format_2(old_package: Path, tmp_path: Path) -> None
         "vision_encoder.256.int8.onnx": (["vision_encoder.int8.onnx.data"], True, None, "1.22"),
         "projector.int8.onnx": (["projector.int8.onnx.data"], True, None, "1.22"),
         "prefill.int8.onnx": (["decoder.int8.onnx.data"], True, "float32", "1.22"),
-        "decoder.int4.onnx": (["decoder.int4.onnx.data"], False, "float32", "1.22"),
+        "decoder.int4.onnx": (
+            [
+                "decoder.int4.onnx.data",
+                "embed_tokens.int8.npy",
+                "embed_tokens.int8.scale.npy",
+            ],
+            False,
+            "float32",
+            "1.22",
+        ),
     }
     manifest.write(tmp_path)
     assert json.loads((tmp_path / "fastvlm.json").read_text())["format_version"] == 2

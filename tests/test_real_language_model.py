@@ -82,7 +82,7 @@ def test_a_subset_of_the_prompts_has_all_kinds_and_languages() -> None:
 
 @pytest.mark.parametrize("count", [0, 201])
 def test_a_subset_of_an_impossible_size_is_refused(count: int) -> None:
-    with pytest.raises(InputError, match=rf"--prompts is {count}; expected 1 to 200"):
+    with pytest.raises(InputError, match=rf"^{count} prompts were asked for; expected 1 to 200"):
         read_prompts(count)
 
 

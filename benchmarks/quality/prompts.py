@@ -39,7 +39,7 @@ def read_prompts(count: int | None = None) -> list[Prompt]:
     if count is None:
         return prompts
     if not 1 <= count <= len(prompts):
-        raise InputError(f"--prompts is {count}; expected 1 to {len(prompts)}.")
+        raise InputError(f"{count} prompts were asked for; expected 1 to {len(prompts)}.")
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 

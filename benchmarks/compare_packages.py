@@ -32,7 +32,6 @@ from fastvlm_onnx.runtime.ort.hardware import processor
 PROMPT = "Describe the image."
 STAGES = ("prefill", "decode")
 
-
 Seconds = dict[str, float]
 """By stage: the seconds of a prompt, and of a token."""
 

@@ -31,7 +31,7 @@ from fastvlm_onnx.progress import Progress
 METHOD: Final = "gptq"
 DEFAULT_LIMITS: Final = Limits()
 # A change of the arithmetic gives other weights, so it must not go on from files made before it.
-ARITHMETIC: Final = 2
+ARITHMETIC: Final = 3
 # Activations beyond this size are in a file that is mapped into memory.
 MEMORY_BYTES: Final = 256_000_000
 # Tokens around an image in a prompt, more than enough.

@@ -5,9 +5,10 @@ with the quantised weights of the products before.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
@@ -23,7 +24,11 @@ from fastvlm_onnx.export.graphs.decoder_precisions import (
     DecoderPrecision,
 )
 from fastvlm_onnx.export.graphs.hadamard import transform_columns
-from fastvlm_onnx.export.tensors.block_formats import PRODUCTS, BlockFormats
+from fastvlm_onnx.export.tensors.block_formats import (
+    PRODUCTS,
+    BlockFormats,
+    salient_channels,
+)
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 from fastvlm_onnx.export.tensors.quantization import (
     Blocks,
@@ -33,6 +38,12 @@ from fastvlm_onnx.export.tensors.quantized_weight import (
     QuantizedTensors,
     stored_blocks,
     stored_channels,
+)
+from fastvlm_onnx.export.tensors.salient_channels import (
+    pack_salient_columns,
+    pack_salient_rows,
+    unpack_salient_columns,
+    unpack_salient_rows,
 )
 from fastvlm_onnx.export.tensors.weights import Weights
 
@@ -49,6 +60,8 @@ CHANNEL_SETTINGS: Final[Mapping[str, GPTQ]] = dict.fromkeys(PRODUCTS, GPTQ()) | 
     "down_proj": GPTQ(damping=0.2)
 }
 
+SALIENT_PRODUCTS: Final = ("gate_up_proj", "down_proj")
+
 
 class DecoderForm(Protocol):
     """One form of the weights of a decoder.
@@ -56,10 +69,13 @@ class DecoderForm(Protocol):
     Attributes:
         name: its name, INT4_BLOCKS or INT8_CHANNELS.
         settings: the settings of GPTQ, by product.
+        salient: the channels of an MLP with the largest activations that have 8 bits. They must
+            stand first.
     """
 
     name: str
     settings: Mapping[str, GPTQ]
+    salient: int
 
     def describe(self) -> dict[str, Any]:
         """Return everything that the integers depend on beside checkpoint and set, for JSON."""
@@ -111,11 +127,13 @@ class BlockForm:
     def __init__(self, config: DecoderConfig, formats: BlockFormats) -> None:
         """Take the decoder's sizes, and the format of each product."""
         self._config, self._formats = config, formats
+        self.salient = salient_channels(formats, config.intermediate_size)
 
     def describe(self) -> dict[str, Any]:
         return {
             "formats": [asdict(self._formats[product]) for product in PRODUCTS],
             "settings": [asdict(self.settings[product]) for product in PRODUCTS],
+            "salient": self.salient,
         }
 
     def layer(self, weights: Weights) -> Weights:
@@ -129,22 +147,58 @@ class BlockForm:
 
     def quantize(self, product: str, weight: FloatArray, rounder: Rounder) -> Arrays:
         form = self._formats[product]
-        found = rounder.quantize(weight, form.block_size, form.bits)
+        if self._has_salient(product):
+            found = self._quantize_salient(product, weight, rounder)
+        else:
+            found = rounder.quantize(weight, form)
         arrays: dict[str, NDArray[Any]] = {"packed": found.packed, "scales": found.scales}
         if found.zero_points is not None:
             arrays["zero_points"] = found.zero_points
         return arrays
 
-    def dequantize(self, product: str, arrays: Arrays, rows: slice) -> FloatArray:
-        zeros = arrays.get("zero_points")
-        blocks = Blocks(
-            arrays["packed"][rows], arrays["scales"][rows], None if zeros is None else zeros[rows]
+    def _has_salient(self, product: str) -> bool:
+        return self.salient > 0 and product in SALIENT_PRODUCTS
+
+    def _quantize_salient(self, product: str, weight: FloatArray, rounder: Rounder) -> Blocks:
+        form = self._formats[product]
+        if product == "down_proj":
+            found = rounder.quantize_integers(weight, form, salient=self.salient)
+            return pack_salient_columns(found, self.salient, form.block_size)
+        gate_up = weight.reshape(2, self._config.intermediate_size, -1)
+        salient, others = (
+            np.concatenate(list(part))
+            for part in (gate_up[:, : self.salient], gate_up[:, self.salient :])
         )
-        return dequantize_blocks(blocks, self._config.shape_of(PRODUCTS[product])[1])
+        return pack_salient_rows(
+            rounder.quantize_integers(salient, replace(form, bits=8)),
+            rounder.quantize_integers(others, form),
+            form.block_size,
+        )
+
+    def dequantize(self, product: str, arrays: Arrays, rows: slice) -> FloatArray:
+        out_size, in_size = self._config.shape_of(PRODUCTS[product])
+        zeros = arrays.get("zero_points")
+        blocks = Blocks(arrays["packed"], arrays["scales"], zeros)
+        if self._has_salient(product) and product == "gate_up_proj":
+            channels = np.arange(*rows.indices(out_size))
+            return unpack_salient_rows(
+                blocks, channels, self.salient, self._config.intermediate_size, in_size
+            )
+        blocks = Blocks(
+            blocks.packed[rows], blocks.scales[rows], None if zeros is None else zeros[rows]
+        )
+        if self._has_salient(product):
+            return unpack_salient_columns(blocks, self.salient, in_size)
+        return dequantize_blocks(blocks, in_size)
 
     def tensors(self, product: str, read: Callable[[str], NDArray[Any]]) -> QuantizedTensors:
-        shape = self._config.shape_of(PRODUCTS[product])
-        return stored_blocks(shape, self._formats[product], read)
+        out_size, in_size = self._config.shape_of(PRODUCTS[product])
+        if self._has_salient(product):
+            if product == "down_proj":
+                in_size += self.salient
+            else:
+                out_size += 2 * self.salient
+        return stored_blocks((out_size, in_size), self._formats[product], read)
 
 
 class ChannelForm:
@@ -152,6 +206,7 @@ class ChannelForm:
 
     name = INT8_CHANNELS
     settings: Mapping[str, GPTQ] = CHANNEL_SETTINGS
+    salient = 0
 
     def __init__(self, config: DecoderConfig) -> None:
         """Take the decoder's sizes."""
@@ -198,4 +253,4 @@ def form_of(precision: DecoderPrecision, config: DecoderConfig) -> DecoderForm:
     """Return the form of the weights of a precision that has a `calibrated_form`."""
     if precision.formats is None:
         return ChannelForm(config)
-    return BlockForm(config, precision.formats)
+    return BlockForm(config, precision.calibrated_formats or precision.formats)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_onnx.export.calibration.gram_factor import damped_factor, mirror, permute, solve
+from fastvlm_onnx.export.tensors.block_formats import BlockFormat
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
 from fastvlm_onnx.export.tensors.quantization import (
     Blocks,
@@ -24,6 +26,7 @@ from fastvlm_onnx.export.tensors.quantization import (
     search_int4,
     search_int8,
 )
+from fastvlm_onnx.export.tensors.salient_channels import BlockIntegers
 
 # Columns whose errors are added to later columns in one matrix product.
 LAZY_COLUMNS: Final = 128
@@ -110,19 +113,32 @@ class Rounder:
         for rows in pieces:
             weight[rows][:, self._order] += drift[rows]
 
-    def quantize(self, weight: FloatArray, block_size: int, bits: int = 4) -> Blocks:
+    def quantize(self, weight: FloatArray, form: BlockFormat) -> Blocks:
         """Quantise a weight in blocks.
 
         Args:
             weight: float32 [out, in].
-            block_size: consecutive values of a row that share a scale.
-            bits: 4, with zero points, or 8.
+            form: the format of the blocks.
         """
-        if bits == 8:
-            integers, scales, _ = self._round(weight, block_size, INT8)
-            return pack_int8_blocks(integers, scales, block_size)
-        integers, scales, zeros = self._round(weight, block_size, INT4)
-        return pack_int4_blocks(integers, scales, zeros, block_size)
+        found = self.quantize_integers(weight, form)
+        if form.bits == 8:
+            return pack_int8_blocks(found.integers, found.scales, form.block_size)
+        return pack_int4_blocks(found.integers, found.scales, found.zeros, form.block_size)
+
+    def quantize_integers(
+        self, weight: FloatArray, form: BlockFormat, *, salient: int = 0
+    ) -> BlockIntegers:
+        """Quantise a weight in blocks that are not packed.
+
+        Args:
+            weight: float32 [out, in].
+            form: the format of the blocks.
+            salient: so many of the first columns have 8 bits, a multiple of the block size.
+        """
+        blocks = -(-weight.shape[1] // form.block_size)
+        salient_blocks = salient // form.block_size
+        levels = [INT8] * salient_blocks + [INT8 if form.bits == 8 else INT4] * blocks
+        return BlockIntegers(*self._round(weight, form, levels[:blocks]))
 
     def quantize_channels(self, weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
         """Quantise a weight to int8 with a scale for each output channel.
@@ -133,16 +149,16 @@ class Rounder:
         Returns:
             int8 [out, in] in -127 .. 127, and scales float32 [out].
         """
-        integers, scales, _ = self._round(weight, weight.shape[1], INT8)
+        integers, scales, _ = self._round(weight, BlockFormat(8, weight.shape[1]), [INT8])
         return integers, scales[:, 0]
 
     def _round(
-        self, weight: FloatArray, block_size: int, levels: Levels
+        self, weight: FloatArray, form: BlockFormat, levels: Sequence[Levels]
     ) -> tuple[NDArray[np.int8], FloatArray, NDArray[np.uint8]]:
         # Rows are independent of each other, and pieces of them take little memory.
         pieces = map_pieces(
             lambda rows: _round_columns(
-                weight[rows], self._factor, self._order, block_size, self._settings, levels
+                weight[rows], self._factor, self._order, form, self._settings, levels
             ),
             len(weight),
             PIECE_ROWS,
@@ -151,13 +167,21 @@ class Rounder:
         return integers, scales, zeros
 
 
+def stored_scales(scales: FloatArray, form: BlockFormat) -> FloatArray:
+    """Return scales as a format stores them, in float32."""
+    if not form.has_bfloat16_scales:
+        return scales
+    rounded: FloatArray = scales.astype(ml_dtypes.bfloat16).astype(np.float32)
+    return rounded
+
+
 def _round_columns(
     weight: FloatArray,
     factor: FloatArray,
     order: NDArray[np.int64],
-    block_size: int,
+    form: BlockFormat,
     settings: GPTQ,
-    levels: Levels,
+    levels: Sequence[Levels],
 ) -> tuple[NDArray[np.int8], FloatArray, NDArray[np.uint8]]:
     """Round the columns of a weight in a given order.
 
@@ -169,14 +193,15 @@ def _round_columns(
         factor: upper triangular, float32 [in, in]; factor @ factor.T is H, with its rows and
             columns in the order of `order`.
         order: the columns of the weight in the order in which they are rounded.
-        block_size: consecutive columns that share a scale.
+        form: the format of the blocks.
         settings: the settings of GPTQ.
-        levels: the integers.
+        levels: the integers of each block.
 
     Returns:
         Integers int8 [out, in], scales float32 [out, blocks] and zero points uint8 [out, blocks].
     """
     out_size, in_size = weight.shape
+    block_size = form.block_size
     blocks = -(-in_size // block_size)
     block_of = order // block_size
     # Columns are rows here, so that a column is contiguous.
@@ -189,8 +214,8 @@ def _round_columns(
         importance[order] = np.einsum("ij,ij->i", factor, factor)
         for block in range(blocks):
             columns = slice(block * block_size, min((block + 1) * block_size, in_size))
-            _, scale, zero = levels.search(weight[:, columns], importance[columns], SHARES)
-            scales[block], zeros[block] = scale[:, 0], zero[:, 0]
+            _, scale, zero = levels[block].search(weight[:, columns], importance[columns], SHARES)
+            scales[block], zeros[block] = stored_scales(scale[:, 0], form), zero[:, 0]
 
     # Scales that are found on moved columns need all columns of their block at once.
     step = LAZY_COLUMNS if settings.has_activation_order else max(LAZY_COLUMNS, block_size)
@@ -210,12 +235,12 @@ def _round_columns(
                     width = min(block_size, stop - column)
                     spread = np.diagonal(factor)[column : column + width] ** 2
                     values = np.ascontiguousarray(moved[k : k + width].T)
-                    _, scale, zero = levels.search(values, spread, SHARES)
-                    scales[block], zeros[block] = scale[:, 0], zero[:, 0]
+                    _, scale, zero = levels[block].search(values, spread, SHARES)
+                    scales[block], zeros[block] = stored_scales(scale[:, 0], form), zero[:, 0]
                 scale, zero = scales[block], zeros[block]
                 with np.errstate(divide="ignore", invalid="ignore"):
                     nearest = np.nan_to_num(moved[k] / scale)
-                rounded = np.clip(np.rint(nearest), -zero, levels.largest - zero)
+                rounded = np.clip(np.rint(nearest), -zero, levels[block].largest - zero)
                 integers[column] = rounded
                 change[column] = original[column] - rounded * scale
                 errors[k - inner] = (moved[k] - rounded * scale) / inverse[k, k]

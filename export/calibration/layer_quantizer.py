@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
+from fastvlm_onnx.export.calibration.channel_order import ChannelSalience
 from fastvlm_onnx.export.calibration.decoder_forms import Arrays, DecoderForm, corrects_drift
 from fastvlm_onnx.export.calibration.gptq import Rounder
 from fastvlm_onnx.export.calibration.input_gram import InputGram
@@ -36,6 +37,8 @@ from fastvlm_onnx.export.tensors.weights import Weights
 PIECE_ROWS: Final = 1024
 # Its drift is the last that needs the layer in float32, and its X.T X is by far the largest.
 LAST_PRODUCT: Final = "down_proj"
+# Sequences that say which channels are salient, at most.
+SALIENCE_SEQUENCES: Final = 16
 # The part of a layer's time before its output is computed, for the progress.
 QUANTIZED: Final = 0.85
 
@@ -142,6 +145,8 @@ class LayerQuantizer:
             report: called with the share of the layer that is done.
         """
         form, found = self._form, dict[str, Arrays]()
+        if form.salient:
+            self._sort_channels(runner, graph, parts)
         exact = runner.beside() if corrects_drift(form) else None
         for i, product in enumerate(PRODUCTS):
             name, settings = graph.products[product], form.settings[product]
@@ -171,6 +176,22 @@ class LayerQuantizer:
             self._load(runner, graph, product, found)
             report(QUANTIZED * (i + 1) / len(PRODUCTS))
         return found
+
+    def _sort_channels(
+        self,
+        runner: LayerRunner,
+        graph: RecordedLayer,
+        parts: Sequence[tuple[FloatArray, FloatArray]],
+    ) -> None:
+        """Put the salient channels of a loaded layer's MLP first, which changes no output."""
+        gate_up_name, down_name = graph.products["gate_up_proj"], graph.products["down_proj"]
+        gate_up, down = runner.weight(gate_up_name), runner.weight(down_name)
+        salience = ChannelSalience(down)
+        for part, _ in parts[:: -(-len(parts) // SALIENCE_SEQUENCES)]:
+            salience.add(runner.run(part, "gate_up_proj") @ gate_up)
+        order = salience.order(self._form.salient)
+        both = gate_up.reshape(len(gate_up), 2, -1)[:, :, order]
+        runner.load({gate_up_name: both.reshape(gate_up.shape), down_name: down[order]})
 
     def _drift(
         self,

@@ -117,7 +117,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = norm(weights / "input_layernorm", width, eps)
         self.self_attn = operators.attention(weights / "self_attn", config, qkv, o)
         self.post_attention_layernorm = norm(weights / "post_attention_layernorm", width, eps)
-        mlp = precision.mlp_of(layer, calibrated) or partial(
+        mlp = precision.mlp_of(layer, config, calibrated) or partial(
             MLP, gate_up_linear=gate_up, down_linear=down
         )
         self.mlp: nn.Module = mlp(weights / "mlp", config)

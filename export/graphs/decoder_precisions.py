@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from fastvlm_onnx.export.architecture.config import DecoderConfig
+from fastvlm_onnx.export.graphs.decoder_int4 import SalientMLP
 from fastvlm_onnx.export.graphs.decoder_int8 import (
     ChannelInt8Head,
     PerTokenInt8Linear,
@@ -24,7 +25,12 @@ from fastvlm_onnx.export.graphs.linear import (
     Linear,
     MatMulNBits,
 )
-from fastvlm_onnx.export.tensors.block_formats import INT4_FORMATS, BlockFormats
+from fastvlm_onnx.export.tensors.block_formats import (
+    CALIBRATED_FORMATS,
+    INT4_FORMATS,
+    BlockFormats,
+    salient_channels,
+)
 from fastvlm_onnx.export.tensors.lazy_array import LazyArray
 from fastvlm_onnx.export.tensors.quantization import INT8_BLOCK
 from fastvlm_onnx.export.tensors.quantized_weight import CalibratedWeights
@@ -76,6 +82,7 @@ class DecoderPrecision:
         has_int8_channels: every weight is int8 with a scale for each output channel.
         formats: the block formats of all products, of which every linear layer is made; None where
             weights are not in blocks.
+        calibrated_formats: the same for weights that a calibration quantised; `formats` when None.
         avoids_tiling: attention does without ONNX Runtime's tiled kernel; see AttentionInputs.
         shared_weights: the precision whose weights this decoder shares, but for the tensors of
             lm_head that it has alone; None where no other decoder has its weights.
@@ -90,6 +97,7 @@ class DecoderPrecision:
     transforms_stream: bool = False
     has_int8_channels: bool = False
     formats: BlockFormats | None = None
+    calibrated_formats: BlockFormats | None = None
     avoids_tiling: bool = False
     shared_weights: str | None = None
 
@@ -117,8 +125,9 @@ class DecoderPrecision:
             calibrated: weights that a calibration quantised in this precision's form; weights are
                 rounded as they are written when None.
         """
-        if self.formats is not None:
-            form = self.formats[product]
+        formats = self._formats_of(calibrated)
+        if formats is not None:
+            form = formats[product]
             return partial(
                 BlockLinear,
                 block_size=form.block_size,
@@ -133,13 +142,30 @@ class DecoderPrecision:
         )
 
     def mlp_of(
-        self, layer: int, calibrated: CalibratedWeights | None = None
+        self, layer: int, config: DecoderConfig, calibrated: CalibratedWeights | None = None
     ) -> Callable[[Weights, DecoderConfig], nn.Module] | None:
-        """Return `mlp` for one layer; the arguments are those of `linear_of`."""
-        if self.mlp is None or calibrated is None:
+        """Return the MLP of one layer, or None if `linear_of` makes its layers.
+
+        Args:
+            layer: the layer, counted from 0.
+            config: the decoder's sizes.
+            calibrated: as for `linear_of`. An int4 MLP then has salient channels.
+        """
+        if calibrated is None:
             return self.mlp
-        products = ("gate_up_proj", "down_proj")
-        return partial(self.mlp, quantized={name: calibrated[layer, name] for name in products})
+        quantized = {name: calibrated[layer, name] for name in ("gate_up_proj", "down_proj")}
+        if self.mlp is not None:
+            return partial(self.mlp, quantized=quantized)
+        formats = self._formats_of(calibrated)
+        if formats is None:
+            return None
+        salient = salient_channels(formats, config.intermediate_size)
+        if not salient:
+            return None
+        return partial(SalientMLP, formats=formats, salient=salient, quantized=quantized)
+
+    def _formats_of(self, calibrated: CalibratedWeights | None) -> BlockFormats | None:
+        return self.formats if calibrated is None else self.calibrated_formats or self.formats
 
 
 # In an int4 decoder this int8 layer takes a third of a token's time. It stays in int8 because it
@@ -156,6 +182,9 @@ _INT8: Final = DecoderPrecision(
     transforms_stream=True,
     has_int8_channels=True,
     avoids_tiling=True,
+)
+_INT4: Final = DecoderPrecision(
+    None, _int8_head, formats=INT4_FORMATS, calibrated_formats=CALIBRATED_FORMATS
 )
 DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
     "fp32": DecoderPrecision(FloatLinear, partial(LMHead, dtype=ir.DataType.FLOAT)),
@@ -178,7 +207,7 @@ DECODER_PRECISIONS: Mapping[str, DecoderPrecision] = {
         lm_head=partial(ChannelInt8Head, block_size=INT8_BLOCK, bits=8),
         shared_weights="int8",
     ),
-    "int4": DecoderPrecision(None, _int8_head, formats=INT4_FORMATS),
+    "int4": _INT4,
     # CUDA's attention has no float32 kernel.
-    "int4_cuda": DecoderPrecision(None, _int8_head, ir.DataType.FLOAT16, formats=INT4_FORMATS),
+    "int4_cuda": replace(_INT4, cache_dtype=ir.DataType.FLOAT16),
 }

@@ -120,6 +120,7 @@ class MatMulNBits(nn.Module):
         block_size: int,
         bits: int,
         quantized: QuantizedTensors | None = None,
+        shape: tuple[int, int] | None = None,
     ):
         """Declare the product.
 
@@ -128,22 +129,28 @@ class MatMulNBits(nn.Module):
             block_size: consecutive values of a row that share a scale.
             bits: 4 or 8.
             quantized: the weight in this format; it is rounded when it is written when None.
+            shape: the shape of `quantized`; that of the weight when None.
         """
         super().__init__()
-        self.out_size, self.in_size = weight.shape
+        self.out_size, self.in_size = shape or weight.shape
         self.block_size, self.bits = block_size, bits
         blocks = quantized or quantize_blocks_lazily(weight, block_size, bits)
         self.weight = parameter(blocks.values, ir.DataType.UINT8)
-        self.scales = parameter(blocks.scales)
+        self.has_bfloat16_scales = blocks.has_bfloat16_scales
+        dtype = ir.DataType.BFLOAT16 if self.has_bfloat16_scales else ir.DataType.FLOAT
+        self.scales = parameter(blocks.scales, dtype)
         self.zero_points = (
             None if blocks.zero_points is None else parameter(blocks.zero_points, ir.DataType.UINT8)
         )
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        scales: ir.Value = self.scales
+        if self.has_bfloat16_scales:
+            scales = op.Cast(scales, to=ir.DataType.FLOAT)
         return op.MatMulNBits(
             x,
             self.weight,
-            self.scales,
+            scales,
             self.zero_points,
             K=self.in_size,
             N=self.out_size,
@@ -161,6 +168,7 @@ class MatMulNBits(nn.Module):
             indices: the rows, int64 [B, 1, count].
         """
         assert self.bits == 8
+        assert not self.has_bfloat16_scales
         zero_point = op.Constant(value=ir.tensor(np.float32(128)))
         integers = op.Cast(op.Gather(self.weight, indices), to=ir.DataType.FLOAT)
         scales = op.Unsqueeze(op.Gather(self.scales, indices), [-1])

@@ -24,11 +24,13 @@ class QuantizedTensors:
         values: the integers.
         scales: float32.
         zero_points: uint8, two in a byte; None with 8 bits.
+        has_bfloat16_scales: the scales are stored in bfloat16.
     """
 
     values: LazyArray
     scales: LazyArray
     zero_points: LazyArray | None = None
+    has_bfloat16_scales: bool = False
 
     def columns(self, start: int, stop: int) -> "QuantizedTensors":
         """Return some output channels of an int8 weight with a scale for each channel."""
@@ -57,7 +59,10 @@ class QuantizedWeight:
         values: the quantised integers, in the shape that the product reads.
         scales: float32, a row (or number) for each row of the weight.
         zero_points: uint8, a row for each row of the weight; None if the zero point is constant.
+        has_bfloat16_scales: False.
     """
+
+    has_bfloat16_scales = False
 
     def __init__(
         self,
@@ -194,7 +199,8 @@ def stored_blocks(
     names = ("packed", "scales", "zero_points")
     shapes = _block_shapes(shape, form)
     arrays = [LazyArray(s, partial(read, name)) for name, s in zip(names, shapes, strict=False)]
-    return QuantizedTensors(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
+    zero_points = arrays[2] if len(arrays) > 2 else None
+    return QuantizedTensors(arrays[0], arrays[1], zero_points, form.has_bfloat16_scales)
 
 
 def _block_shapes(shape: tuple[int, ...], form: BlockFormat) -> list[tuple[int, ...]]:

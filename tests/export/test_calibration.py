@@ -78,23 +78,34 @@ def test_the_manifest_and_the_card_say_how_a_package_was_calibrated(
     assert "calibration" not in (tmp_path / "onnx/README.md").read_text()
 
 
-def test_a_calibration_changes_weights_and_no_graph(calibrated: Path, tmp_path: Path) -> None:
+def test_a_calibration_changes_the_decoder_alone(calibrated: Path, tmp_path: Path) -> None:
     plain = export_package("demo", tmp_path / "onnx", precisions=["int4"])
     files = read_manifest(calibrated).files
     changed = {name for name, entry in files.items() if entry != plain.files[name]}
-    # The graph file holds the smallest tensors.
-    assert changed - {"decoder.int4.onnx"} == {
+    assert changed == {
+        "decoder.int4.onnx",
         "decoder.int4.onnx.data",
         "README.md",
         "golden.json",
     }
-    decoders = [
-        onnx.load(folder / "decoder.int4.onnx", load_external_data=False).graph
-        for folder in (calibrated, tmp_path / "onnx")
+
+
+def test_a_calibrated_int4_decoder_has_scales_in_bfloat16_and_wider_mlps(calibrated: Path) -> None:
+    graph = onnx.load(calibrated / "decoder.int4.onnx", load_external_data=False).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    for product in products[:-1]:  # lm_head is the last
+        assert tensors[casts[product.input[2]]].data_type == onnx.TensorProto.BFLOAT16
+    assert tensors[products[-1].input[2]].data_type == onnx.TensorProto.FLOAT
+    attributes = [{a.name: a.i for a in product.attribute} for product in products[:4]]
+    # 128 of the 384 channels have a second row in gate, up and a second column in down.
+    assert [(a["K"], a["N"], a["bits"]) for a in attributes] == [
+        (128, 256, 8),
+        (128, 128, 8),
+        (128, 2 * (384 + 128), 4),
+        (384 + 128, 128, 4),
     ]
-    assert decoders[0].node == decoders[1].node
-    shapes = [{t.name: (t.dims, t.data_type) for t in graph.initializer} for graph in decoders]
-    assert shapes[0] == shapes[1]
 
 
 def test_the_built_in_set_brings_a_decoder_closer_to_float32_on_texts_it_has_not_seen(
@@ -138,7 +149,8 @@ def test_every_product_may_have_another_format(
 ) -> None:
     formats = dict(zip(PRODUCTS, map(BlockFormat, (4, 8, 4, 8), (64, 128, 32, 64)), strict=True))
     precision = DECODER_PRECISIONS["int4"]
-    monkeypatch.setitem(DECODER_PRECISIONS, "int4", replace(precision, formats=formats))
+    precision = replace(precision, formats=formats, calibrated_formats=None)
+    monkeypatch.setitem(DECODER_PRECISIONS, "int4", precision)
     folder = tmp_path / "onnx"
     export_package("demo", folder, precisions=["int4"], calibrate=calibrate and texts)
     nodes = onnx.load(folder / "decoder.int4.onnx", load_external_data=False).graph.node

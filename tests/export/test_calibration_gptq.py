@@ -62,7 +62,9 @@ def test_gptq_changes_the_outputs_on_other_inputs_less_than_rounding_to_the_near
 ) -> None:
     weight, others = weights(96, width), inputs(500, width, seed=4)
     settings = GPTQ(has_activation_order=has_activation_order)
-    found = Rounder(gram_of(inputs(3000, width)), settings).quantize(weight, block_size)
+    found = Rounder(gram_of(inputs(3000, width)), settings).quantize(
+        weight, BlockFormat(4, block_size)
+    )
     nearest = quantize_blocks(weight, block_size)
     assert output_error(found, weight, others) < 0.7 * output_error(nearest, weight, others)
 
@@ -70,17 +72,17 @@ def test_gptq_changes_the_outputs_on_other_inputs_less_than_rounding_to_the_near
 def test_channels_without_input_and_fewer_tokens_than_channels_give_finite_weights() -> None:
     weight, x = weights(32, 256), inputs(40, 256)
     x[:, 17] = 0
-    found = Rounder(gram_of(x), GPTQ(damping=0.0)).quantize(weight, 128)
+    found = Rounder(gram_of(x), GPTQ(damping=0.0)).quantize(weight, BlockFormat(4, 128))
     assert np.isfinite(found.scales).all()
     assert output_error(found, weight, x) < output_error(quantize_blocks(weight, 128), weight, x)
-    silent = Rounder(np.zeros((256, 256), np.float32), GPTQ()).quantize(weight, 128)
+    silent = Rounder(np.zeros((256, 256), np.float32), GPTQ()).quantize(weight, BlockFormat(4, 128))
     assert np.isfinite(dequantize_blocks(silent, 256)).all()
 
 
 def test_rows_and_channels_of_zeros_stay_zero() -> None:
     weight = weights(8, 128)
     weight[3] = 0
-    found = Rounder(gram_of(inputs(400, 128)), GPTQ()).quantize(weight, 128)
+    found = Rounder(gram_of(inputs(400, 128)), GPTQ()).quantize(weight, BlockFormat(4, 128))
     assert not dequantize_blocks(found, 128)[3].any()
 
 
@@ -123,7 +125,7 @@ def test_int8_blocks_of_gptq_are_closer_than_rounding_to_the_nearest(
     weight, others = weights(96, width), inputs(500, width, seed=4)
     weight[3] = 0
     rounder = Rounder(gram_of(inputs(3000, width)), GPTQ())
-    found = rounder.quantize(weight, block_size, bits=8)
+    found = rounder.quantize(weight, BlockFormat(8, block_size))
     nearest = quantize_blocks(weight, block_size, bits=8)
     assert found.zero_points is None
     assert found.packed.shape == nearest.packed.shape
@@ -153,7 +155,7 @@ def test_a_permutation_in_place_is_the_permutation(seed: int) -> None:
 
 def test_onnx_runtime_multiplies_with_the_weights_that_gptq_chose() -> None:
     weight, form = weights(48, 192), BlockFormat(4, 64)
-    found = Rounder(gram_of(inputs(500, 192)), GPTQ()).quantize(weight, 64)
+    found = Rounder(gram_of(inputs(500, 192)), GPTQ()).quantize(weight, form)
     stored = stored_blocks(weight.shape, form, lambda name: getattr(found, name))
     graph = Graph("product")
     x = graph.input("x", ir.DataType.FLOAT, [3, 192])

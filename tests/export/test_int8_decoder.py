@@ -27,7 +27,6 @@ from fastvlm_onnx.export.graphs.hadamard import (
 from fastvlm_onnx.export.graphs.layers import Graph
 from fastvlm_onnx.export.graphs.linear import MatMulNBits
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
-from fastvlm_onnx.export.tensors.lazy_array import FloatArray, LazyArray
 from fastvlm_onnx.export.tensors.quantization import (
     INT8_BLOCK,
     dequantize_blocks,
@@ -39,19 +38,10 @@ from fastvlm_onnx.names import ATTENTION_MASK, INPUTS_EMBEDS, past_names
 from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
+from tests.export.one_graph import lazy, run
 
 # Sums in another order cost about 1e-6.
 FP32_TOLERANCE = 1e-4
-
-
-def lazy(values: FloatArray) -> LazyArray:
-    return LazyArray(values.shape, lambda: values, lambda start, stop: values[start:stop])
-
-
-def run(graph: Graph, folder: Path, x: FloatArray) -> list[np.ndarray]:
-    path = folder / "graph.onnx"
-    ir.save(graph.finish(), path)
-    return GraphSession(path, ProviderChoice(CPU), has_int8_products=True).run(None, {"x": x})
 
 
 @pytest.mark.parametrize("size", [1, 2, 32, 128])

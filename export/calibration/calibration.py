@@ -16,6 +16,7 @@ import numpy as np
 from fastvlm_onnx.export.architecture.config import VISION_PATCH_SIZE
 from fastvlm_onnx.export.calibration.calibration_set import CalibrationSet
 from fastvlm_onnx.export.calibration.decoder_forms import corrects_drift, form_of
+from fastvlm_onnx.export.calibration.held_array import hold
 from fastvlm_onnx.export.calibration.layer_files import weights_in
 from fastvlm_onnx.export.calibration.layer_quantizer import LayerQuantizer
 from fastvlm_onnx.export.calibration.sequences import Limits, make_sequences
@@ -32,8 +33,6 @@ METHOD: Final = "gptq"
 DEFAULT_LIMITS: Final = Limits()
 # A change of the arithmetic gives other weights, so it must not go on from files made before it.
 ARITHMETIC: Final = 3
-# Activations beyond this size are in a file that is mapped into memory.
-MEMORY_BYTES: Final = 256_000_000
 # Tokens around an image in a prompt, more than enough.
 PROMPT_TOKENS: Final = 64
 
@@ -96,8 +95,10 @@ class Calibration:
         image_tokens = (self._image_size // VISION_PATCH_SIZE) ** 2 + PROMPT_TOKENS
         images = min(limits.images, len(self._set.images))
         tokens = limits.texts * limits.tokens + images * image_tokens
-        # The sequences, their two streams, and a file of the streams, twice while it is replaced.
-        return stored + 7 * 4 * tokens * self._config.hidden_size
+        # The sequences, their two streams, and a file of the streams, twice while it is replaced;
+        # and the inputs of a down projection.
+        widths = 7 * self._config.hidden_size + self._config.intermediate_size
+        return stored + 4 * tokens * widths
 
     def run(self, progress: Progress) -> CalibrationRecord:
         """Quantise all layers, or the layers that an interrupted run left.
@@ -162,10 +163,7 @@ class Calibration:
 
     def _hold(self, name: str, array: FloatArray) -> FloatArray:
         """Return a copy of an array, in a file of the folder if the array is large."""
-        if array.nbytes > MEMORY_BYTES:
-            held: FloatArray = np.memmap(self.folder / name, np.float32, "w+", shape=array.shape)
-        else:
-            held = np.empty_like(array)
+        held = hold(self.folder / name, *array.shape)
         held[:] = array
         return held
 

@@ -18,6 +18,8 @@ from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.calibration.channel_order import ChannelSalience
 from fastvlm_onnx.export.calibration.decoder_forms import Arrays, DecoderForm, corrects_drift
 from fastvlm_onnx.export.calibration.gptq import Rounder
+from fastvlm_onnx.export.calibration.gram_factor import mirror
+from fastvlm_onnx.export.calibration.held_array import hold
 from fastvlm_onnx.export.calibration.input_gram import InputGram
 from fastvlm_onnx.export.calibration.layer_files import (
     SavedStreams,
@@ -27,7 +29,7 @@ from fastvlm_onnx.export.calibration.layer_files import (
     write_layer,
     write_streams,
 )
-from fastvlm_onnx.export.calibration.layer_runner import LayerRunner
+from fastvlm_onnx.export.calibration.layer_runner import LAST_PRODUCT, LayerRunner
 from fastvlm_onnx.export.graphs.recorded_layer import RecordedLayer
 from fastvlm_onnx.export.tensors.block_formats import PRODUCTS
 from fastvlm_onnx.export.tensors.lazy_array import FloatArray
@@ -35,8 +37,6 @@ from fastvlm_onnx.export.tensors.weights import Weights
 
 # Rows of a weight that are dequantised or summed at a time.
 PIECE_ROWS: Final = 1024
-# Its drift is the last that needs the layer in float32, and its X.T X is by far the largest.
-LAST_PRODUCT: Final = "down_proj"
 # Sequences that say which channels are salient, at most.
 SALIENCE_SEQUENCES: Final = 16
 # The part of a layer's time before its output is computed, for the progress.
@@ -94,17 +94,22 @@ class LayerQuantizer:
         runner = LayerRunner(each_layer.__getitem__, self._config, max(lengths), self._threads)
         stops = np.cumsum(lengths)[:-1]
         parts = list(zip(np.split(streams[0], stops), np.split(streams[-1], stops), strict=True))
+        width = self._config.intermediate_size
+        last_inputs = np.split(hold(self._folder / "down_inputs", sum(lengths), width), stops)
         first = self._resume(runner, streams)
         for layer in range(first, count):
             report(layer, 0)
             graph, digest = runner.layer(layer), hashlib.blake2b(digest_size=16)
             for name, array in graph.weights.items():
                 runner.load({name: array.read()}, digest.update)
-            products = self._quantize_layer(runner, graph, parts, partial(report, layer))
+            products = self._quantize_layer(
+                runner, graph, parts, last_inputs, partial(report, layer)
+            )
             write_layer(layer_file(self._folder, self._form, layer), products, digest.hexdigest())
             if layer < count - 1:
-                for done, (part, _) in enumerate(parts):
-                    part[:] = runner.run(part)
+                down = runner.weight(graph.products[LAST_PRODUCT])
+                for done, ((part, _), x) in enumerate(zip(parts, last_inputs, strict=True)):
+                    part += x @ down
                     report(layer, QUANTIZED + (1 - QUANTIZED) * (done + 1) / len(parts))
             write_streams(self._folder, self._form, SavedStreams(layer + 1, streams))
             runner.release(*graph.weights)
@@ -132,6 +137,7 @@ class LayerQuantizer:
         runner: LayerRunner,
         graph: RecordedLayer,
         parts: Sequence[tuple[FloatArray, FloatArray]],
+        last_inputs: Sequence[FloatArray],
         report: Callable[[float], None],
     ) -> dict[str, Arrays]:
         """Quantise the products of a loaded layer one after the other.
@@ -141,7 +147,10 @@ class LayerQuantizer:
         Args:
             runner: has the layer's weights in float32. It gets the quantised weights.
             graph: the layer.
-            parts: the streams of each sequence. The float32 stream is overwritten.
+            parts: the streams of each sequence. The float32 stream becomes that after the layer.
+                The other becomes the residual stream before the down projection's output is added.
+            last_inputs: gets the inputs of the down projection, float32 [sequence_length,
+                intermediate_size] for each sequence.
             report: called with the share of the layer that is done.
         """
         form, found = self._form, dict[str, Arrays]()
@@ -157,10 +166,12 @@ class LayerQuantizer:
             original = runner.weight(name)
             gram = InputGram(self._shapes[product][1])
             drift = None
-            if exact is not None and settings.corrects_drift:
-                drift = self._drift(product, original, runner, exact, parts, gram)
-                if product == LAST_PRODUCT:
+            if product == LAST_PRODUCT:
+                drift = self._last_drift(original, runner, exact, parts, last_inputs, gram)
+                if exact is not None:
                     exact.release(*graph.weights)
+            elif exact is not None and settings.corrects_drift:
+                drift = self._drift(product, original, runner, exact, parts, gram)
             else:
                 for part, _ in parts:
                     gram.add(form.transform(product, runner.run(part, product)))
@@ -204,25 +215,13 @@ class LayerQuantizer:
     ) -> FloatArray:
         """Return what the outputs of a product lack, for `Rounder.correct`, and fill the gram.
 
-        Wanted are the outputs of the float32 layers. Behind the output and the down projections,
-        the residual stream is wanted.
+        Wanted are the outputs of the float32 layers. Behind the output projection, the residual
+        stream is wanted.
 
         Args:
             original: the weight in float32, [in, out].
         """
-        in_size, out_size = original.shape
-        if product == LAST_PRODUCT:
-            drift = np.zeros((out_size, in_size), np.float32)
-            for part, exact_part in parts:
-                # The runner has this product in float32 until now.
-                x, output = runner.run_to_end(part)
-                exact_part[:] = exact.run(exact_part)
-                gram.add(x)
-                lacking = exact_part - output
-                for start in range(0, out_size, PIECE_ROWS):
-                    rows = slice(start, start + PIECE_ROWS)
-                    drift[rows] += lacking[:, rows].T @ x
-            return drift
+        in_size = len(original)
         difference = np.zeros((in_size, in_size), np.float32)
         residual = np.zeros((self._config.hidden_size, in_size), np.float32)
         for part, exact_part in parts:
@@ -234,6 +233,41 @@ class LayerQuantizer:
         drift = original.T @ difference
         if product == "o_proj":
             drift += residual
+        return drift
+
+    def _last_drift(
+        self,
+        original: FloatArray,
+        runner: LayerRunner,
+        exact: LayerRunner | None,
+        parts: Sequence[tuple[FloatArray, FloatArray]],
+        last_inputs: Sequence[FloatArray],
+        gram: InputGram,
+    ) -> FloatArray | None:
+        """Do the same for the down projection, behind which the residual stream is wanted.
+
+        The arguments and the streams are those of `_quantize_layer`. Returns None if the form does
+        not correct the drift.
+
+        Args:
+            original: the weight in float32, [in, out].
+            exact: the layer in float32, if the form corrects the drift.
+        """
+        in_size, out_size = original.shape
+        pieces = [slice(i, i + PIECE_ROWS) for i in range(0, out_size, PIECE_ROWS)]
+        drift = None if exact is None else np.zeros((out_size, in_size), np.float32)
+        for (part, exact_part), x in zip(parts, last_inputs, strict=True):
+            x[:], part[:] = runner.run_to_last_product(part)
+            gram.add(self._form.transform(LAST_PRODUCT, x))
+            if exact is not None and drift is not None:
+                exact_part[:] = exact.run(exact_part)
+                wanted = exact_part - part
+                for rows in pieces:
+                    drift[rows] += wanted[:, rows].T @ x
+        if exact is not None and drift is not None:
+            mirror(gram.upper)
+            for rows in pieces:
+                drift[rows] -= original[:, rows].T @ gram.upper
         return drift
 
     def _load(

@@ -19,6 +19,7 @@ from fastvlm_onnx.export.architecture.config import DecoderConfig
 from fastvlm_onnx.export.graphs.recorded_layer import (
     HIDDEN_STATES,
     NEXT_HIDDEN_STATES,
+    RESIDUAL,
     RecordedLayer,
     build_recorded_layer,
 )
@@ -30,8 +31,9 @@ from fastvlm_onnx.runtime.ort.provider_selection import ProviderChoice
 from fastvlm_onnx.runtime.ort.providers import CPU
 from fastvlm_onnx.runtime.ort.session import GraphSession
 
-# The input of the last product, and the output of the layer.
-BOTH: Final = ("down_proj", NEXT_HIDDEN_STATES)
+LAST_PRODUCT: Final = "down_proj"
+# The input of the last product, and the residual stream that its output is added to.
+LAST_STEP: Final = (LAST_PRODUCT, RESIDUAL)
 
 
 class LayerRunner:
@@ -62,7 +64,8 @@ class LayerRunner:
         self._cache = dict.fromkeys(past_names(0), np.empty(kv_shape, np.float32))
         self._sessions: dict[tuple[str, ...], GraphSession] = {}
         with tempfile.TemporaryDirectory() as folder:
-            for outputs in ((NEXT_HIDDEN_STATES,), *((product,) for product in PRODUCTS), BOTH):
+            single = ((name,) for name in (NEXT_HIDDEN_STATES, *PRODUCTS))
+            for outputs in (*single, LAST_STEP):
                 path = Path(folder) / f"{'.'.join(outputs)}.onnx"
                 model = build_recorded_layer(layers(0), self._config, outputs).model
                 ir.save(model, path)
@@ -120,15 +123,15 @@ class LayerRunner:
         (found,) = self._run(hidden_states, (output,))
         return found
 
-    def run_to_end(self, hidden_states: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def run_to_last_product(self, hidden_states: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Run the loaded layer on a sequence, float32 [sequence_length, hidden_size].
 
         Returns:
             The input of the down projection, float32 [sequence_length, intermediate_size], and the
-            output of the layer, float32 [sequence_length, hidden_size].
+            residual stream that its output is added to, float32 [sequence_length, hidden_size].
         """
-        inputs, output = self._run(hidden_states, BOTH)
-        return inputs, output
+        inputs, residual = self._run(hidden_states, LAST_STEP)
+        return inputs, residual
 
     def _run(self, hidden_states: FloatArray, outputs: tuple[str, ...]) -> list[FloatArray]:
         feeds: dict[str, NDArray[Any]] = {

@@ -29,6 +29,8 @@ from fastvlm_onnx.names import BATCH_SIZE, PAST_SEQUENCE_LENGTH, SEQUENCE_LENGTH
 
 HIDDEN_STATES: Final = "hidden_states"
 NEXT_HIDDEN_STATES: Final = "next_hidden_states"
+# The residual stream between attention and MLP.
+RESIDUAL: Final = "residual"
 
 
 class RecordedLinear(FloatLinear):
@@ -95,7 +97,8 @@ def build_recorded_layer(
     Args:
         weights: the tensors of the layer.
         config: the decoder's sizes. The rotary tables have its context length.
-        outputs: NEXT_HIDDEN_STATES, or names of `block_formats.PRODUCTS` for their inputs.
+        outputs: NEXT_HIDDEN_STATES, RESIDUAL, or names of `block_formats.PRODUCTS`, which stand for
+            the inputs of these products.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -122,6 +125,8 @@ def build_recorded_layer(
     for output in outputs:
         if output == NEXT_HIDDEN_STATES:
             result = graph.op.Add(residual, update)
+        elif output == RESIDUAL:
+            result = graph.op.Identity(residual)
         else:
             result = graph.op.Identity(precision.inputs[output])
         graph.output(output, result, [BATCH_SIZE, SEQUENCE_LENGTH, f"width_of_{output}"])

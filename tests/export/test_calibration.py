@@ -12,7 +12,7 @@ from command_line import run
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError
-from fastvlm_onnx.export.calibration import calibration
+from fastvlm_onnx.export.calibration import held_array
 from fastvlm_onnx.export.calibration.calibration_set import (
     BUILT_IN,
 )
@@ -178,7 +178,7 @@ def test_two_calibrated_exports_are_the_same_bytes(
 def test_activations_on_disk_give_the_same_bytes(
     calibrated: Path, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "MEMORY_BYTES", 1000)
+    monkeypatch.setattr(held_array, "MEMORY_BYTES", 1000)
     found = export_package("demo", tmp_path / "onnx", precisions=["int4"], calibrate=texts)
     assert found == read_manifest(calibrated)
 
@@ -318,14 +318,16 @@ def test_a_product_s_input_is_what_the_layer_computes_before_it() -> None:
     np.testing.assert_allclose(runner.run(x), output, rtol=1e-3, atol=1e-3)
 
 
-def test_the_down_projection_s_input_comes_with_the_output_of_the_layer() -> None:
+def test_the_down_projection_s_input_comes_with_the_residual_stream_behind_it() -> None:
     checkpoint = open_checkpoint("demo")
     config, weights = checkpoint.config.decoder, Weights(checkpoint.tensors)
     runner = LayerRunner(layers_of(weights), config, 12, threads=1)
-    runner.load({name: array.read() for name, array in runner.layer(1).weights.items()})
+    graph = runner.layer(1)
+    runner.load({name: array.read() for name, array in graph.weights.items()})
     x = np.random.default_rng(1).standard_normal((12, config.hidden_size)).astype(np.float32)
-    inputs, output = runner.run_to_end(x)
+    inputs, residual = runner.run_to_last_product(x)
     np.testing.assert_allclose(inputs, runner.run(x, "down_proj"), rtol=1e-4, atol=1e-5)
+    output = residual + inputs @ runner.weight(graph.products["down_proj"])
     np.testing.assert_allclose(output, runner.run(x), rtol=1e-4, atol=1e-5)
 
 

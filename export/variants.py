@@ -281,6 +281,7 @@ def build_graphs(
             per_provider[QDQ_TARGET] = ProviderGraphs(vision_encoder=qdq_files)
         matrix = Int8Embeddings(rows) if spec.has_int8_embeddings else FloatEmbeddings(rows)
         embeddings.setdefault(matrix.file_name, matrix)
+        second_pass = spec.calibrated_second_pass if calibrated else spec.second_pass
         files[spec.name] = Variant(
             vision_encoder=encoder_files,
             projector=projector_file,
@@ -288,7 +289,7 @@ def build_graphs(
             decoder=decoder_file,
             embed_tokens=matrix.file_name,
             split_decoder=split_decoder,
-            second_pass=spec.second_pass if split_decoder else None,
+            second_pass=second_pass if split_decoder else None,
             per_provider=per_provider,
         )
     weights.check_all_taken()

@@ -34,6 +34,7 @@ class VariantSpec:
             where the decoder does.
         second_pass: when the prefill graph runs the last positions of an answer again; None where
             the decoder decides alone.
+        calibrated_second_pass: the same for calibrated weights, which need it less often.
         has_int8_embeddings: the token embeddings are int8 instead of float.
         can_split: the decoder can also be exported in parts, with a screen before lm_head; on the
             CPU it then finds the likeliest token sooner.
@@ -54,6 +55,7 @@ class VariantSpec:
     golden_tolerance: GoldenTolerance
     prefill_precision: str | None = None
     second_pass: SecondPass | None = None
+    calibrated_second_pass: SecondPass | None = None
     has_int8_embeddings: bool = False
     can_split: bool = False
     splits: bool = False
@@ -164,6 +166,7 @@ _ROWS: Final = (
         golden_tolerance=GoldenTolerance(0.1, logits=0.4),
         prefill_precision="int8",
         second_pass=SecondPass(margin=0.3, positions=4),
+        calibrated_second_pass=SecondPass(margin=0.15, positions=4),
         has_int8_embeddings=True,
         can_split=True,
         splits=True,

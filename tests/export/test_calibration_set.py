@@ -22,6 +22,7 @@ from fastvlm_onnx.export.pipeline import export_package
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
 from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.progress import no_progress
+from fastvlm_onnx.variants import VARIANTS
 
 TEXT = "The ferry left at noon, and two of the passengers had no tickets. "
 
@@ -140,7 +141,9 @@ def test_a_disk_without_room_is_refused_before_the_calibration(
 def test_a_command_without_a_folder_takes_the_built_in_set(tmp_path: Path) -> None:
     done = run("export", "demo", "--precision", "fast", "--calibrate", "-o", tmp_path / "onnx")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    record = read_manifest(tmp_path / "onnx").calibration
+    manifest = read_manifest(tmp_path / "onnx")
+    assert manifest.variants["fast"].second_pass == VARIANTS["fast"].calibrated_second_pass
+    record = manifest.calibration
     assert record is not None
     # fast has its int4 decoder whole and in parts.
     decoders = ["decoder.int4.onnx", "prefill.int8.onnx", "decoder_layers.int4.onnx"]

@@ -17,6 +17,7 @@ from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.kv_cache import KVCache
 from fastvlm_onnx.runtime.engine.lm_head import ScreenedHead
 from fastvlm_onnx.second_pass import SecondPass
+from fastvlm_onnx.variants import VARIANTS
 
 PROMPT = "Describe the image in detail."
 ALWAYS, NEVER = 1e9, -1.0  # margins
@@ -214,3 +215,5 @@ def test_only_fast_has_a_second_pass(variants_package: Path) -> None:
     variants = read_manifest(variants_package).variants
     found = {name for name, variant in variants.items() if variant.second_pass}
     assert found == {"fast"} & set(variants)
+    if "fast" in variants:
+        assert variants["fast"].second_pass == VARIANTS["fast"].second_pass

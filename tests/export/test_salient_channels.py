@@ -15,7 +15,13 @@ from fastvlm_onnx.export.calibration.gptq import GPTQ, Rounder
 from fastvlm_onnx.export.graphs.decoder_int4 import SalientMLP
 from fastvlm_onnx.export.graphs.layers import Graph
 from fastvlm_onnx.export.sources.open_checkpoint import open_checkpoint
-from fastvlm_onnx.export.tensors.block_formats import INT4_FORMATS, BlockFormat, salient_channels
+from fastvlm_onnx.export.tensors.block_formats import (
+    CALIBRATED_FORMATS,
+    INT4_FORMATS,
+    BlockFormat,
+    BlockFormats,
+    salient_channels,
+)
 from fastvlm_onnx.export.tensors.salient_channels import BlockIntegers
 from fastvlm_onnx.export.tensors.weights import Weights
 from tests.export.one_graph import lazy, run
@@ -51,14 +57,14 @@ def quantized(
     }
 
 
-def mlp_weights(loud: NDArray[np.int64]) -> dict[str, FloatArray]:
+def mlp_weights(loud: NDArray[np.int64], channels: int = CHANNELS) -> dict[str, FloatArray]:
     rng = np.random.default_rng(3)
-    gate_up = rng.standard_normal((2 * CHANNELS, HIDDEN), np.float32) / 12
+    gate_up = rng.standard_normal((2 * channels, HIDDEN), np.float32) / 12
     gate_up[loud] *= 4
-    gate_up[CHANNELS + loud] *= 4
+    gate_up[channels + loud] *= 4
     return {
         "gate_up_proj": gate_up,
-        "down_proj": rng.standard_normal((HIDDEN, CHANNELS), np.float32) / 23,
+        "down_proj": rng.standard_normal((HIDDEN, channels), np.float32) / 23,
     }
 
 
@@ -108,9 +114,14 @@ def test_the_first_channels_are_finer(config: DecoderConfig, product: str) -> No
     np.testing.assert_array_equal(np.concatenate(pieces), found)
 
 
-def test_onnx_runtime_multiplies_with_these_weights(config: DecoderConfig, tmp_path: Path) -> None:
-    form = BlockForm(config, INT4_FORMATS)
-    weights = mlp_weights(LOUD[:0])
+@pytest.mark.parametrize("channels", [CHANNELS, 300])  # 300: the last block is not full
+@pytest.mark.parametrize("formats", [INT4_FORMATS, CALIBRATED_FORMATS])
+def test_onnx_runtime_multiplies_with_these_weights(
+    config: DecoderConfig, channels: int, formats: BlockFormats, tmp_path: Path
+) -> None:
+    config = replace(config, intermediate_size=channels)
+    form = BlockForm(config, formats)
+    weights = mlp_weights(LOUD[:0], channels)
     x = np.random.default_rng(4).standard_normal((2, 300, HIDDEN), np.float32)
     arrays = quantized(form, weights, x.reshape(-1, HIDDEN))
     gate, up = np.split(weights["gate_up_proj"], 2)
@@ -121,7 +132,7 @@ def test_onnx_runtime_multiplies_with_these_weights(config: DecoderConfig, tmp_p
     mlp = SalientMLP(
         Weights(tensors),
         config,
-        formats=INT4_FORMATS,
+        formats=formats,
         salient=form.salient,
         quantized={name: form.tensors(name, arrays[name].__getitem__) for name in PRODUCTS},
     )

@@ -69,8 +69,7 @@ class DecoderForm(Protocol):
     Attributes:
         name: its name, INT4_BLOCKS or INT8_CHANNELS.
         settings: the settings of GPTQ, by product.
-        salient: the channels of an MLP with the largest activations that have 8 bits. They must
-            stand first.
+        salient: the number of an MLP's channels that have 8 bits. They must stand first.
     """
 
     name: str

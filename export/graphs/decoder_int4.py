@@ -35,7 +35,7 @@ class SalientMLP(nn.Module):
             weights: the checkpoint at the MLP.
             config: the decoder's sizes.
             formats: the formats of `gate_up_proj` and `down_proj`, in 4 bits.
-            salient: the channels that have 8 bits.
+            salient: the number of channels that have 8 bits.
             quantized: `gate_up_proj` and `down_proj` as a calibration quantised them.
 
         Raises:

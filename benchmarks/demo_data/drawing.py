@@ -35,6 +35,9 @@ LOOKALIKES = (
     ("square", "rectangle", "hexagon"),
     ("arrow", "heart", "triangle", "star", "cross"),
     ("arrow", "line", "rectangle", "triangle"),
+    ("oval", "rectangle", "hexagon"),
+    ("star", "cross", "triangle"),
+    ("square", "circle", "hexagon"),
 )
 
 
@@ -100,8 +103,8 @@ def draw_sample(
     Args:
         max_shapes: at most so many shapes; a word has at most one character more.
         kind: "shapes", "text" or "empty"; drawn by the seed when None.
-        is_hard: shapes are small and easy to take for each other, and words have more fonts and
-            hands; for training.
+        is_hard: shapes are small, easy to take for each other and overlap more often, and words
+            are smaller and have more fonts and hands; for training.
     """
     rng = random.Random(seed)
     drawn = rng.choices(KINDS, (50, 45, 5))[0]
@@ -188,7 +191,7 @@ class _Canvas:
         rng = self.rng
         choice = rng.choice(LOOKALIKES) if is_hard else outlines.SHAPES
         pen = draw_pen(rng, self.picture, self.unit)
-        may_overlap = rng.random() < 0.3
+        may_overlap = rng.random() < (0.6 if is_hard else 0.3)
         owners = Image.new("L", (max(8, self.width // 3), max(8, self.height // 3)))
         kinds = [rng.choice(choice) for _ in range(count)]
         colors = [contrasting(rng, self.ground.colors) for _ in range(count)]
@@ -287,7 +290,8 @@ class _Canvas:
             (self.height - 4 * self.unit) / turned.height,
         )
         # Letters at least 9 % of the longer side high, unless the word is too long for that.
-        wanted = rng.uniform(0.35, 0.96) * self.width / turned.width
+        smallest, largest = (0.2, 0.7) if is_hard else (0.35, 0.96)
+        wanted = rng.uniform(smallest, largest) * self.width / turned.width
         tall = 0.09 * self.longer / (layer.height * 0.62)
         scale = min(share, max(wanted, tall))
         size = max(4, round(turned.width * scale)), max(4, round(turned.height * scale))

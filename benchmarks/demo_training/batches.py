@@ -21,7 +21,7 @@ LENGTH = 224  # packed tokens of one picture: prefix and all its questions
 SLOTS = 4  # shapes, and characters from left to right, that one image token can name
 GRID = 16  # cells across the map of the third stage
 IGNORED = -100
-HARD = 4  # one picture of so many is hard
+HARD = 3  # one picture of so many is hard
 
 
 class Batches(Dataset[tuple[Tensor, ...]]):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_disk import on_small_disk
 
 import fastvlm_onnx
 from fastvlm_onnx import InputError, PackageError, UnsupportedError
@@ -298,15 +299,6 @@ except PackageError as error:
 print(sorted(path.name for path in Path().iterdir()))
 E
 """
-
-
-def on_small_disk(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a shell script, `$1` being `folder`, where it may mount; or skip and say why."""
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
-    if "unshare:" in done.stderr or "mount:" in done.stderr:
-        pytest.skip(f"this machine does not allow mounting a small disk: {done.stderr.strip()}")
-    return done
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:

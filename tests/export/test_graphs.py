@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from random_checkpoint import LanguageSize, fastvithd_tensors, write_random_checkpoint
+from relative_error import relative_error
 from safetensors.torch import load_file
 
 from fastvlm_onnx.export.architecture.config import VisionConfig
@@ -92,11 +93,6 @@ def pair(
     checkpoint = folder / "full-size"
     write_random_checkpoint(checkpoint, small_language)
     return pair_of(checkpoint, folder / "full-size-onnx", checkpoint)
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    assert found.shape == expected.shape
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def test_vision_encoder_matches_pytorch(pair: Pair) -> None:

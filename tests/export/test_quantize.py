@@ -7,6 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from relative_error import relative_error
 
 from fastvlm_onnx.export.graphs.layers import Graph
 from fastvlm_onnx.export.graphs.linear import MatMulNBits
@@ -32,10 +33,6 @@ def draws(distribution: str, rows: int = 256, columns: int = 896) -> FloatArray:
         "one-sided": lambda: rng.random(shape),
     }[distribution]()
     return (0.02 * drawn).astype(np.float32)
-
-
-def relative_error(found: FloatArray, expected: FloatArray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def rounded_to_nearest(weight: FloatArray, block_size: int) -> FloatArray:

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnxscript import nn
 from random_checkpoint import LanguageSize, write_random_checkpoint
+from relative_error import relative_error
 from safetensors.numpy import load_file, save_file
 
 import fastvlm_onnx
@@ -69,10 +70,6 @@ def logits_of(model: FastVLM) -> np.ndarray:
     language_model = model.language_model
     steps = language_model.teacher_forced_logits(language_model.embed([PROMPT]), ANSWER)
     return np.array([row.copy() for row in steps])
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def run_as_written(folder: Path, precision: str, names: list[str]) -> list[np.ndarray]:

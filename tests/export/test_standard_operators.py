@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 from random_checkpoint import LanguageSize, write_random_checkpoint
+from relative_error import relative_error
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError, UnsupportedError
@@ -30,10 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def standard(folder: Path) -> FastVLM:
     return fastvlm_onnx.load(folder)
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def logits_of(model: FastVLM) -> np.ndarray:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from relative_error import relative_error
 
 from fastvlm_onnx import FastVLM, ImageFeatures, InputError, PromptTooLongError
 from fastvlm_onnx.runtime.answering.chat import Chat
@@ -50,10 +51,6 @@ def logits_in_chat(model: FastVLM, chat: Chat) -> np.ndarray:
     assert transcript.cache is not None
     uncached = [transcript.pending_token_ids, model.template.end_of_turn()]
     return language_model.prefill(language_model.embed(uncached), transcript.cache)
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def test_the_first_question_is_answered_as_generate_answers_it(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import run
+from relative_error import relative_error
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, PackageError, ProviderError
@@ -54,10 +55,6 @@ def openvino(package: Path, tmp_path_factory: pytest.TempPathFactory) -> FastVLM
         return fastvlm_onnx.load(
             package, providers="openvino", provider_options=EXACT, precision="fp32"
         )
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def test_vision_encoder_and_projector_are_taken_whole(openvino: FastVLM) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from installed_onnxruntime import skip_without
 from numpy.typing import NDArray
+from relative_error import relative_error
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM
@@ -16,13 +17,16 @@ from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.engine.decoder import Decoder
 from fastvlm_onnx.runtime.engine.kv_cache import KVCache
 from fastvlm_onnx.runtime.engine.lm_head import ScreenedHead
+from fastvlm_onnx.runtime.text.prompt import question
 from fastvlm_onnx.second_pass import SecondPass
 from fastvlm_onnx.variants import VARIANTS
 
 PROMPT = "Describe the image in detail."
 ALWAYS, NEVER = 1e9, -1.0  # margins
-# Sums of one token and of several have other orders, and a rounded activation may differ by a step.
-TOLERANCE = {"rtol": 0, "atol": 0.05}
+# Sums of one token and of several have other orders, so a rounded activation may differ by a step.
+# Such a step moved logits by up to 0.025 and keys by 0.04, and int4 moves them by 0.04 to 0.4.
+SHARE_OF_INT4 = 0.5
+STEP = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def decoder_with(model: FastVLM, margin: float, positions: int = 8) -> CountingD
 def inputs(model: FastVLM, picture: Path, answer: str) -> tuple[NDArray[Any], list[int]]:
     components = model.components()
     features = components.image_encoder.encode(components.image_encoder.read(picture))
-    parts = components.template.prompt(f"<image>{PROMPT}")
+    parts = components.template.prompt(question(PROMPT, num_images=1))
     return components.embed(parts, [features]), components.template.tokenizer.encode(answer)
 
 
@@ -97,14 +101,15 @@ def test_an_unsure_step_has_the_logits_of_the_prefill_graph(
     decoder = decoder_with(fast, ALWAYS, positions)
     logits, cache = run_steps(fast, decoder, prompt, tokens)
     expected, filled = whole_prompt(fast, prompt, tokens)
-    np.testing.assert_allclose(logits[-1], expected, **TOLERANCE)
-    np.testing.assert_allclose(
-        cache.read(0, cache.length), filled.read(0, cache.length), **TOLERANCE
-    )
+    int4, unchanged = run_steps(fast, decoder_with(fast, NEVER), prompt, tokens)
+    of_int4 = relative_error(int4[-1], expected)
+    assert relative_error(logits[-1], expected) < SHARE_OF_INT4 * of_int4
+    length, first = cache.length, prompt.shape[1]
+    values = [each.read(first, length) for each in (cache, unchanged, filled)]
+    of_int4 = relative_error(values[1], values[2])
+    assert relative_error(values[0], values[2]) < SHARE_OF_INT4 * of_int4
     # The prompt is the prefill graph's already.
     assert decoder.passes == [1] * len(tokens)
-    int4, _ = run_steps(fast, decoder_with(fast, NEVER), prompt, tokens)
-    assert np.abs(int4[-1] - expected).max() > 2 * TOLERANCE["atol"]
 
 
 def test_sure_steps_are_those_of_the_decoder_alone(
@@ -178,7 +183,7 @@ def test_a_row_of_a_batch_is_run_again_without_its_neighbours(
         for row in range(3):
             is_known = np.isfinite(logits[row])
             expected = alone[row][step + 1]
-            np.testing.assert_allclose(logits[row][is_known], expected[is_known], **TOLERANCE)
+            assert relative_error(logits[row][is_known], expected[is_known]) < STEP
     assert sorted(decoder.passes) == sorted(passes)
     assert 0 < len(passes) < 15
 

@@ -11,7 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from demo_data.questions import KINDS, Kind, held_out
+from demo_data.answers import KINDS, Kind
+from demo_data.questions import held_out
 from demo_data.scoring import score
 
 import fastvlm_onnx

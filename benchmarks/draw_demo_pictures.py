@@ -12,8 +12,9 @@ import json
 import random
 from pathlib import Path
 
+from demo_data.answers import describe
 from demo_data.drawing import HELD_OUT_SEED, draw_sample
-from demo_data.questions import ask, describe
+from demo_data.questions import ask
 from PIL import Image, ImageDraw
 
 FOLDER = Path(__file__).resolve().parent.parent / "fastvlm_onnx/demo/pictures"

@@ -24,7 +24,8 @@ from unittest import mock
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-from demo_data.questions import KINDS, held_out
+from demo_data.answers import KINDS
+from demo_data.questions import held_out
 from int4_layers import (
     Mixture,
     TrialLinear,

@@ -16,9 +16,10 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
-from demo_data import questions as asked
+from demo_data import answers
+from demo_data.answers import Kind, Question
 from demo_data.drawing import HELD_OUT_SEED, Sample, draw_sample
-from demo_data.questions import Kind, Question
+from demo_data.outlines import SHAPES
 from demo_data.scoring import score
 
 import fastvlm_onnx
@@ -45,35 +46,35 @@ def question(name: str, template: str, sample: Sample, rng: random.Random) -> Qu
     if not sample.shapes:
         return None
     if name == "describe":
-        return Question(kind, template, asked.describe(sample))
+        return Question(kind, template, answers.describe(sample))
     if name == "count":
-        return Question(kind, template, asked.amount(len(sample.shapes), "shape", "shapes"))
+        return Question(kind, template, answers.amount(len(sample.shapes), "shape", "shapes"))
     mark = rng.choice(sample.shapes)
     names, colors = [m.name for m in sample.shapes], [m.color for m in sample.shapes]
     if name == "count_some":
         number = names.count(mark.name)
-        prompt = template.format(x=asked.plural(mark.name))
-        return Question(kind, prompt, asked.amount(number, mark.name, asked.plural(mark.name)))
+        prompt = template.format(x=answers.plural(mark.name))
+        return Question(kind, prompt, answers.amount(number, mark.name, answers.plural(mark.name)))
     if name == "is_there":
         if rng.random() < 0.5:
-            answer = f"Yes, there is {asked.with_article(mark.name)}."
-            return Question(kind, template.format(x=asked.with_article(mark.name)), answer)
-        absent = rng.choice([n for n in asked.SHAPES if n not in names])
-        prompt = template.format(x=asked.with_article(absent))
+            answer = f"Yes, there is {answers.with_article(mark.name)}."
+            return Question(kind, template.format(x=answers.with_article(mark.name)), answer)
+        absent = rng.choice([n for n in SHAPES if n not in names])
+        prompt = template.format(x=answers.with_article(absent))
         return Question(kind, prompt, f"No, there is no {absent}.")
     if name == "shape":
         if colors.count(mark.color) > 1:
             return None
-        answer = f"The {mark.color} shape is {asked.with_article(mark.name)}."
+        answer = f"The {mark.color} shape is {answers.with_article(mark.name)}."
         return Question(kind, template.format(c=mark.color), answer)
     if names.count(mark.name) > 1:
         return None
     prompt = template.format(x=f"the {mark.name}")
     if name == "color":
         return Question(kind, prompt, f"The {mark.name} is {mark.color}.")
-    if not asked.has_clear_place(sample, mark):
+    if not answers.has_clear_place(sample, mark):
         return None
-    return Question(kind, prompt, f"The {mark.name} is {asked.place(mark)}.")
+    return Question(kind, prompt, f"The {mark.name} is {answers.place(mark)}.")
 
 
 def main() -> None:

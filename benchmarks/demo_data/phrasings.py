@@ -155,6 +155,22 @@ SHAPE_OF_IT = (
     *("{able} name the shape{here}{for}.", "What shape did I draw?", "Which shape is this?"),
     *("What kind of shape is it?", "What form does it have?", "Which shape is shown{here}?"),
 )
+IS_COLOR = (
+    *("Is {x} {color_name}?", "Is {x} {color_name}{here}?", "Is {x} drawn in {color_name}?"),
+    *("{know} whether {x} is {color_name}.", "{know} if {x} is {color_name}.", "{x} {color_name}?"),
+    *("Is it true that {x} is {color_name}?", "Would you say {x} is {color_name}?"),
+    *("Does {x} look {color_name}?", "{able} check if {x} is {color_name}{for}."),
+    *("I think {x} is {color_name}. Am I right?", "Do you see {x} in {color_name}?"),
+    *("{x} is {color_name}, right?", "Is {color_name} the {color} of {x}?"),
+)
+AT_PLACE = (
+    *("What is {place}?", "What do you see {place}?", "What is drawn {place}?", "What's {place}?"),
+    *("Which {things} are {place}?", "Which {thing} is {place}?", "What can you see {place}?"),
+    *("{know} what is {place}.", "{know} what you see {place}.", "Name what is {place}."),
+    *("Is there anything {place}?", "What did I draw {place}?", "Describe what is {place}."),
+    *("{able} say what is {place}{for}.", "What is shown {place}?", "What appears {place}?"),
+    *("{give} the {things} {place}.", "What {thing} is {place}?", "Do you see anything {place}?"),
+)
 WHERE = (
     *("Where is {x}?", "Where is {x}{here}?", "Where's {x}?", "Where do you see {x}?"),
     *("Where can I find {x}?", "In which part of {this} {picture} is {x}?"),
@@ -233,6 +249,7 @@ HAS_TEXT = (
     *("{able} check whether there is {t}{here}{for}.", "Does {this} {picture} include {t}?"),
     *("Has {this} {picture} got {t}?", "I am looking for {t}. Is there any?", "Does it have {t}?"),
 )
+WRITTEN = ("the word", "the text", "the writing", "the number", "the letters")
 SOME_TEXT = ("a word", "any text", "some text", "text", "any words", "any letters", "writing")
 READ = (
     *("What is written{here}?", "Read the text.", "What does {this} {picture} say?"),

@@ -1,23 +1,38 @@
-"""Questions that a picture can be asked, with the answers.
-
-Answers have one form for each kind, so a program can read them.
-"""
+"""Questions that a picture can be asked, with the answers."""
 
 import random
-from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from statistics import mean
 
+from demo_data.answers import (
+    KINDS,
+    NO_TEXT,
+    NOTHING,
+    UNKNOWN,
+    Kind,
+    Question,
+    amount,
+    describe,
+    describe_in_detail,
+    has_clear_place,
+    list_shapes,
+    listed,
+    place,
+    plural,
+    with_article,
+)
 from demo_data.colors import COLOR_NAMES
-from demo_data.drawing import HELD_OUT_SEED, Mark, Sample, draw_sample
+from demo_data.drawing import HELD_OUT_SEED, NINTHS, Mark, Sample, draw_sample
 from demo_data.outlines import SHAPES
 from demo_data.phrasings import (
+    AT_PLACE,
     COLOR,
     COUNT,
     COUNT_SOME,
     DESCRIBE,
     DETAIL,
     HAS_TEXT,
+    IS_COLOR,
     IS_THERE,
     NEIGHBOR,
     READ,
@@ -28,95 +43,10 @@ from demo_data.phrasings import (
     SOME_TEXT,
     TEXT_NOUNS,
     WHERE,
+    WRITTEN,
 )
 from demo_data.unknown import draw_unknown
 from demo_data.wording import fill
-
-Kind = Literal[
-    "describe", "count", "color", "shape", "where", "is there", "text", "unknown", "nothing"
-]
-KINDS: tuple[Kind, ...] = (
-    *("describe", "count", "color", "shape", "where", "is there", "text", "unknown", "nothing"),
-)
-UNKNOWN = "I only know shapes, colors and short words."
-NOTHING = "There is nothing in the picture."
-NO_TEXT = "There is no text."
-NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six")
-
-
-@dataclass(frozen=True)
-class Question:
-    kind: Kind
-    prompt: str
-    answer: str
-
-
-# --- answers -----------------------------------------------------------------------------------
-
-
-def with_article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def plural(name: str) -> str:
-    return f"{name}es" if name == "cross" else f"{name}s"
-
-
-def listed(parts: list[str]) -> str:
-    """Join phrases to a sentence: "A red circle and a blue star."."""
-    sentence = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"{sentence[0].upper()}{sentence[1:]}."
-
-
-def describe(sample: Sample) -> str:
-    """The answer to "Describe the image."."""
-    if sample.characters:
-        noun = "number" if sample.text.isdigit() else "word"
-        return f'The {noun} "{sample.text}" in {sample.characters[0].color}.'
-    if not sample.shapes:
-        return NOTHING
-    amounts = Counter((mark.color, mark.name) for mark in sample.shapes)
-    return listed(
-        [
-            with_article(f"{color} {name}")
-            if amount == 1
-            else f"{NUMBER_WORDS[amount]} {color} {plural(name)}"
-            for (color, name), amount in amounts.items()
-        ]
-    )
-
-
-def describe_in_detail(sample: Sample) -> str:
-    """The same with a place for each shape."""
-    if sample.characters or not sample.shapes:
-        return describe(sample)
-    return listed([f"{with_article(f'{m.color} {m.name}')} {place(m)}" for m in sample.shapes])
-
-
-def place(mark: Mark) -> str:
-    """Where a shape's centre is, in thirds of the picture."""
-    return (
-        *("at the top left", "at the top", "at the top right"),
-        *("on the left", "in the middle", "on the right"),
-        *("at the bottom left", "at the bottom", "at the bottom right"),
-    )[mark.ninth]
-
-
-def has_clear_place(sample: Sample, mark: Mark) -> bool:
-    """Whether a person would give the same place: no centre close to a border of thirds."""
-    if not sample.has_edges:
-        return False
-    return all(
-        abs(v - border) > 0.055 for v in (mark.across, mark.down) for border in (1 / 3, 2 / 3)
-    )
-
-
-def amount(number: int, one: str, many: str) -> str:
-    verb, noun = ("is", one) if number == 1 else ("are", many)
-    return f"There {verb} {NUMBER_WORDS[number]} {noun}."
-
-
-# --- questions of a picture ----------------------------------------------------------------
 
 
 def ask(sample: Sample, rng: random.Random) -> list[Question]:
@@ -124,15 +54,17 @@ def ask(sample: Sample, rng: random.Random) -> list[Question]:
     questions = [Question("describe", fill(rng, rng.choice(DESCRIBE)), describe(sample))]
     if not sample.shapes and not sample.characters:
         questions[0] = Question("nothing", questions[0].prompt, NOTHING)
-    if sample.shapes and rng.random() < 0.5:
+    if rng.random() < 0.5:
         prompt = fill(rng, rng.choice(DETAIL))
-        questions.append(Question("describe", prompt, describe_in_detail(sample)))
+        questions.append(Question(questions[0].kind, prompt, describe_in_detail(sample)))
     number = len(sample.shapes)
     kind: Kind = "count" if sample.shapes else "nothing"
     questions.append(
         Question(kind, fill(rng, rng.choice(COUNT)), amount(number, "shape", "shapes"))
     )
     questions.append(_count_some(sample, rng))
+    if rng.random() < 0.15:
+        questions.append(_count_words(sample, rng))
     questions += _text_questions(sample, rng)
     questions += _color_and_shape(sample, rng)
     questions += _where(sample, rng)
@@ -140,6 +72,14 @@ def ask(sample: Sample, rng: random.Random) -> list[Question]:
     questions.append(Question("unknown", draw_unknown(rng), UNKNOWN))
     rng.shuffle(questions)
     return questions
+
+
+def _count_words(sample: Sample, rng: random.Random) -> Question:
+    noun = rng.choice(("word", "number"))
+    if sample.characters:
+        noun = "number" if sample.text.isdigit() else "word"
+    prompt = fill(rng, rng.choice(COUNT_SOME), x=plural(noun))
+    return Question("count", prompt, amount(bool(sample.characters), noun, plural(noun)))
 
 
 def _text_questions(sample: Sample, rng: random.Random) -> list[Question]:
@@ -156,6 +96,11 @@ def _text_questions(sample: Sample, rng: random.Random) -> list[Question]:
             questions.append(
                 Question("is there", prompt, f'Yes, there is the {noun} "{sample.text}".')
             )
+        middle = _middle(sample.characters)
+        if rng.random() < 0.4 and has_clear_place(sample, middle):
+            asked = rng.choice((*TEXT_NOUNS, f"the {noun}"))
+            prompt = fill(rng, rng.choice(WHERE), x=asked)
+            questions.append(Question("where", prompt, f"The {noun} is {place(middle)}."))
         return questions
     questions = []
     if rng.random() < 0.5 or not sample.shapes:
@@ -163,7 +108,18 @@ def _text_questions(sample: Sample, rng: random.Random) -> list[Question]:
     if rng.random() < 0.25:
         prompt = fill(rng, rng.choice(HAS_TEXT), t=rng.choice(SOME_TEXT))
         questions.append(Question("is there", prompt, "No, there is no text."))
+    if rng.random() < 0.15:
+        prompt = fill(rng, rng.choice((*COLOR, *WHERE)), x=rng.choice(WRITTEN))
+        questions.append(Question("nothing", prompt, NO_TEXT))
     return questions
+
+
+def _middle(characters: Sequence[Mark]) -> Mark:
+    """The place of a word."""
+    across = mean(mark.across for mark in characters)
+    down = mean(mark.down for mark in characters)
+    x, y = mean(mark.x for mark in characters), mean(mark.y for mark in characters)
+    return Mark("", characters[0].color, across, down, x, y)
 
 
 def _noun(mark: Mark, rng: random.Random, sample: Sample) -> str | None:
@@ -231,7 +187,11 @@ def _color_and_shape(sample: Sample, rng: random.Random) -> list[Question]:
     rng.shuffle(questions)
     questions = questions[:3]
     if len(sample.shapes) == 1 and rng.random() < 0.5:
-        questions.append(_about_it(sample.shapes[0], rng))
+        questions.append(_about_it(sample.shapes[0], rng, sample))
+    questions += _is_color(sample, rng)
+    if not sample.shapes and not sample.characters and rng.random() < 0.3:
+        prompt = fill(rng, rng.choice((*COLOR, *SHAPE_OF_IT)), x=rng.choice(_IT))
+        questions.append(Question("nothing", prompt, NOTHING))
     name, color = rng.choice(SHAPES), rng.choice(COLOR_NAMES)
     if rng.random() < 0.25 and name not in names:
         prompt = fill(rng, rng.choice(COLOR), x=f"the {name}")
@@ -242,10 +202,35 @@ def _color_and_shape(sample: Sample, rng: random.Random) -> list[Question]:
     return questions
 
 
-def _about_it(mark: Mark, rng: random.Random) -> Question:
+def _is_color(sample: Sample, rng: random.Random) -> list[Question]:
+    """Whether a shape has a color; the answer names the right color."""
+    names = [mark.name for mark in sample.shapes]
+    single = [mark for mark in sample.shapes if names.count(mark.name) == 1]
+    absent = rng.choice(SHAPES)
+    if absent not in names and rng.random() < 0.15:
+        color = _grey(rng, rng.choice(COLOR_NAMES))
+        prompt = fill(rng, rng.choice(IS_COLOR), x=f"the {absent}", color_name=color)
+        return [Question("color", prompt, f"There is no {absent}.")]
+    if not single or rng.random() < 0.6:
+        return []
+    mark = rng.choice(single)
+    others = [mark.color, mark.color, *(m.color for m in sample.shapes), rng.choice(COLOR_NAMES)]
+    color = rng.choice(others)
+    prompt = fill(rng, rng.choice(IS_COLOR), x=f"the {mark.name}", color_name=_grey(rng, color))
+    yes = "Yes" if color == mark.color else "No"
+    return [Question("color", prompt, f"{yes}, the {mark.name} is {mark.color}.")]
+
+
+_IT = ("it", "it", "the shape", "the object")
+
+
+def _about_it(mark: Mark, rng: random.Random, sample: Sample) -> Question:
     """A question about the only shape that does not name it."""
+    if rng.random() < 0.3 and has_clear_place(sample, mark):
+        prompt = fill(rng, rng.choice(WHERE), x=rng.choice(_IT))
+        return Question("where", prompt, f"The {mark.name} is {place(mark)}.")
     if rng.random() < 0.5:
-        prompt = fill(rng, rng.choice(COLOR), x=rng.choice(("it", "it", "the shape", "the object")))
+        prompt = fill(rng, rng.choice(COLOR), x=rng.choice(_IT))
         return Question("color", prompt, f"The {mark.name} is {mark.color}.")
     prompt = fill(rng, rng.choice(SHAPE_OF_IT))
     return Question("shape", prompt, f"The {mark.color} shape is {with_article(mark.name)}.")
@@ -266,11 +251,40 @@ def _where(sample: Sample, rng: random.Random) -> list[Question]:
     questions = questions[:2]
     if len(sample.shapes) > 1:
         questions += _sides(sample, rng)
+    questions += _at_place(sample, rng)
     absent = _absent(sample, rng)
     if absent and rng.random() < 0.15:
         prompt = fill(rng, rng.choice(WHERE), x=_grey(rng, f"the {absent}"))
         questions.append(Question("where", prompt, f"There is no {absent}."))
     return questions
+
+
+PLACES = {
+    "on the left": (0, 3, 6),
+    "on the right": (2, 5, 8),
+    "at the top": (0, 1, 2),
+    "at the bottom": (6, 7, 8),
+    "in the middle": (4,),
+    "at the top left": (0,),
+    "at the top right": (2,),
+    "at the bottom left": (6,),
+    "at the bottom right": (8,),
+}
+
+
+def _at_place(sample: Sample, rng: random.Random) -> list[Question]:
+    """What is in some ninths of the picture, if every shape has a clear place."""
+    if not all(has_clear_place(sample, mark) for mark in sample.shapes):
+        return []
+    if not sample.shapes or rng.random() < 0.5:
+        return []
+    ninth = rng.choice(sample.shapes).ninth if rng.random() < 0.8 else rng.randrange(NINTHS)
+    where = rng.choice([name for name, ninths in PLACES.items() if ninth in ninths])
+    prompt = fill(rng, rng.choice(AT_PLACE), place=where)
+    found = [mark for mark in sample.shapes if mark.ninth in PLACES[where]]
+    return [
+        Question("where", prompt, list_shapes(found) if found else f"There is nothing {where}.")
+    ]
 
 
 SIDES = {

@@ -3,9 +3,9 @@
 import re
 from collections import Counter
 
+from demo_data.answers import NUMBER_WORDS, Question
 from demo_data.colors import COLOR_NAMES
 from demo_data.outlines import SHAPES
-from demo_data.questions import NUMBER_WORDS, Question
 
 _NAMES = {name: name for name in SHAPES} | {f"{name}s": name for name in SHAPES}
 _NAMES["crosses"] = "cross"

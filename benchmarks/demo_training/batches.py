@@ -4,10 +4,11 @@ import random
 
 import numpy as np
 import torch
+from demo_data.answers import Question
 from demo_data.colors import COLOR_NAMES
 from demo_data.drawing import IMAGE_SIZE, MAX_SHAPES, NINTHS, Sample, draw_sample, to_square
 from demo_data.outlines import SHAPES
-from demo_data.questions import Question, ask
+from demo_data.questions import ask
 from demo_data.words import CHARACTERS, MAX_LENGTH
 from tokenizers import Tokenizer
 from torch import Tensor

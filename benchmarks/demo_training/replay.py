@@ -8,7 +8,8 @@ class Replay:
     """The last pictures of the training, with their questions and targets."""
 
     def __init__(self, capacity: int, seed: int, *, is_relit: bool = False) -> None:
-        """
+        """Keep at most `capacity` pictures.
+
         Args:
             is_relit: the first part is pixels, which look a little different each time.
         """

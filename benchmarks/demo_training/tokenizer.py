@@ -4,8 +4,9 @@ import json
 import random
 from pathlib import Path
 
+from demo_data.answers import describe
 from demo_data.drawing import draw_sample
-from demo_data.questions import ask, describe
+from demo_data.questions import ask
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from demo_training.sizes import NUM_MERGES

@@ -1,7 +1,6 @@
 """`export --calibrate`: decoders that are quantised on the activations of texts and images."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import run
-from small_disk import on_small_disk
+from small_disk import export_until_full
 
 import fastvlm_onnx
 from fastvlm_onnx import FastVLM, InputError
@@ -185,36 +184,13 @@ def test_activations_on_disk_give_the_same_bytes(
     assert found == read_manifest(calibrated)
 
 
-DISK_FULL = """
-set -e
-mount -t tmpfs -o size=160m tmpfs "$1"
-cd "$1"
-{python} - <<'E'
-from pathlib import Path
-from fastvlm_onnx import PackageError
-from fastvlm_onnx.export.calibration import held_array
-from fastvlm_onnx.export.pipeline import export_package
-held_array.MEMORY_BYTES = 1000
-def fill(stage, done, total):
-    if "layer 1" in stage and not Path("filler").exists():
-        with open("filler", "wb", buffering=0) as file:
-            try:
-                while file.write(bytes(1 << 16)): pass
-            except OSError: pass
-try:
-    export_package("demo", "onnx", precisions=["int4"], calibrate=True, progress=fill)
-except PackageError as error:
-    print(error)
-print(sorted(path.name for path in Path().iterdir()))
-E
-"""
-
-
 def test_a_disk_that_fills_up_during_a_calibration_leaves_nothing(tmp_path: Path) -> None:
     # A file that is mapped without room for it would end the process with SIGBUS.
-    done = on_small_disk(DISK_FULL.replace("{python}", sys.executable), tmp_path)
-    assert done.returncode == 0, done.stderr
-    message, left = done.stdout.splitlines()
+    before = (
+        "from fastvlm_onnx.export.calibration import held_array; held_array.MEMORY_BYTES = 1000"
+    )
+    options = "precisions=['int4'], calibrate=True"
+    message, left = export_until_full(tmp_path, 160, "layer 1", options, before)
     assert "could not be written (the disk is full); nothing was left behind" in message
     assert left == "['filler']"
 

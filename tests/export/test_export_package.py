@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_disk import on_small_disk
+from small_disk import export_until_full, on_small_disk
 
 import fastvlm_onnx
 from fastvlm_onnx import InputError, PackageError, UnsupportedError
@@ -278,33 +278,8 @@ def test_an_export_into_the_same_place_that_still_runs_is_left_alone(tmp_path: P
     assert names_in(tmp_path) == {"onnx", other.name}
 
 
-DISK_FULL = """
-set -e
-mount -t tmpfs -o size=40m tmpfs "$1"
-cd "$1"
-{python} - <<'E'
-from pathlib import Path
-from fastvlm_onnx import PackageError
-from fastvlm_onnx.export.pipeline import export_package
-def fill(stage, written_bytes, total_bytes):
-    if stage == "decoder" and not Path("filler").exists():
-        with open("filler", "wb", buffering=0) as file:
-            try:
-                while file.write(bytes(1 << 16)): pass
-            except OSError: pass
-try:
-    export_package("demo", "onnx", progress=fill)
-except PackageError as error:
-    print(error)
-print(sorted(path.name for path in Path().iterdir()))
-E
-"""
-
-
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
-    done = on_small_disk(DISK_FULL.replace("{python}", sys.executable), tmp_path)
-    assert done.returncode == 0, done.stderr
-    message, left = done.stdout.splitlines()
+    message, left = export_until_full(tmp_path, 40, "decoder")
     assert "could not be written (the disk is full); nothing was left behind" in message
     assert left == "['filler']"
 

@@ -3,16 +3,23 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from demo_data.drawing import Mark, Sample
 
 Kind = Literal[
-    "describe", "count", "color", "shape", "where", "is there", "text", "unknown", "nothing"
+    "describe",
+    "count",
+    "color",
+    "shape",
+    "where",
+    "is there",
+    "text",
+    "unknown",
+    "nothing",
+    "at a place",
 ]
-KINDS: tuple[Kind, ...] = (
-    *("describe", "count", "color", "shape", "where", "is there", "text", "unknown", "nothing"),
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)  # held-out seeds follow this order
 UNKNOWN = "I only know shapes, colors and short words."
 NOTHING = "There is nothing in the picture."
 NO_TEXT = "There is no text."

@@ -273,7 +273,7 @@ PLACES = {
 
 
 def _at_place(sample: Sample, rng: random.Random) -> list[Question]:
-    """What is in some ninths of the picture, if every shape has a clear place."""
+    """A description of some ninths of the picture, if every shape has a clear place."""
     if not all(has_clear_place(sample, mark) for mark in sample.shapes):
         return []
     if not sample.shapes or rng.random() < 0.5:
@@ -282,9 +282,8 @@ def _at_place(sample: Sample, rng: random.Random) -> list[Question]:
     where = rng.choice([name for name, ninths in PLACES.items() if ninth in ninths])
     prompt = fill(rng, rng.choice(AT_PLACE), place=where)
     found = [mark for mark in sample.shapes if mark.ninth in PLACES[where]]
-    return [
-        Question("where", prompt, list_shapes(found) if found else f"There is nothing {where}.")
-    ]
+    answer = list_shapes(found) if found else f"There is nothing {where}."
+    return [Question("at a place", prompt, answer)]
 
 
 SIDES = {

@@ -32,6 +32,6 @@ def f1(found: Counter[tuple[str, str]], expected: Counter[tuple[str, str]]) -> f
 def score(question: Question, answer: str) -> float:
     """Return 1.0 for a right answer, 0.0 for a wrong one; F1 of the pairs for a description."""
     expected = pairs(question.answer)
-    if question.kind == "describe" and expected:
+    if question.kind in ("describe", "at a place") and expected:
         return f1(pairs(answer), expected)
     return float(answer == question.answer)

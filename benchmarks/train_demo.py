@@ -6,7 +6,7 @@
 
 Seeded; stops and resumes (state in --work, written at least 50 times). The pictures are made while
 it trains, each from its own seed, and never stored on disk. Where drawing is slower than learning,
---fresh fills batches up with pictures that were drawn before.
+--fresh fills batches up with pictures that were drawn before, in another light.
 
 The language-model loss alone teaches to count and little else. So a second head reads every image
 token during training: which colored shape has its centre in each quarter of it, which character

@@ -31,8 +31,9 @@ from fastvlm_onnx.package import read_manifest
 # The built-in model has the same architecture in miniature.
 FULL_SIZE = pytest.param("full-size FastViTHD", marks=pytest.mark.slow)
 
-# ‖a - b‖ / ‖b‖ of float16 against float32, over all of FastViTHD; 1.0e-3 was measured.
-FP16_TOLERANCE = 2e-3
+# ‖a - b‖ / ‖b‖ of float16 against float32, over all of FastViTHD; 1.0e-3 was measured on random
+# weights, and 2.8e-3 on the built-in model, in the variant fp16 too.
+FP16_TOLERANCE = 6e-3
 
 
 @pytest.fixture(scope="module", params=["demo", FULL_SIZE])

@@ -218,6 +218,11 @@ class Variant:
     second_pass: SecondPass | None = None
     per_provider: dict[str, ProviderGraphs] = field(default_factory=dict)
 
+    @property
+    def embedding_files(self) -> tuple[str, str]:
+        """The names of the token embeddings' files; a package without scales lacks the second."""
+        return self.embed_tokens, scale_file(self.embed_tokens)
+
     def on_providers(self, providers: Mapping[str, str]) -> "Variant":
         """Return the variant with the graphs that its providers have of their own.
 
@@ -369,8 +374,7 @@ class Manifest:
         chosen = self.variants[variant].on_providers(providers or {})
         graphs = chosen.graph_files(image_size)
         weights = [file for graph in graphs for file in self.graphs[graph].weights]
-        embeddings = (chosen.embed_tokens, scale_file(chosen.embed_tokens))
-        needed = {*graphs, *weights, *embeddings, TOKENIZER_FILE}
+        needed = {*graphs, *weights, *chosen.embedding_files, TOKENIZER_FILE}
         return [name for name in self.files if name in needed]
 
     def least_onnxruntime(self, variant: Variant) -> str:

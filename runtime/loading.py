@@ -117,7 +117,8 @@ def load(
         check_graph(path / file, manifest.graphs[file].weights)
     # A compiled graph has checksums of its own, and does not read the package's weights.
     stored = [] if lazy_vision else [graph for graph in compiled if compiled[graph].exists()]
-    unread = weights_in(manifest, graphs, stored)
+    embeddings = manifest.variants[variant].embedding_files
+    unread = weights_in(manifest, graphs, stored, embeddings)
     # Hashing new weights and reading the tokenizer take long, so the graphs open meanwhile. Altered
     # weights are still numbers, and cannot harm before the check ends.
     with ThreadPoolExecutor(2) as pool:

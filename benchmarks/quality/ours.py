@@ -6,7 +6,6 @@ import numpy as np
 from quality.job import FloatArray, ForcedSequence, Job
 
 import fastvlm_onnx
-from fastvlm_onnx.names import scale_file
 from fastvlm_onnx.package import read_manifest
 
 PREFIX = "ours-"
@@ -18,7 +17,7 @@ def language_files(job: Job) -> list[str]:
     variant = manifest.variants[job.system.removeprefix(PREFIX)]
     graphs = set(variant.graph_files()) - {*variant.vision_encoder.values(), variant.projector}
     weights = {file for graph in graphs for file in manifest.graphs[graph].weights}
-    needed = graphs | weights | {variant.embed_tokens, scale_file(variant.embed_tokens)}
+    needed = graphs | weights | set(variant.embedding_files)
     return [name for name in manifest.files if name in needed]
 
 

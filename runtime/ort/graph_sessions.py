@@ -140,10 +140,22 @@ def compiled_graphs(
     return places
 
 
-def weights_in(manifest: Manifest, files: Mapping[str, str], graphs: Collection[str]) -> set[str]:
-    """Names of the weight files that these graphs read, and no other graph of `files`."""
+def weights_in(
+    manifest: Manifest,
+    files: Mapping[str, str],
+    graphs: Collection[str],
+    others: Collection[str] = (),
+) -> set[str]:
+    """Names of the weight files that these graphs read, and no other graph of `files`.
+
+    Args:
+        files: by graph, as `graph_files` gives them.
+        graphs: some graphs of `files`.
+        others: files that are read beside the graphs, such as the token embeddings, whose rows may
+            be the weights of lm_head.
+    """
 
     def weights(names: Iterable[str]) -> set[str]:
         return {file for name in names for file in manifest.graphs[files[name]].weights}
 
-    return weights(graphs) - weights(set(files) - set(graphs))
+    return weights(graphs) - weights(set(files) - set(graphs)) - set(others)

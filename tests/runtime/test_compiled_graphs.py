@@ -4,14 +4,18 @@ import logging
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import refusal, run
 
 from fastvlm_onnx import InputError
+from fastvlm_onnx.names import DECODER
+from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.runtime.ort import compiled_cache, compiled_graphs
 from fastvlm_onnx.runtime.ort.compiled_graphs import CompiledGraph
+from fastvlm_onnx.runtime.ort.graph_sessions import graph_files, weights_in
 from fastvlm_onnx.runtime.ort.providers import CPU, OPENVINO
 from fastvlm_onnx.user_data import HOME_VARIABLE, cache_folder
 
@@ -178,3 +182,17 @@ def test_the_cache_folder_is_that_of_the_system(
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setenv(*variable)
     assert cache_folder() == Path(expected).expanduser()
+
+
+def test_shared_token_embeddings_are_checked_beside_a_compiled_decoder(
+    variants_package: Path,
+) -> None:
+    manifest = read_manifest(variants_package)
+    variant = manifest.variants["int4"]
+    files = graph_files(manifest, "int4", manifest.image.default_size, {})
+    decoder = manifest.graphs[variant.decoder]
+    # A checkpoint with tied embeddings gives a decoder that reads them too.
+    tied = replace(decoder, weights=[*decoder.weights, *variant.embedding_files])
+    manifest = replace(manifest, graphs={**manifest.graphs, variant.decoder: tied})
+    unread = weights_in(manifest, files, [DECODER], variant.embedding_files)
+    assert unread == set(decoder.weights)

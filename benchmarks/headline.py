@@ -159,8 +159,7 @@ def main() -> None:
                 for name, job in jobs.items():
                     say(f"round {number} of {args.rounds}: {name}")
                     way = ALL_WAYS[name]
-                    python = environment.PYTHON if way.is_peer else sys.executable
-                    figures.setdefault(name, []).append(run("measure", way.module, job, python))
+                    figures.setdefault(name, []).append(run("measure", way.module, job, way.python))
                 text = write_results(args, figures, number)
     except (ProcessError, environment.InstallError) as error:
         sys.exit(f"error: {error}")

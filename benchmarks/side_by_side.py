@@ -80,6 +80,14 @@ def prepare(jobs: dict[str, Job], failures: dict[str, str]) -> None:
     for module in ("checkpoint", "ours", "eager"):
         say(f"preparing {module}")
         run("convert", module, job, sys.executable)
+    try:
+        builds = [name for name in jobs if WAYS[name].is_openvino_build]
+        if builds:
+            say("preparing OpenVINO's build of ONNX Runtime")
+            environment.install_openvino_build()
+    except environment.InstallError as error:
+        say(str(error))
+        failures |= dict.fromkeys(builds, f"not installed: {last_line(error)}")
     peers = {name: WAYS[name].module for name in jobs if WAYS[name].is_peer}
     converters = {"openvino_model": "openvino_graphs", "genai": "genai"}
     for module in dict.fromkeys(peers.values()):
@@ -104,11 +112,9 @@ def measure_round(
         if name in failures:
             continue
         say(name)
-        python = environment.PYTHON if WAYS[name].is_peer else sys.executable
+        way = WAYS[name]
         try:
-            figures.setdefault(name, []).append(
-                run("measure", WAYS[name].module, jobs[name], python)
-            )
+            figures.setdefault(name, []).append(run("measure", way.module, jobs[name], way.python))
         except ProcessError as error:
             say(str(error))
             figures.pop(name, None)

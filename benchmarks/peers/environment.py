@@ -1,12 +1,16 @@
-"""The virtual environment of the other runtimes, separate from the project's environment."""
+"""The virtual environments of other runtimes, separate from the project's environment."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-peers"
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = ROOT / ".venv-peers"
 PYTHON = ENVIRONMENT / "bin/python"
+# This project in OpenVINO's build of ONNX Runtime, which the Makefile installs for the tests.
+OPENVINO_BUILD = ".venv-openvino"
+OPENVINO_BUILD_PYTHON = ROOT / OPENVINO_BUILD / "bin/python"
 # Module of `peers` -> packages that it needs. requirements.txt has their versions.
 PACKAGES = {
     "openvino_model": ("openvino", "nncf", "optimum-intel", "optimum", "torch", "transformers"),
@@ -36,6 +40,15 @@ def install_peer(module: str) -> None:
     # optimum-intel installs torchvision, which breaks transformers if it is for another torch.
     _run(*pip, "uninstall", "--yes", "torchvision")
     installed.write_text(wanted, encoding="utf-8")
+
+
+def install_openvino_build() -> None:
+    """Install this project beside OpenVINO's build of ONNX Runtime, unless it is there.
+
+    Raises:
+        InstallError: the environment or a package could not be installed.
+    """
+    _run("make", "--directory", str(ROOT), f"{OPENVINO_BUILD}/installed")
 
 
 def _run(*command: str) -> None:

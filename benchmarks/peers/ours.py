@@ -15,13 +15,17 @@ from fastvlm_onnx.package import read_manifest
 from fastvlm_onnx.variants import QDQ_TARGET
 
 IMAGE_SIZES = (1024, 768, 512)
-OPENVINO = "-openvino"
-PRECISIONS = tuple(
-    name.removeprefix("ours-")
-    for name, way in WAYS.items()
-    if way.module == "ours" and not name.endswith(OPENVINO)
-)
 FINGERPRINT = "made-by.sha256"
+
+
+def precision_of(way: str) -> str:
+    """Return the variant of a way: `fast` of "ours-fast-openvino"."""
+    return way.split("-")[1]
+
+
+PRECISIONS = tuple(
+    dict.fromkeys(precision_of(name) for name, way in WAYS.items() if way.module == "ours")
+)
 
 
 def convert(job: Job) -> None:
@@ -47,15 +51,11 @@ def convert(job: Job) -> None:
     made_by.write_text(digest.hexdigest())
 
 
-def precision_of(job: Job) -> str:
-    return job.way.removeprefix("ours-").removesuffix(OPENVINO)
-
-
 def files(job: Job) -> list[Path]:
     """Return the files that the variant reads at the job's image size."""
     manifest = read_manifest(job.package)
-    providers = {VISION_ENCODER: "openvino"} if job.way.endswith(OPENVINO) else {}
-    names = manifest.files_of(precision_of(job), job.image_size, providers)
+    providers = {VISION_ENCODER: "openvino"} if "openvino" in WAYS[job.way].providers else {}
+    names = manifest.files_of(precision_of(job.way), job.image_size, providers)
     return [job.package / name for name in names]
 
 
@@ -67,7 +67,7 @@ class OurModel:
     def __init__(self, job: Job) -> None:
         self._model: Any = fastvlm_onnx.load(
             job.package,
-            precision=precision_of(job),
+            precision=precision_of(job.way),
             image_size=job.image_size,
             threads=job.threads,
             providers=WAYS[job.way].providers,

@@ -18,6 +18,8 @@ PANELS = {
     "time per token, ms": ("decode",),
 }
 COLOURS = {"vision": "#4c78a8", "prefill": "#f58518", "decode": "#54a24b"}
+# Labels of points whose figures differ by less than this factor would overlap.
+CLOSE = 1.1
 STYLE = {
     # Text stays text, and equal figures give equal files.
     "svg.fonttype": "none",
@@ -114,11 +116,15 @@ def draw_scatter(
         figure.suptitle(title, weight="bold")
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (label, points) in zip(all_axes, panels.items(), strict=True):
-            for name, (x, y) in points.items():
+            above = float("inf")
+            for name, (x, y) in sorted(points.items(), key=lambda point: -point[1][1]):
                 is_ours = name in ours
                 colour = COLOURS["vision"] if is_ours else COLOURS["prefill"]
                 axes.plot([x], [y], "o" if is_ours else "s", color=colour)
-                axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+                # The label of a point close below another stands under its point.
+                place = (5, 3) if above > CLOSE * y else (5, -9)
+                axes.annotate(name, (x, y), xytext=place, textcoords="offset points", fontsize=7)
+                above = y
             axes.set_xlabel(label)
             axes.set_yscale("log")
             axes.set_xlim(left=0)

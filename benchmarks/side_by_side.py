@@ -80,14 +80,13 @@ def prepare(jobs: dict[str, Job], failures: dict[str, str]) -> None:
     for module in ("checkpoint", "ours", "eager"):
         say(f"preparing {module}")
         run("convert", module, job, sys.executable)
-    try:
-        builds = [name for name in jobs if WAYS[name].is_openvino_build]
-        if builds:
-            say("preparing OpenVINO's build of ONNX Runtime")
+    if builds := [name for name in jobs if WAYS[name].is_openvino_build]:
+        say("preparing OpenVINO's build of ONNX Runtime")
+        try:
             environment.install_openvino_build()
-    except environment.InstallError as error:
-        say(str(error))
-        failures |= dict.fromkeys(builds, f"not installed: {last_line(error)}")
+        except environment.InstallError as error:
+            say(str(error))
+            failures |= dict.fromkeys(builds, f"not installed: {last_line(error)}")
     peers = {name: WAYS[name].module for name in jobs if WAYS[name].is_peer}
     converters = {"openvino_model": "openvino_graphs", "genai": "genai"}
     for module in dict.fromkeys(peers.values()):

@@ -138,7 +138,7 @@ def load(
             )
             # A damaged compiled graph was made anew from the package.
             anew = [graph for graph in stored if not sessions[graph].is_stored]
-            late = sorted(weights_in(manifest, graphs, anew) & unread)
+            late = sorted(weights_in(manifest, graphs, anew, embeddings) & unread)
             check_hashes(path, late, manifest, remember=True)
             model = FastVLM(
                 path,

@@ -144,14 +144,14 @@ def weights_in(
     manifest: Manifest,
     files: Mapping[str, str],
     graphs: Collection[str],
-    others: Collection[str] = (),
+    others: Collection[str],
 ) -> set[str]:
-    """Names of the weight files that these graphs read, and no other graph of `files`.
+    """Names of the weight files that these graphs alone read.
 
     Args:
         files: by graph, as `graph_files` gives them.
         graphs: some graphs of `files`.
-        others: files that are read beside the graphs, such as the token embeddings, whose rows may
+        others: files that the runtime reads itself: those of the token embeddings, whose rows may
             be the weights of lm_head.
     """
 
